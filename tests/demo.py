@@ -111,7 +111,7 @@ def probes(fw: Fw) -> list[Line]:
         url = f"http://[{host}]/" if ":" in host else f"http://{host}/"
         code = f"import urllib.request as u; print(u.urlopen('{url}', timeout=5).read().decode())"
         spec = wan.run([sys.executable, "-c", code], check=False).stdout.strip()
-        lines.append(Line("the app through the proxy", f"GET {url}", spec or "no answer", spec == "the app, unguarded"))
+        lines.append(Line("the app through the proxy", f"GET {url}", spec or "no answer", spec == "the insecure app"))
     return lines
 
 
@@ -126,14 +126,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--engine", default="28.5.2", choices=ENGINES, help="which Docker (default: %(default)s)")
     options = parser.parse_args()
-    began = time.monotonic()
+    start = time.monotonic()
     say(f"starting Docker {options.engine} in namespaces of its own (nothing of this machine's network is touched)")
     with Engine(options.engine) as engine:
         say("building the image from the Dockerfile and installing the managed plugin (minutes the first time)")
         fw = Fw.install(engine)
-        say(f"{PLUGIN} is enabled; bringing up compose-examples/unchanged.yml, on Docker's own network")
+        say(f"{PLUGIN} is enabled; bringing up compose-examples/unchanged.yml, on a Docker network")
         up(fw, "unchanged.yml")
-        say("and compose-examples/shop.yml, on a network of docker-fw's; probing from another host")
+        say("and compose-examples/shop.yml, on a docker-fw network; probing from another host")
         up(fw, "shop.yml")
         ready(fw)
         lines = [*unchanged(fw), *probes(fw)]
@@ -143,7 +143,7 @@ def main() -> int:
         for stack in ("shop.yml", "unchanged.yml"):
             down(fw, stack)
     wrong = [line for line in lines if not line.right]
-    print(f"\n{len(lines) - len(wrong)} of {len(lines)} right, in {time.monotonic() - began:.0f} s")
+    print(f"\n{len(lines) - len(wrong)} of {len(lines)} right, in {time.monotonic() - start:.0f} s")
     return 1 if wrong else 0
 
 

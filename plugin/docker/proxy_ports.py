@@ -15,9 +15,8 @@ from pathlib import Path
 
 from plugin.docker.snapshot import DockerSnapshot
 from plugin.kernel.sock_diag import Listeners
-from plugin.model import Published, Rule
+from plugin.model import Published, RequestedPorts, Rule
 from plugin.policy.facts import Facts, ProxyFacts
-from plugin.policy.requested_ports import Asked
 from plugin.policy.saved import SavedState
 from plugin.protocols import NUMBER
 from plugin.state.reconciler import Reconciler
@@ -32,7 +31,7 @@ Port = tuple[int, int]
 
 
 class ProxyPorts:
-    """Thread-safe.
+    """Thread-safe. The reconciler is never called under the lock here, so a poll of the kernel holds up no change.
 
     `dockerd`: dockerd's own ports. `kinds`: whether the kernel can match control groups, and whether it can block a
     new listener.
@@ -50,7 +49,7 @@ class ProxyPorts:
         self._dockerd = dockerd
         self._kinds = kinds
         self._lock = threading.Lock()
-        self._asked: dict[str, tuple[Asked, ...]] = dict(reconciler.state.asked)
+        self._asked: dict[str, tuple[RequestedPorts, ...]] = dict(reconciler.state.asked)
         #: The time each container was reported by itself, and the containers whose requested ports are unknown.
         self._since: dict[str, float] = {}
         self._unknown: set[str] = set()
@@ -61,8 +60,10 @@ class ProxyPorts:
         self._blind = False
         #: The time of the last poll.
         self._looked = -IDLE
-        #: Number of polls so far, and of the last one that was published to the facts.
-        self._looks = self._told = 0
+        #: For the facts. An edit reads the newest of it, without the lock, whichever thread has found it.
+        self._open = own_ports(dockerd, ()).difference(*self._claims.values())
+        self._kept = reconciler.state.asked
+        self._found: tuple[ProxyFacts, frozenset[Published], frozenset[Published]] | None = None
 
     # --- ports that containers request ----------------------------------------------------------------------------
 
@@ -77,8 +78,9 @@ class ProxyPorts:
                 self._unknown.add(container_id)
                 self._listeners.doubt()
                 self._note()
+        self._publish()
 
-    def asks(self, container_id: str, ports: tuple[Asked, ...]) -> None:
+    def asks(self, container_id: str, ports: tuple[RequestedPorts, ...]) -> None:
         """Note which ports of the host a container requests."""
         with self._lock:
             self._since.setdefault(container_id, self._listeners.now())
@@ -90,6 +92,7 @@ class ProxyPorts:
             self._note()
             if alone:  # the others are saved together, after a full listing
                 self._keep()
+        self._publish()
 
     def lacks(self, containers: Iterable[str]) -> list[str]:
         """Return those of the containers whose requested ports are unknown."""
@@ -100,6 +103,7 @@ class ProxyPorts:
         """Forget a container that does not exist any more."""
         with self._lock:
             self._drop([container_id])
+        self._publish()
 
     def _drop(self, containers: Iterable[str]) -> None:
         for each in containers:
@@ -111,12 +115,7 @@ class ProxyPorts:
         self._keep()
 
     def _keep(self) -> None:
-        kept = {container: ports for container, ports in self._asked.items() if ports}
-
-        def edit(state: SavedState) -> SavedState:
-            return state if kept == state.asked else replace(state, asked=kept)
-
-        self._state.observe(lambda facts: facts.keeping(edit))
+        self._kept = {container: ports for container, ports in self._asked.items() if ports}
 
     def _note(self) -> None:
         taken = frozenset().union(*self._claims.values())
@@ -128,7 +127,18 @@ class ProxyPorts:
         if self._unknown:
             self._look_around()
             left &= self._listeners.everybody()
-        self._state.observe(lambda facts: facts if facts.dockerd == left else replace(facts, dockerd=left))
+        self._open = left
+
+    def _publish(self) -> None:
+        def keep(state: SavedState) -> SavedState:
+            kept = self._kept
+            return state if kept == state.asked else replace(state, asked=kept)
+
+        def edit(facts: Facts) -> Facts:
+            left = self._open
+            return (facts if facts.dockerd == left else replace(facts, dockerd=left)).keeping(keep)
+
+        self._state.observe(edit)
 
     # --- listeners ------------------------------------------------------------------------------------------------
 
@@ -144,6 +154,7 @@ class ProxyPorts:
             self._listeners.judge(asked, look.published or (), wanted, known=known)
             if self._unknown:
                 self._listeners.doubt()
+        self._publish()
 
     def look(self, proxies: ProxyFacts) -> None:
         """Poll the listeners, and publish them together with docker-proxy's control groups. To be called often."""
@@ -157,17 +168,13 @@ class ProxyPorts:
                 self._look_around()
             suspects = frozenset[Published]() if holds or not proxy_unidentified else frozenset(self._listeners.held())
             listening = self._listening if proxy_unidentified and holds else frozenset[Published]()
-            self._looks = number = self._looks + 1
+            self._found = found = (proxies, listening, suspects)
 
         def edit(facts: Facts) -> Facts:
-            if number < self._told:  # another poll was faster
+            proxies, listening, suspects = self._found or found
+            if (facts.proxies, facts.listening, facts.suspects) == (proxies, listening, suspects):
                 return facts
-            self._told = number
-            found = replace(facts, proxies=proxies, listening=listening, suspects=suspects)
-            return facts if (proxies, listening, suspects) == known(facts) else found
-
-        def known(facts: Facts) -> tuple[object, ...]:
-            return facts.proxies, facts.listening, facts.suspects
+            return replace(facts, proxies=proxies, listening=listening, suspects=suspects)
 
         self._state.observe(edit)
 
@@ -193,12 +200,12 @@ class ProxyPorts:
             return self._listeners.held() if self._blind else []
 
 
-def own_ports(dockerd: Collection[Rule], asked: Iterable[Asked]) -> frozenset[Port]:
+def own_ports(dockerd: Collection[Rule], asked: Iterable[RequestedPorts]) -> frozenset[Port]:
     """Return dockerd's own ports without those that containers request."""
     return _ports(dockerd) - claimed(dockerd, asked)
 
 
-def claimed(dockerd: Collection[Rule], asked: Iterable[Asked]) -> frozenset[Port]:
+def claimed(dockerd: Collection[Rule], asked: Iterable[RequestedPorts]) -> frozenset[Port]:
     """Return the ports of dockerd that containers request, on any address."""
     return _ports(
         Rule(rule.proto, max(rule.first, each.first), min(rule.last, each.last))
@@ -222,6 +229,8 @@ def passing(sysctl: str) -> int:
 
 def before(state: SavedState, sysctl: str, known: Collection[Published] | None) -> Listeners:
     """Return the listeners at a start; `known`: those of the table in the kernel."""
-    closed = (Asked(p.proto, p.host_ip, p.host_port, p.host_port) for ports in state.proxied.values() for p in ports)
+    closed = (
+        RequestedPorts(p.proto, p.host_ip, p.host_port, p.host_port) for ports in state.proxied.values() for p in ports
+    )
     wanted = (each for ports in state.asked.values() for each in ports)
     return Listeners(known=known, asked=[*closed, *wanted], passing=passing(sysctl))

@@ -175,8 +175,8 @@ _ENTRIES = (
     Key(
         name="fw.allow",
         field="allow",
-        meaning="inbound flows to accept besides the base; `from` restricts a rule to some and takes its ports out of "
-        "the base",
+        meaning="inbound flows to accept in addition to the base; `from` restricts a rule to some sources and removes "
+        "its ports from the base",
         values="list of rules",
         default="–",
         example="8080, 53/udp, 9000-9100, 5432 from 2001:db8:5::/48 service:api",
@@ -196,7 +196,7 @@ _ENTRIES = (
     Key(
         name="fw.deny",
         field="deny",
-        meaning="takes ports out of the base",
+        meaning="removes ports from the base",
         values="list of ports",
         default="–",
         example="22, 80",
@@ -236,7 +236,8 @@ _ENTRIES = (
     Key(
         name="fw.egress",
         field="egress",
-        meaning="what the container may begin, to other networks and to the host; a list makes everything else drop",
+        meaning="connections that the container may open, to other networks and to the host; with a list all others "
+        "are dropped",
         values="`all`, `none`, or a list of rules with `to`",
         default="`all`",
         example="443, 53/udp to 2001:4860:4860::8888",
@@ -278,7 +279,7 @@ _ENTRIES = (
     Key(
         name="fw.log",
         field="log",
-        meaning="log what is dropped, rate-limited, with the container's name",
+        meaning="log dropped packets, at a limited rate, with the container's name",
         values="`drop`, `none`",
         default="`FW_LOG`",
         example="drop",

@@ -140,7 +140,7 @@ def bridge_elements(bridges: BridgeFacts) -> frozenset[Element]:
         {Element("unmanaged", (index,)) for index in bridges.unmanaged}
         | {Element("dockers", (name,)) for name in bridges.dockers}
         | {Element("protected_bridges", (name,)) for name in bridges.guarded}
-        # Traffic within one bridge has no source outside it, whoever owns the bridge.
+        # Traffic within one bridge has no source outside it, whichever program owns the bridge.
         | {Element("same_bridge", (name, name)) for name in bridges.there}
     )
 

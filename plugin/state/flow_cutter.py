@@ -21,13 +21,14 @@ from plugin.kernel import conntrack
 from plugin.kernel.conntrack import Cut
 from plugin.model import Address, AddressPolicy, Published
 from plugin.nftables import dump, sets
+from plugin.nftables.client import NftError
 from plugin.nftables.identity import FORMER_SETS
 from plugin.nftables.sets import QUARANTINE_SETS, Change, Element
-from plugin.nftables.table import Nft, NftError
+from plugin.nftables.table import KernelTable
 from plugin.policy.facts import ElementOwner, Facts, Kind
 from plugin.policy.flows import Way, let_through
 from plugin.policy.frozen import frozen
-from plugin.policy.view import PolicyView, subnets
+from plugin.policy.view import PolicyView
 from plugin.state import closed_flows
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ _MOST = 60_000
 class FlowCutter:
     """Call under the reconciler's lock. `later` queues long work and must return at once."""
 
-    def __init__(self, nft: Nft, known: PolicyView, later: Callable[[Callable[[], object]], object]) -> None:
+    def __init__(self, nft: KernelTable, known: PolicyView, later: Callable[[Callable[[], object]], object]) -> None:
         self._nft = nft
         self._known = known
         self._later = later
@@ -122,7 +123,7 @@ class FlowCutter:
     def _strangers(self, bridges: Collection[str]) -> None:
         """Cut flows that unknown addresses on these bridges opened."""
         networks = [network for network in self._known.networks() if network.bridge in bridges]
-        prefixes = [subnet for network in networks for subnet in subnets(network)]
+        prefixes = [subnet for network in networks for subnet in network.subnets]
         if prefixes:
             known = frozenset(self.answers(self._known.owners()))
             self._later(partial(closed_flows.cut_strangers, prefixes, known, self.hold))
@@ -258,7 +259,11 @@ class FlowCutter:
 
 
 def _holders(facts: Facts, owner: ElementOwner) -> list[tuple[Address, str]]:
-    """Return the owner's addresses, each with its container's ID."""
+    """Return the owner's addresses, each with its container's ID.
+
+    An endpoint that has not joined has none: no packet passes to its addresses, and none is sent from them without a
+    link, so there are no flows that another container could inherit.
+    """
     if owner.kind is Kind.TRACKED:
         guest = facts.guests.get(owner.id)
         endpoint = guest.endpoint if guest else None

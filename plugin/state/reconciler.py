@@ -4,9 +4,9 @@ Every change is made here, under one lock: first the state file, then the kernel
 more closed than the file says, never less, because the start replaces the whole table from the file. The owners whose
 elements a change affects follow from comparing the facts before and after it; callers do not name them.
 
-Lock order: `ProxyPorts`, then the lock here, then `Bridges`, `FlowCutter`, `Nft`, which call only the kernel. The
-tracker, the driver and the loops have no lock: their data in addition to the facts changes within edits, under this
-lock.
+Lock order: the lock here is the first, then those of `FlowCutter`, `KernelTable` and `Bridges`, which call only the
+kernel. No module calls this one while it holds a lock of its own. The tracker, the driver and the loops have no lock:
+their data in addition to the facts changes within edits, under this lock.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from typing import TypeVar
 from plugin.kernel.conntrack import Cut
 from plugin.model import Defaults, Endpoint, FwError, Network
 from plugin.nftables import dump as standing
+from plugin.nftables.client import NftError
 from plugin.nftables.sets import Element
-from plugin.nftables.table import Nft, NftError
+from plugin.nftables.table import KernelTable
 from plugin.policy.facts import ElementOwner, Facts, Kind
 from plugin.policy.frozen import FrozenDict, frozen
 from plugin.policy.saved import SavedState
@@ -49,7 +50,7 @@ class Reconciler:
 
     def __init__(
         self,
-        nft: Nft,
+        nft: KernelTable,
         store: Store,
         defaults: Defaults,
         later: Callable[[Callable[[], object]], object] = lambda work: work(),
@@ -59,29 +60,33 @@ class Reconciler:
         self._later = later
         self._lock = threading.RLock()
         self._view = PolicyView(defaults)
+        #: The view's facts after the last complete change: for readers without the lock.
+        self._facts = self._view.facts
         self._writer = TableApplier(nft, self._view, later)
-        self._behind = Behind(self._writer, self._lock, self._apply, later)
+        #: True after an unexpected error: the facts may lack what `_settle` derives.
+        self._unsettled = False
+        self._behind = Behind(self._writer, self._lock, self._catch_up, later)
 
     # --- facts ----------------------------------------------------------------------------------------------------
 
     @property
     def facts(self) -> Facts:
-        """All current facts."""
-        return self._view.facts
+        """All facts, as of the last complete change. One in progress, which may still be refused, is not in them."""
+        return self._facts
 
     @property
     def state(self) -> SavedState:
-        """The part of the facts that is saved across restarts."""
-        return self._view.facts.saved
+        """The part of `facts` that is saved across restarts."""
+        return self._facts.saved
 
     @property
     def networks(self) -> Mapping[str, Network]:
-        """The driver's networks by ID."""
+        """The driver's networks by ID, as in `facts`."""
         return self.state.networks
 
     @property
     def endpoints(self) -> Mapping[str, Endpoint]:
-        """The driver's endpoints by ID."""
+        """The driver's endpoints by ID, as in `facts`."""
         return self.state.endpoints
 
     def read(self, question: Callable[[PolicyView], T]) -> T:
@@ -112,6 +117,7 @@ class Reconciler:
             if settled is not facts:  # the last process may have been killed before it saved the derived facts
                 self._save_or_log(facts.saved, settled.saved)
                 self._view.start(settled)
+            self._facts = settled
             self._writer.start()
             kept = Facts(saved=before or facts.saved)
             for cut in self._writer.cuts.departed(kept, facts, list(kept.owners())):
@@ -150,20 +156,34 @@ class Reconciler:
     def _change(self, edit: Edit, ends: list[Callable[[], Cut | None]], *, observed: bool) -> None:
         before = self._view.facts
         after = edit(before)
-        if after is before:
-            return
+        if after is not before:
+            try:
+                self._make(before, after, ends, observed=observed)
+            finally:
+                self._facts = self._view.facts
+
+    def _make(self, before: Facts, after: Facts, ends: list[Callable[[], Cut | None]], *, observed: bool) -> None:
         with self._view.deciding():
-            owners = self._view.changed(before, after)
+            owners = self._concerned(before, after)
             self._view.take(after, owners)
             owed = self._writer.owe(owners)
-            gone = self._view.departing(owners)
+            gone = owners  # if it is unknown who leaves: Docker takes no departure back
             try:
+                gone = self._view.departing(owners)
                 self._perform(before, owners, owed, ends, gone=gone, observed=observed)
             except FwError:  # refused, and taken back
                 raise
             except Exception:
                 self._broken(before, owners, take_back=not (gone or observed))
                 raise
+
+    def _concerned(self, before: Facts, after: Facts) -> Owners:
+        """Return the owners whose elements may change; all of them if that is unknown."""
+        try:
+            return self._view.changed(before, after)
+        except Exception:
+            log.exception("which elements a change concerns could not be determined, so all are computed again")
+            return dict.fromkeys((*before.owners(), *after.owners()))
 
     def _perform(
         self,
@@ -189,7 +209,7 @@ class Reconciler:
             log.error("%s; what must be closed is closed all the same", error)
         try:
             self._apply(owners, before)
-            if room := self._view.room_left():
+            if room := self._writer.room_left():
                 self._writer.owe(room)
                 self._apply(room)
         except (NftError, OSError) as error:
@@ -236,11 +256,14 @@ class Reconciler:
         """
         log.exception("a change failed unexpectedly; the table is written again and all elements are computed again")
         if take_back:
-            wanted = self._view.facts
             self._view.take(before, owners)
-            self._save_or_log(wanted.saved, before.saved)
         self._writer.distrust(self._view.owners())
+        self._unsettled = True
         self._behind.retry()
+        try:
+            self._store.save(self._view.state, flush=True)
+        except FwError as error:
+            log.error("%s; the state file has the current state after the next save", error)
         try:
             self._writer.repair()
         except Exception:
@@ -250,6 +273,16 @@ class Reconciler:
         self._view.take(before, owners)
         self._writer.settle(owed)
         self._behind.later()
+
+    def _catch_up(self, owners: Iterable[ElementOwner]) -> None:
+        """Apply deferred owners, and derive again what an unexpected error left out."""
+        if self._unsettled:
+            before = self._view.facts
+            with self._view.deciding():
+                after = self._facts = self._settle(before, dict.fromkeys(self._view.owners()))
+            self._unsettled = False
+            self._save_or_log(before.saved, after.saved)
+        self._apply(owners)
 
     def _apply(self, owners: Iterable[ElementOwner], before: Facts | None = None) -> None:
         bans = self._view.state.bans
@@ -379,7 +412,7 @@ class Reconciler:
 
         No other program can change an owned table. Raises NftError, OSError.
         """
-        if self._nft.owned:
+        if self._nft.features.owned:
             return 0
         found = standing.read()  # with many elements this takes a while, so it runs outside the lock
         with self._lock:
@@ -398,7 +431,7 @@ class Reconciler:
     def generation(self) -> int:
         """Return a number that other programs' transactions change and docker-fw's own do not."""
         with self._lock:
-            return self._nft.generation() - self._nft.changes
+            return self._nft.foreign_changes()
 
 
 def _differ(one: object, other: object) -> bool:

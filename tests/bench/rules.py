@@ -18,8 +18,9 @@ from typing import Any
 from plugin.nftables import identity, rate_chains
 from plugin.nftables.document import element_text
 from plugin.nftables.sets import TABLE, Change, Element
-from plugin.nftables.table import Nft
+from plugin.nftables.table import KernelTable
 from tests.bench.bed import Bed
+from tests.bench.child import measured
 from tests.bench.table import Table, median, say
 
 _NET = int(IPv6Address("2001:db8:b::"))
@@ -30,24 +31,15 @@ _FEW, _CROWD = 10, 1000
 def measure(bed: Bed, table: Table) -> None:
     many = bed.scale.elements
     say(f"rules: one change at 10 and {many} elements, and beside a blocklist of {many}")
-    done = subprocess.run(
-        ["unshare", "--net", "--", sys.executable, "-m", "tests.bench.rules", str(many)],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    if done.returncode:
-        raise RuntimeError(f"tests.bench.rules failed:\n{done.stderr[-2000:]}")
-    told: dict[str, Any] = json.loads(done.stdout)
+    results = measured("rules", many, "unshare", "--net", "--", timeout=600)
     for state in ("10", f"{many:,}", f"{many:,}, beside a blocklist of {many:,}"):
-        own, text = told["changes"].pop(0)
+        own, text = results["changes"].pop(0)
         table.add(f"rules: one element in or out of {state} vs libnftables", own * 1e3, "ms", text * 1e3, "value < 1")
-    table.add("rules: is our table intact?", told["intact"] * 1e3, "ms")
-    table.add(f"rules: the whole table anew, {many:,} elements", told["replace"] * 1e3, "ms")
-    table.add("memory: kernel, the empty table", told["empty"] / 1e6, "MB")
-    table.add(f"memory: kernel, {many:,} elements in it", told["full"] / 1e6, "MB")
-    few, crowd = told["rates"]
+    table.add("rules: is our table intact?", results["intact"] * 1e3, "ms")
+    table.add(f"rules: the whole table anew, {many:,} elements", results["replace"] * 1e3, "ms")
+    table.add("memory: kernel, the empty table", results["empty"] / 1e6, "MB")
+    table.add(f"memory: kernel, {many:,} elements in it", results["full"] / 1e6, "MB")
+    few, crowd = results["rates"]
     for count, rates in ((_FEW, few), (_CROWD, crowd)):
         table.add(f"rules: a rate of a new address in, beside {count:,} others", rates["in"] * 1e3, "ms")
         table.add(f"rules: it goes, beside {count:,} others", rates["out"] * 1e3, "ms")
@@ -56,7 +48,7 @@ def measure(bed: Bed, table: Table) -> None:
 
 
 def _child(many: int) -> dict[str, Any]:
-    nft, elements = Nft(0x08000000), _elements(many)
+    nft, elements = KernelTable(0x08000000), _elements(many)
     empty = _weight(lambda: nft.replace([]), identity.remove)
     changes = [_pair(nft, 10)]
     began = time.perf_counter()
@@ -72,7 +64,7 @@ def _child(many: int) -> dict[str, Any]:
     return {"changes": changes, "replace": replace, "intact": intact, "empty": empty, "full": full, "rates": rates}
 
 
-def _rates(nft: Nft, count: int) -> dict[str, float]:
+def _rates(nft: KernelTable, count: int) -> dict[str, float]:
     """Return the seconds under the writer's lock, and the bytes, for one more rate beside so many others."""
     crowd = Change(add=tuple(map(_rated, range(count))))
     empty = _weight(lambda: _settled(nft.change, crowd), lambda: nft.replace([])) / count
@@ -91,7 +83,7 @@ def _rated(number: int) -> Element:
     return Element("rate_limit6", (address, 6, 22), (chain,))
 
 
-def _full(nft: Nft) -> float:
+def _full(nft: KernelTable) -> float:
     """Return the bytes that the sources of one flooded rate take."""
     name = f"sources6__{str(IPv6Address(_NET)).replace(':', '-')}__5_hour_10"
     sources = ", ".join(f"tcp . 22 . 2001:db8:{n:x}::" for n in range(2 * rate_chains.NEW))
@@ -104,7 +96,7 @@ def _settled(work: Callable[..., None], *args: Any) -> None:
     time.sleep(0.3)  # sets shrink a moment later
 
 
-def _pair(nft: Nft, count: int) -> tuple[float, float]:
+def _pair(nft: KernelTable, count: int) -> tuple[float, float]:
     """Return the seconds for one element in or out, by docker-fw's messages and libnftables' text, alternately."""
     if count == 10:
         nft.replace(_elements(count))
@@ -122,9 +114,9 @@ def _pair(nft: Nft, count: int) -> tuple[float, float]:
     return median(own), median(text)
 
 
-def _must(nft: Nft, command: str) -> None:
+def _must(nft: KernelTable, command: str) -> None:
     # Its own context: a table with an owner accepts no other socket.
-    code, _, error = nft._nft.cmd(command)
+    code, _, error = nft._client._nft.cmd(command)
     if code:
         raise RuntimeError(f"{command}: {error}")
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ from tests.product import NEWEST, Fw, Net
 from tests.waiting import until
 
 
-def test_never_while_networks_and_containers_come(each: Fw) -> None:
+def test_never_while_networks_and_containers_are_added(each: Fw) -> None:
     """Closed ports stay closed from a network's first moment and a container's first packet on.
 
     This holds for DNAT, docker-proxy, and the container's address.
@@ -75,7 +76,7 @@ def test_no_start_of_a_container_opens_a_closed_port(each: Fw) -> None:
 
 
 def test_nor_where_docker_proxy_is_not_known_by_its_control_group(each: Fw) -> None:
-    """As with control groups of version 1, or a dockerd that was started by hand."""
+    """The same where docker-proxy is not identified: control groups of version 1, or a dockerd started by hand."""
     with setting(each, "FW_DOCKERD_CGROUP=no.such"):
         assert not each.status()["proxy_known"]
         never_at_a_start(each)
@@ -110,7 +111,7 @@ def never_at_a_start(fw: Fw) -> None:
             app = fw.run("bridge", *ports, command=("sh", "-c", "nc -ulp 9090 -e cat & exec httpd -f -p 9090"))
             until(lambda: fw.host.probe.tcp(fw.host.v6, 19090) == "open", "docker-proxy and the server", 60)
             fw.engine.docker("restart", "-t", "0", app)
-            until(lambda: fw.host.probe.tcp(fw.host.v6, 19090) == "open", "they are back", 60)
+            until(lambda: fw.host.probe.tcp(fw.host.v6, 19090) == "open", "docker-proxy and the server are back", 60)
             fw.remove(app)
     assert len(hammer.result.shots) > 50 * starts
     assert not hammer.result.opened
@@ -149,14 +150,14 @@ def test_never_over_a_boot(each: Fw, v6: bool) -> None:
     survives(each, boot, v6=v6)
 
 
-def test_never_while_the_guard_is_killed_and_restarted(deep: Fw) -> None:
+def test_never_while_docker_fw_is_killed_and_restarted(deep: Fw) -> None:
     """kill -9 of either process, `docker plugin disable` and `enable`; an open port is open again within a second."""
 
     def disturb(_: str) -> None:
         for which in (-1, 0):
             victim = deep.pids()[which]
             deep.host.run(["kill", "-9", victim])
-            until(lambda victim=victim: victim not in deep.pids(), "it is gone")
+            until(lambda victim=victim: victim not in deep.pids(), "the process has ended")
             until(deep.answers, "the plugin answers again")
             for target in opened(deep):
                 until(partial(lambda t: deep.wan.probe.one(t).verdict == "open", target), f"{target} answers", 2)
@@ -185,7 +186,7 @@ def test_an_address_that_changes_hands_takes_no_exception_along(deep: Fw) -> Non
             deep.remove(heir)
 
 
-def test_late_connections_and_goodbyes_are_followed(each: Fw) -> None:
+def test_network_connect_and_disconnect_are_followed(each: Fw) -> None:
     """`network connect` of a running container opens its ports on that address, `disconnect` closes them.
 
     A restart and a rename change nothing.
@@ -195,23 +196,27 @@ def test_late_connections_and_goodbyes_are_followed(each: Fw) -> None:
         app = each.run(net, "--label", "fw.allow=8080")
         each.engine.docker("network", "connect", other.name, app)
 
+        def places(network: Net) -> list[dict[str, Any]]:
+            networks = {n["name"]: n for n in each.status()["guarded"]}
+            found: list[dict[str, Any]] = networks.get(network.name, {"endpoints": []})["endpoints"]
+            return found
+
         def accepts(network: Net) -> list[str]:
-            guarded = {n["name"]: n for n in each.status()["guarded"]}
-            places = guarded.get(network.name, {"endpoints": []})["endpoints"]
-            return [rule for place in places for rule in place["accepts"]]
+            return [rule for place in places(network) for rule in place["accepts"]]
 
         right = ["22/tcp", "80/tcp", "443/tcp", "8080/tcp"]
-        until(lambda: accepts(net) == accepts(other) == right, "both are known", 5)
+        until(lambda: accepts(net) == accepts(other) == right, "both attachments are known", 5)
         each.engine.docker("network", "disconnect", net.name, app)
-        until(lambda: (accepts(net), accepts(other)) == ([], right), "one is gone", 5)
+        until(lambda: (accepts(net), accepts(other)) == ([], right), "the attachment is removed", 5)
         each.engine.docker("restart", "-t", "0", app)
         each.engine.docker("rename", app, f"{app}x")
-        until(lambda: (accepts(net), accepts(other)) == ([], right), "as before", 5)
+        until(lambda: [place["container"] for place in places(other)] == [f"{app}x"], "the new name is known", 5)
+        until(lambda: (accepts(net), accepts(other)) == ([], right), "the container accepts the same as before", 5)
         each.remove(f"{app}x")
-        until(lambda: accepts(other) == [], "nothing is left", 5)
+        until(lambda: accepts(other) == [], "no attachment is left", 5)
 
 
-def test_an_exception_ends_with_its_container_though_nobody_tells(engines: object) -> None:
+def test_an_exception_ends_with_its_container_though_docker_reports_nothing(engines: object) -> None:
     """With live-restore, while dockerd is down, containers keep what they accept.
 
     When a container's link is removed, which dockerd does before it gives the address to another, its network is

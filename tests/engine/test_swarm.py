@@ -10,7 +10,6 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 import pytest
 
@@ -170,13 +169,16 @@ def test_labels_of_a_stack(each: Node) -> None:
     chosen = {name: dict(zip(PORTS, _host_ports, strict=False)) for name in ("plain", "label")}
     services = {
         name: {
-            "image": "busybox", "command": "sleep inf", "networks": ["over"], "stop_grace_period": "0s",
+            "image": "busybox",
+            "command": "sleep inf",
+            "networks": ["over"],
+            "stop_grace_period": "0s",
             "labels": {"fw.allow": "5432"} if name == "label" else {},
             "deploy": {"endpoint_mode": "dnsrr", "labels": {"fw.allow": "5432, 9999"}},
             "ports": [{"target": port, "published": on, "mode": "host"} for port, on in ports.items()],
         }
         for name, ports in chosen.items()
-    }  # fmt: skip
+    }
     stack = {"version": "3.7", "services": services, "networks": {"over": {"external": True}}}
     each.host.write("/root/stack.json", json.dumps(stack))
     each.engine.docker("stack", "deploy", "--resolve-image", "never", "-c", "/root/stack.json", "shop")
@@ -212,12 +214,12 @@ def test_a_closed_port_never_answers_while_dockerd_restarts(each: Node) -> None:
     options, ports = host_mode(80, 5432)
     targets = [("tcp", host, ports[5432]) for host in (each.host.v4, each.host.v6)]
     with each.service(*options, command=SERVERS) as service:
-        until(lambda: each.wan.probe.tcp(each.host.v6, ports[80]) == "open", "it answers")
+        until(lambda: each.wan.probe.tcp(each.host.v6, ports[80]) == "open", "the task answers")
         task = each.task(service)
         with each.wan.probe.hammer(*targets, every=0.004) as hammer:
             each.engine.restart()
             until(lambda: each.tasks(service) not in ([], [task]), "a new task", 60)
-            until(lambda: each.wan.probe.tcp(each.host.v6, ports[80]) == "open", "it answers again", 60)
+            until(lambda: each.wan.probe.tcp(each.host.v6, ports[80]) == "open", "the new task answers", 60)
         assert len(hammer.result.shots) > 100
         assert not hammer.result.opened
 
@@ -228,12 +230,15 @@ def test_the_ingress_mesh_is_closed(each: Node) -> None:
     It is no container's address: the host reaches it, no outsider does, in the base or not. (An `nft` command that
     would open it serves as a proof.)
     """
-    inspected = partial(each.engine.docker, "network", "inspect", "docker_gwbridge")
+
+    def inspected() -> str:
+        return each.engine.try_docker("network", "inspect", "docker_gwbridge").stdout
+
     until(lambda: '"ingress-sbox":' in inspected(), "the sandbox is there")
     (address,) = each.gateway("ingress-sbox")
     # As moby's programIngressPortsRules; the traffic behind it needs IPVS.
-    rules = [["-t", "nat", "PREROUTING", "-p", "tcp", "-m", "addrtype", "--dst-type", "LOCAL", "--dport", str(port),
-              "-j", "DNAT", "--to-destination", f"{address}:{port}"] for port in (80, 30000)]  # fmt: skip
+    match = "-t nat PREROUTING -p tcp -m addrtype --dst-type LOCAL"
+    rules = [f"{match} --dport {port} -j DNAT --to-destination {address}:{port}".split() for port in (80, 30000)]
     rules.append(["-t", "filter", "FORWARD", "-d", address, "-p", "tcp", "-j", "ACCEPT"])
     for table in rules:
         each.host.run(["iptables", *table[:2], "-I", *table[2:]])

@@ -26,13 +26,13 @@ from plugin.kernel.links import Links, mac_of
 from plugin.kernel.names import bridge_name, container_side
 from plugin.kernel.sysctl import Sysctl
 from plugin.model import BridgeNetwork, Container, Defaults, Endpoint, Network, PolicySpec, Published, Rule
+from plugin.nftables.compile import ElementCompiler, compiled
 from plugin.nftables.elements import guarded_elements, guest_elements
 from plugin.nftables.sets import WATCHED, Element
-from plugin.nftables.table import Nft
+from plugin.nftables.table import KernelTable
 from plugin.policy import decide
 from plugin.policy.facts import EGRESS, BridgeFacts, ElementOwner, Facts, Kind
 from plugin.policy.saved import SavedState
-from plugin.policy.view import PolicyView, evaluated
 from tests.kernel.netns import inside
 from tests.kernel.packets import Listener, Packet, Sender, Sniffer, arrived, icmp, new_flow, ping, written
 from tests.lab import NamedNetns, Wan
@@ -76,9 +76,12 @@ def claimed(*bridges: str) -> set[Element]:
     return set(WATCHED) | {
         element
         for bridge in bridges
-        for element in (Element("dockers", (bridge,)), Element("protected_bridges", (bridge,)),
-                        Element("same_bridge", (bridge, bridge)))
-    }  # fmt: skip
+        for element in (
+            Element("dockers", (bridge,)),
+            Element("protected_bridges", (bridge,)),
+            Element("same_bridge", (bridge, bridge)),
+        )
+    }
 
 
 def docker_network(name: str, bridge: str, number: int) -> BridgeNetwork:
@@ -92,19 +95,14 @@ def seen(*bridges: str) -> BridgeFacts:
     return BridgeFacts(dockers=frozenset(bridges), guarded=frozenset(bridges), there=frozenset(bridges))
 
 
-def confining(bridge: str) -> set[Element]:
+def egress_restricting(bridge: str) -> set[Element]:
     """Return the element that stops unknown addresses on a bridge from initiating."""
     return {Element("egress_restricted", (bridge,))}
 
 
-def of_endpoint(inventory: PolicyView, endpoint: Endpoint) -> frozenset[Element]:
+def of_endpoint(inventory: ElementCompiler, endpoint: Endpoint) -> frozenset[Element]:
     """Return the elements of an endpoint on a docker-fw network, with those that its network gets because of it."""
     return inventory.elements(ElementOwner(Kind.ENDPOINT, endpoint.id)) | inventory.elements(EGRESS)
-
-
-def standing(inventory: PolicyView) -> set[Element]:
-    """Return the elements of all that is known."""
-    return {element for owner in inventory.owners() for element in inventory.elements(owner)}
 
 
 class Site:
@@ -125,7 +123,7 @@ class Site:
         self.networks: dict[str, Network] = {}
         self.boxes: list[Box] = []
         with self.inside():
-            self.nft = Nft(MARK)
+            self.nft = KernelTable(MARK)
             self.sysctl = Sysctl("/proc/sys/net")
             self.links = Links(self.sysctl)
         self._senders: dict[str, Sender] = {}
@@ -218,7 +216,7 @@ class Site:
         return box
 
     @staticmethod
-    def guarded(
+    def docker_elements(
         box: Box,
         bridge: str,
         *allow: Rule,
@@ -239,7 +237,7 @@ class Site:
         )
         decided = decide.of(network, endpoint, defaults)
         found = {*guarded_elements(network), *guest_elements(network, endpoint, decided), *claimed(bridge)}
-        return found if decided.egress is None else found | confining(bridge)
+        return found if decided.egress is None else found | egress_restricting(bridge)
 
     def index(self, link: str) -> int:
         """Return the kernel's index of a link of the host."""
@@ -319,15 +317,15 @@ class Site:
         container = Container("c" * 64, "web", spec or PolicySpec(allow=allow))
         return dataclasses.replace(box.endpoint, container=container, **fields)
 
-    def inventory(self, *endpoints: Endpoint, defaults: Defaults = PLAIN) -> PolicyView:
+    def inventory(self, *endpoints: Endpoint, defaults: Defaults = PLAIN) -> ElementCompiler:
         """Return the facts of every docker-fw network, and of these endpoints."""
-        return evaluated(
+        return compiled(
             defaults, Facts(SavedState(dict(self.networks), {endpoint.id: endpoint for endpoint in endpoints}))
         )
 
     def load(self, *endpoints: Endpoint, more: Iterable[Element] = (), defaults: Defaults = PLAIN) -> None:
         """Load the table, with these endpoints and no others known."""
-        self.nft.replace({*standing(self.inventory(*endpoints, defaults=defaults)), *more})
+        self.nft.replace({*self.inventory(*endpoints, defaults=defaults).all_elements(), *more})
 
     # --- packets --------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,8 @@ from plugin.model import Published
 from plugin.nftables import dump
 from plugin.nftables.codec import NFPROTO_INET
 from plugin.nftables.document import skeleton
-from plugin.nftables.identity import SETS_OF_OURS, Found, Table, find
+from plugin.nftables.identity import SETS_OF_OURS, Found, find
+from plugin.nftables.ruleset import Table
 from plugin.nftables.sets import FORMER, TABLE
 from plugin.state.store import VERSION
 from tests.kernel import older
@@ -53,9 +54,12 @@ def test_an_older_version_is_taken_over(own: Running, name: str) -> None:
         never += [("tcp", a, 9090) for a in guests]
     probe = own.site.wan.probe
     with (
-        web.probe.serve(tcp=[8080, 9090]), shut.probe.serve(tcp=[443, 7000, 8080]), guest.probe.serve(tcp=[8080, 9090]),
-        probe.hammer(*never) as closed, probe.hammer(*always, every=0.02, timeout=2) as opened,
-    ):  # fmt: skip
+        web.probe.serve(tcp=[8080, 9090]),
+        shut.probe.serve(tcp=[443, 7000, 8080]),
+        guest.probe.serve(tcp=[8080, 9090]),
+        probe.hammer(*never) as closed,
+        probe.hammer(*always, every=0.02, timeout=2) as opened,
+    ):
         own.start()
         until(lambda: set(probe([("tcp", a, 8080) for a in guests]).values()) == {"open"}, "the guest answers")
         assert set(probe([("tcp", a, 9090) for a in guests]).values()) == {"silent"}
@@ -77,13 +81,13 @@ def test_an_older_version_is_taken_over(own: Running, name: str) -> None:
         frame(shut.path, mac, "02:42:0a:01:00:02", packet)
     assert forged not in arrived([sniffer], true)[0]
     for number in (2, 3):
-        own.end(own.endpoint(own.network(1), number))
+        own.stop_container(own.endpoint(own.network(1), number))
     own.clean()
     assert own.links() == {older.BRIDGE, "d100"}
     assert not any(own.opens(address) for address in (*WEB, *SHUT))
 
 
-def test_what_a_table_holds_under_its_former_names_is_taken_over(own: Running) -> None:
+def test_sets_with_former_names_are_taken_over(own: Running) -> None:
     """A responder that the former version kept from reopening its cut flow is kept from it after the upgrade, too.
 
     The ports of the host's own programs stay known.
@@ -141,7 +145,7 @@ def test_a_newer_state_file_leaves_no_bridge_open_after_a_boot(own: Running) -> 
         assert todo in json.loads(own.raw(method, path, b"{}")[1])["Err"]
     assert todo in own.log.read_text()
     own.site.run("nft", "flush", "ruleset")
-    until(own.table, "the table stands again")
+    until(own.table, "the table is loaded again")
     own.stop()
     assert own.state.read_text() == newer
     assert arriving(own.site, box) == set()
@@ -224,14 +228,14 @@ def orphan(fw: Running, name: str = TABLE, *commands: str) -> None:
     """Create a table with `flags owner, persist` whose owner has exited (nft 1.0 has no keyword for it)."""
     program = f"""
 from plugin.kernel import netlink as nl
-from plugin.nftables.table import Nft
-nft = Nft(1 << 27)
+from plugin.nftables.client import NftClient
+nft = NftClient()
 body = nl.nfgen(1) + nl.attr(1, b"{name}\\0") + nl.attr(2, (2 | 4).to_bytes(4, "big"))
-nft._sock.send(nl.message(16, 0, 1, nl.nfgen(0, 10)) + nl.message(2560, 0x405, 2, body)
+nft._writer.send(nl.message(16, 0, 1, nl.nfgen(0, 10)) + nl.message(2560, 0x405, 2, body)
                + nl.message(17, 0, 3, nl.nfgen(0, 10)))
-assert next(nl.error_of(answer) for kind, _, answer in nl.replies(nft._sock) if kind == nl.NLMSG_ERROR) == 0
+assert next(nl.error_of(answer) for kind, _, answer in nl.replies(nft._writer) if kind == nl.NLMSG_ERROR) == 0
 for command in {commands!r}:
-    nft._run(command)
+    nft.run(command)
 """
     with fw.site.host.popen([sys.executable, "-c", program], cwd=ROOT) as owner:
         assert owner.wait(30) == 0

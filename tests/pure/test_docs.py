@@ -9,6 +9,7 @@ from pathlib import Path
 from plugin.labels.keys import KEYS
 from plugin.labels.parser import parse
 from plugin.labels.peer_kinds import NAMED
+from plugin.nftables.sets import SETS
 from plugin.protocols import PORTLESS, WITH_PORTS
 from plugin.settings import SETTINGS, read
 from tests import reference
@@ -32,7 +33,7 @@ def test_every_label_is_documented_and_its_example_is_right() -> None:
         assert not parse({key: table[key][1]}).problems
 
 
-def test_the_reference_of_labels_is_what_the_code_does() -> None:
+def test_the_reference_of_labels_equals_the_code() -> None:
     """LABELS.md has the code's own table of keys, and its "labels → rules" are the rules that the code makes of them.
 
     `python -m tests.reference` rewrites both.
@@ -76,14 +77,14 @@ def test_every_setting_is_offered_by_docker_plugin_set() -> None:
     assert not [entry for entry in env if entry.get("settable") and entry not in offered]
 
 
-def test_every_make_target_that_the_readme_names_is_there() -> None:
+def test_every_make_target_of_the_readme_exists() -> None:
     """`make WORD` in the README works."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"`make ([a-z-]+)`|^make ([a-z-]+)", README, re.MULTILINE))
     assert {first or second for first, second in named} <= targets
 
 
-def test_files_that_the_readme_names_are_there() -> None:
+def test_files_of_the_readme_exist() -> None:
     """Links in the README lead to existing files."""
     for name in re.findall(r"\]\(([^)]+)\)", README):
         if name.startswith("#"):
@@ -91,6 +92,15 @@ def test_files_that_the_readme_names_are_there() -> None:
             assert name[1:] in {heading.lower().replace(" ", "-") for heading in headings}
         else:
             assert (ROOT / name).exists(), name
+
+
+def test_sets_that_users_list_are_there() -> None:
+    """`nft list set inet docker-fw NAME` and "the set `NAME`" in the users' documents name sets of the table."""
+    for name in ("README.md", "LABELS.md", "SECURITY.md", "CHANGELOG.md"):
+        text = (ROOT / name).read_text()
+        named = re.findall(r"nft list set inet docker-fw (\w+)|\bthe set `(\w+)`", text)
+        assert {first or second for first, second in named} <= set(SETS), name
+    assert "nft list set inet docker-fw lease" in README
 
 
 def test_the_version_is_one() -> None:
