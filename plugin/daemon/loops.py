@@ -177,7 +177,7 @@ class Loops:
             try:
                 loop()
             except Exception:
-                log.exception("the %s loop stumbled; going on", loop.__name__.strip("_"))
+                log.exception("the %s loop failed and starts again", loop.__name__.strip("_"))
                 self._stop.wait(1)
 
     def _keep(self) -> None:
@@ -204,9 +204,9 @@ class Loops:
                 while (wrong := self._state.sync_elements()) is None and not self._stop.wait(TICK):
                     pass
                 if wrong:
-                    log.warning("somebody changed %d elements of docker-fw's table; they are as they should be", wrong)
+                    log.warning("another program changed docker-fw's table; %d elements are restored", wrong)
             except (NftError, OSError) as error:
-                log.error("elements of docker-fw's table could not be put right: %s", error)
+                log.error("could not restore elements of docker-fw's table: %s", error)
             self._stop.wait(TICK)  # others may change their own tables many times a second
 
     def _keep_dockers(self) -> None:
@@ -222,14 +222,14 @@ class Loops:
         lacking = self._state.incomplete
         try:
             if self._state.repair():
-                removed = "somebody removed docker-fw's rules; they stand again"
-                log.warning("%s", "the kernel takes docker-fw's table again" if lacking else removed)
+                removed = "another program removed docker-fw's rules; they are restored"
+                log.warning("%s", "the kernel accepts docker-fw's table again" if lacking else removed)
             if not self._state.incomplete:
                 self._refused = ""
         except NftError as error:
             if str(error) != self._refused:  # tried again at each tick, reported once
                 self._refused = str(error)
-                log.error("docker-fw's table could not be put back whole; it is tried again: %s", error)
+                log.error("could not restore all of docker-fw's table; docker-fw keeps trying: %s", error)
 
     def _answer_neighbours(self) -> None:
         while not self._stop.is_set():
@@ -267,12 +267,12 @@ class Loops:
         that both need: if one of them is stuck, the lease ends.
         """
         if not self._follower.keeps_up():
-            log.error("what Docker told is not done yet; Docker's own networks are closed if that lasts")
+            log.error("docker-fw is behind Docker's events; if that lasts, Docker networks accept no new connections")
             return
         try:
             self._state.renew_lease()
         except NftError as error:
-            log.error("Docker's own networks are closed unless this ends: %s", error)
+            log.error("could not renew the lease; if that lasts, Docker networks accept no new connections: %s", error)
 
     def note_proxies(self) -> None:
         """Write the facts about docker-proxy and other listening programs into the table."""

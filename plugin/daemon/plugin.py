@@ -187,10 +187,14 @@ class Plugin:
         self._watcher.wake()
         self._watcher.changed()
         if self._blind():
-            how = "is held until Docker has told whose it is" if self._nft.holds else "is closed once it is seen"
+            how = (
+                "stays closed until Docker confirms whose it is"
+                if self._nft.holds
+                else "is closed as soon as docker-fw sees it"
+            )
             log.warning(
-                "docker-proxy is not known by its control group (FW_CGROUP, FW_DOCKERD_CGROUP): what begins to "
-                "listen on the host %s",
+                "docker-proxy's control group is unknown (FW_CGROUP, FW_DOCKERD_CGROUP): a new listening  "
+                "port of the host %s",
                 how,
             )
         log.info("docker-fw %s is ready: %d networks", __version__, len(self._state.networks))
@@ -211,7 +215,7 @@ class Plugin:
         for network in self._state.networks.values():
             try:
                 if self._links.make_bridge(network):
-                    log.info("made bridge %s again", network.bridge)
+                    log.info("recreated bridge %s", network.bridge)
                 # Also to an existing bridge: an older docker-fw did not bind ports to their MACs.
                 self._links.reattach(network, [e for e in self._state.endpoints.values() if e.network_id == network.id])
             except (FwError, OSError) as error:
@@ -219,10 +223,13 @@ class Plugin:
         try:
             self._links.sweep({host_side(e.id) for e in self._state.endpoints.values() if e.joined})
         except OSError as error:
-            log.error("links left behind by a crash stay: %s", error)
+            log.error("could not remove links left by a crash: %s", error)
         for endpoint in self._state.endpoints.values():
             if endpoint.joined and endpoint.published:
                 lost = self._ports.restore(endpoint.id, endpoint.published, addr4=endpoint.addr4, addr6=endpoint.addr6)
                 if lost:
-                    log.error("host ports that another program took meanwhile: %s", ", ".join(map(str, lost)))
+                    log.error(
+                        "host ports are not restored, because another program has taken them: %s",
+                        ", ".join(map(str, lost)),
+                    )
                     self._state.edit_endpoint(endpoint.id, _without(lost))

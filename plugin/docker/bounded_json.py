@@ -76,11 +76,11 @@ def elements(chunks: Iterable[bytes]) -> Iterator[Any]:
         with suppress(RecursionError):
             parsed = json.loads(text.held)
             if not isinstance(parsed, list):
-                raise ValueError(f"no list: {text.held[:60]!r}")
+                raise ValueError(f"not a list: {text.held[:60]!r}")
             yield from parsed
             return
     if text.next() != "[":
-        raise ValueError(f"no list: {text.held[:60]!r}")
+        raise ValueError(f"not a list: {text.held[:60]!r}")
     text.at += 1
     empty = text.next() == "]"
     while not empty:
@@ -89,13 +89,13 @@ def elements(chunks: Iterable[bytes]) -> Iterator[Any]:
             left -= size
         yield cut(text.beginning) if size > LARGEST or (size > SMALL and left < 0) else element
         if (mark := text.next()) not in (",", "]"):
-            raise ValueError(f"no list: {mark!r:.8} after an element")
+            raise ValueError(f"not a list: {mark!r:.8} after an element")
         if mark == "]":
             break
         text.at += 1
     text.at += 1
     if text.next():
-        raise ValueError("there is something after the list")
+        raise ValueError("there is data after the list")
 
 
 def cut(beginning: str) -> Cut:
@@ -182,7 +182,7 @@ class _Text:
             if known > limit:
                 return None, self._skip(limit)
             if not self.more(max(known, _PIECE)) and not self.ended:
-                raise ValueError("the list has no end")
+                raise ValueError("the list is incomplete")
 
     def _goes_on(self, value: Any, end: int) -> bool:
         """True if a number may continue at `end`: of `2.5e-7`, `2` can be read alone, and `2.5` too."""
@@ -191,7 +191,7 @@ class _Text:
     def _skip(self, limit: int) -> int:
         """Go to the end of an object without keeping it. Returns a size above `limit`: the object is not read."""
         if self.held[self.at] != "{":
-            raise ValueError(f"no object: {self.held[self.at : self.at + 60]!r}")
+            raise ValueError(f"not an object: {self.held[self.at : self.at + 60]!r}")
         self.beginning = self.held[self.at : self.at + _BEGINNING]
         depth = 0
         while True:
@@ -227,4 +227,4 @@ class _Text:
     def _must(self) -> None:
         """Read more. Raises ValueError at the end."""
         if not self.more():
-            raise ValueError("the list has no end")
+            raise ValueError("the list is incomplete")

@@ -145,7 +145,7 @@ class DockerFollower:
 
     def _told(self, event: Event) -> None:
         if not event.complete:
-            log.error("Docker tells of a %s, but not whose: everybody is looked at", event.action)
+            log.error("Docker reports a %s without its container; docker-fw lists all containers", event.action)
             self._guard.doubt()
             self.wake()
             return
@@ -244,7 +244,7 @@ class DockerFollower:
     def _tell_unsure(self) -> None:
         if (unsure := self._bridges.unsure()) and unsure != self._told_unsure:
             self._told_unsure = unsure
-            why = "Docker made a network, which may be on a bridge that was left alone"
+            why = "Docker created a network, which may use a bridge that was unmanaged"
             log.warning("%s; closed until Docker's API answers: %s", why, ", ".join(sorted(unsure)))
 
     def _owing(self) -> bool:

@@ -262,7 +262,7 @@ class EndpointTracker:
         if endpoint.container and problems != self._logged.get(endpoint.id, ()):
             self._logged[endpoint.id] = problems
             for problem in problems:
-                rest = "ICMP only" if problem.closes else "only what stands without it"
+                rest = "ICMP only" if problem.closes else "the ports of its other labels only"
                 log.error("%s answers on %s: %s", endpoint.container.name, rest, problem)
 
 

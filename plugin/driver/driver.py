@@ -227,10 +227,14 @@ class Driver:
     def forget(self, gone: Endpoint | Network) -> None:
         """Undo what Docker does not have any more: its Leave, DeleteEndpoint or DeleteNetwork never arrived."""
         if isinstance(gone, Network):
-            log.warning("network %s is gone without a word from Docker; removing its bridge", gone.id[:12])
+            log.warning(
+                "Docker does not list network %s any more, and did not delete it; removing its bridge", gone.id[:12]
+            )
             self.delete_network({"NetworkID": gone.id})
         else:
-            log.warning("endpoint %s is gone without a word from Docker; closing its addresses", gone.id[:12])
+            log.warning(
+                "Docker does not list endpoint %s any more, and did not delete it; closing its addresses", gone.id[:12]
+            )
             self._remove(gone)
 
     def _forget_others(self, endpoint: Endpoint) -> None:
@@ -248,7 +252,7 @@ class Driver:
 
     def _mend_bridge(self, network: Network) -> None:
         if not exists(network.bridge):
-            log.warning("bridge %s is gone; making it again", network.bridge)
+            log.warning("bridge %s is missing; recreating it", network.bridge)
             self._links.make_bridge(network)
             self._links.reattach(network, [e for e in self._state.endpoints.values() if e.network_id == network.id])
 

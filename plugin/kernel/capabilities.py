@@ -19,8 +19,8 @@ NET_BIND_SERVICE, NET_ADMIN, NET_RAW = 10, 12, 13
 #: The capabilities that are kept, and the effect if one was not granted.
 NEEDED = {
     NET_ADMIN: "",
-    NET_BIND_SERVICE: "host ports below 1024 cannot be published on docker-fw's own networks",
-    NET_RAW: "where dockerd uses iptables-legacy, its firewall drops what labels open",
+    NET_BIND_SERVICE: "host ports below 1024 cannot be published on docker-fw networks",
+    NET_RAW: "where dockerd uses iptables-legacy, its firewall drops traffic that labels allow",
 }
 _NAMES = {NET_BIND_SERVICE: "CAP_NET_BIND_SERVICE", NET_ADMIN: "CAP_NET_ADMIN", NET_RAW: "CAP_NET_RAW"}
 _VERSION_3 = 0x20080522
@@ -63,5 +63,5 @@ def _permitted() -> int:
 def _done(status: int) -> bool:
     """Log a capability that cannot be dropped (no CAP_SETPCAP): that is no reason to leave containers without rules."""
     if status:
-        log.warning("docker-fw keeps rights that it does not need: %s", os.strerror(ctypes.get_errno()))
+        log.warning("could not drop capabilities that docker-fw does not need: %s", os.strerror(ctypes.get_errno()))
     return not status

@@ -52,8 +52,8 @@ class Cut:
 #: Linux before 6.4 (and 6.1.32, 5.15.115) answers EBUSY. Newer kernels delete such an entry, and its packets pass the
 #: rules again from then on (flow_offload_lookup).
 _OFFLOADED = (
-    "a flow table of this host's (flow offload) has them, and this kernel does not give them back: their packets pass "
-    "by every rule until they end or the flow table is deleted"
+    "they are in a flow table of this host (flow offload), and this kernel cannot remove them from it: their packets "
+    "bypass every rule until they end or the flow table is deleted"
 )
 
 

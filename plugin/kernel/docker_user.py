@@ -67,7 +67,7 @@ class DockerUser:
         if done and old:
             _run(command, "-D", CHAIN, str(old))
         if done:
-            log.info("%s: %s lets through what docker-fw accepted", command, CHAIN)
+            log.info("%s: chain %s accepts the packets that docker-fw accepted", command, CHAIN)
         return done
 
     def _rule(self) -> list[str]:

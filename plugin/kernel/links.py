@@ -117,7 +117,7 @@ class Links:
         """
         bridge = _index(network.bridge)
         if bridge is None:
-            raise FwError(f"the bridge {network.bridge} of network {network.id[:12]} is gone; recreate the network")
+            raise FwError(f"the bridge {network.bridge} of network {network.id[:12]} is missing; recreate the network")
         outer, inner = host_side(endpoint.id), container_side(endpoint.id)
         self.delete(outer)
         try:

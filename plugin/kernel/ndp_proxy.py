@@ -93,7 +93,7 @@ class Neighbours:
         try:
             self._sysctl.proxy_ndp(socket.if_indextoname(index))
         except (OSError, FwError) as error:
-            log.warning("neighbours on link %d are not answered for our containers: %s", index, error)
+            log.warning("could not answer neighbour discovery for containers on link %d: %s", index, error)
 
     def _neigh(self, command: str, index: int, address: IPv6Address) -> None:
         try:

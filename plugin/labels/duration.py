@@ -17,7 +17,7 @@ def parse(text: str) -> int:
         raise ValueError(f"{text[:40]!r} is not a time ({_RIGHT})")
     seconds = sum(int(number) * _SECONDS[unit] for number, unit in parts)
     if not 0 < seconds <= LONGEST:
-        raise ValueError(f"{text[:40]!r} is not from 1s to 3650d; for ever is without --for")
+        raise ValueError(f"{text[:40]!r} is not from 1s to 3650d; without --for there is no time limit")
     return seconds
 
 

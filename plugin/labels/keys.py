@@ -175,8 +175,8 @@ _ENTRIES = (
     Key(
         name="fw.allow",
         field="allow",
-        meaning="inbound flows to accept besides the base; `from` restricts a rule to some and takes its ports out of "
-        "the base",
+        meaning="inbound flows to accept in addition to the base; `from` restricts a rule to some sources and removes "
+        "its ports from the base",
         values="list of rules",
         default="–",
         example="8080, 53/udp, 9000-9100, 5432 from 2001:db8:5::/48 service:api",
@@ -196,7 +196,7 @@ _ENTRIES = (
     Key(
         name="fw.deny",
         field="deny",
-        meaning="takes ports out of the base",
+        meaning="removes ports from the base",
         values="list of ports",
         default="–",
         example="22, 80",
@@ -236,7 +236,7 @@ _ENTRIES = (
     Key(
         name="fw.egress",
         field="egress",
-        meaning="what the container may begin, to other networks and to the host; a list makes everything else drop",
+        meaning="what the container may open to other networks and to the host; a list drops everything else",
         values="`all`, `none`, or a list of rules with `to`",
         default="`all`",
         example="443, 53/udp to 2001:4860:4860::8888",
@@ -304,11 +304,11 @@ def _incomplete() -> str:
     fields = {each.name for each in dataclasses.fields(PolicySpec)}
     for key in _ENTRIES:
         if key.field not in fields:
-            return f"{key.name} says PolicySpec.{key.field}, which plugin.model has not"
+            return f"{key.name} sets PolicySpec.{key.field}, which plugin.model does not have"
         if key.name != key.name.lower() or not key.name.startswith(PREFIX) or key.name.startswith(ONE_NETWORK):
             return f"{key.name} is not a name for a key"
     if missing := fields - {key.field for key in _ENTRIES}:
-        return f"no label key says PolicySpec.{min(missing)}"
+        return f"no label key sets PolicySpec.{min(missing)}"
     alike = len(KEYS) != len(_ENTRIES) or len(fields) != len(KEYS)
     return "two label keys have the same name or field" if alike else ""
 

@@ -51,7 +51,7 @@ def parse(pairs: Mapping[str, object], where: str = "label ") -> ParsedLabels:
         value = pairs[key]
         text = _short(value if isinstance(value, str) else repr(value))
         if why := _too_many(number, len(problems), rules, elements):
-            what = f"was not read, nor what follows: {why}"
+            what = f"was not read, nor the keys after it: {why}"
             problems.append(Problem(_short(where + key), text, what, confines=True))
             break
         if len(key) > MAX_KEY:
@@ -92,7 +92,7 @@ def _too_many(keys: int, problems: int, rules: int, elements: int) -> str:
         return f"at most {MAX_KEYS} keys are read"
     if rules > MAX_RULES:
         return f"there are more than {MAX_RULES} rules before it"
-    return f"what stands before it means more than {MAX_ALL} rules: ports times peers" if elements > MAX_ALL else ""
+    return f"the keys before it expand to more than {MAX_ALL} rules: ports times peers" if elements > MAX_ALL else ""
 
 
 def _short(text: str) -> str:

@@ -68,7 +68,7 @@ def drift(
     expire.
     """
     if not standing.sets:
-        return [told("+", "table", f"table inet {TABLE}: it is not there", "")]
+        return [told("+", "table", f"table inet {TABLE} is missing", "")]
     binds = "table bridge" in text
     there = {
         name

@@ -76,8 +76,8 @@ def _one(chain: str, version: int, rate: str) -> Limit:
     seen, wide, kept = f"sources{of}", f"networks{of}", f"proven{of}"
     typed, key = ("meta l4proto", "th dport", f"{ip} saddr"), f"meta l4proto . th dport . {_SOURCE[version]}"
     sets = {
-        seen: SetSpec(typed, comment="sources of a moment ago", meter=short, size=0),
-        wide: SetSpec((f"{ip} saddr",), comment="the networks that they come from", meter=short, size=NETWORKS),
+        seen: SetSpec(typed, comment="recent sources", meter=short, size=0),
+        wide: SetSpec((f"{ip} saddr",), comment="networks of recent sources", meter=short, size=NETWORKS),
     }
     of_one = f"{_NETWORK[version]} limit rate over {NEW_OF_ONE // short}/second burst {NEW_OF_ONE} packets"
     rules = (

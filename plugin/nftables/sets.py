@@ -85,7 +85,7 @@ def _family(v: int) -> dict[str, SetSpec]:
         **_outbound(v, source, target, by),
         f"banned{v}": SetSpec(
             (source,),
-            comment="banned addresses: nothing from or to them, before any other rule",
+            comment="banned addresses: packets from and to them are dropped before any other rule",
             timed=True,
             effect="closes",
         ),
@@ -94,10 +94,10 @@ def _family(v: int) -> dict[str, SetSpec]:
             for n in BAN_LENGTHS[v]
         },
         f"ingress_drops{v}": SetSpec(
-            (target,), comment="known containers, and how many packets to each were dropped", counted=True
+            (target,), comment="known containers, with a count of dropped packets to each", counted=True
         ),
         f"egress_drops{v}": SetSpec(
-            (source,), comment="known containers, and how many packets from each were dropped", counted=True
+            (source,), comment="known containers, with a count of dropped packets from each", counted=True
         ),
         f"log_limit{v}": SetSpec((target,), comment="rate limit of logged drops, by container", meter=10),
         f"log_limit_egress{v}": SetSpec(
@@ -105,10 +105,13 @@ def _family(v: int) -> dict[str, SetSpec]:
         ),
         **_host(v, source, to),
         f"quarantine{v}": SetSpec(
-            flow, comment="flows that were cut: their responders may not open them again", meter=HELD, effect="closes"
+            flow, comment="cut flows: their responders may not reopen them", meter=HELD, effect="closes"
         ),
         f"quarantine{v}_pairs": SetSpec(
-            (source, "meta l4proto", target), comment="the same, protocols without ports", meter=HELD, effect="closes"
+            (source, "meta l4proto", target),
+            comment="cut flows of protocols without ports",
+            meter=HELD,
+            effect="closes",
         ),
         f"quarantine{v}_ports_from": SetSpec(
             by[:2] + ("th sport",),
@@ -121,7 +124,7 @@ def _family(v: int) -> dict[str, SetSpec]:
         ),
         f"quarantine{v}_all_from": SetSpec(
             (source, "meta l4proto"),
-            comment="too many ports: containers that may not open flows",
+            comment="too many ports to list: containers that may not open flows",
             meter=HELD,
             effect="closes",
         ),
@@ -133,7 +136,7 @@ def _family(v: int) -> dict[str, SetSpec]:
         ),
         f"hairpin{v}": SetSpec(
             (source, target),
-            comment="containers with published ports, which may reach themselves through them",
+            comment="containers that may reach themselves through their published ports",
             departs=True,
         ),
         f"publish{v}": SetSpec(to, (target, "th dport"), "ports published on one address of the host", departs=True),
@@ -170,7 +173,7 @@ def _inbound(v: int, source: str, target: str, to: tuple[str, ...]) -> dict[str,
             to, VERDICT, "the same, ports published on one address of the host", effect="closes"
         ),
         f"rate_proven{v}": SetSpec(
-            (target,), comment="containers with a rate that remembers sources with a handshake longer", effect="closes"
+            (target,), comment="containers with a rate whose proven sources are remembered longer", effect="closes"
         ),
         f"allow_published{v}": SetSpec(
             to, comment="ports open to everyone through a published port (FW_PUBLISHED=allow)", effect="opens"
@@ -242,19 +245,19 @@ SETS: dict[str, SetSpec] = {
     "same_bridge": SetSpec(
         ("iifname", "oifname"), comment="traffic within one bridge, seen here with br_netfilter", effect="opens"
     ),
-    "protected_bridges": SetSpec(
-        ("fib saddr oifname",), comment="every bridge but those left alone (unmanaged)", effect="closes"
+    "protected_bridges": SetSpec(("fib saddr oifname",), comment="every bridge except unmanaged ones", effect="closes"),
+    "internal": SetSpec(
+        ("oifname",), comment="bridges of internal networks: no traffic enters or leaves", effect="closes"
     ),
-    "internal": SetSpec(("oifname",), comment="bridges of internal networks: nothing in, nothing out", effect="closes"),
     "egress_restricted": SetSpec(
         ("iifname",),
-        comment="bridges on which a container has fw.egress: others need to be listed",
+        comment="bridges on which a container has fw.egress: other containers must be listed in egress_all",
         effect="closes",
         ends_flows="always",
     ),
-    "masqueraded": SetSpec(("iifname",), comment="bridges whose outbound IPv4 gets the host's address"),
+    "masqueraded": SetSpec(("iifname",), comment="bridges whose outbound IPv4 traffic is masqueraded"),
     "unmanaged": SetSpec(
-        ("oif",), comment="bridges of neither docker-fw nor Docker, left alone (by index)", effect="opens"
+        ("oif",), comment="bridges of neither docker-fw nor Docker, which are not filtered (by index)", effect="opens"
     ),
     "dockers": SetSpec(
         ("iifname",), comment="bridges of Docker networks, which forward as Docker decides", effect="opens"
@@ -263,7 +266,10 @@ SETS: dict[str, SetSpec] = {
         ("meta nfproto", "oifname"), comment="Docker networks that are reached by container addresses", effect="opens"
     ),
     "lease": SetSpec(
-        ("meta nfproto",), comment="docker-fw follows Docker: without it exceptions end", timed=True, effect="opens"
+        ("meta nfproto",),
+        comment="docker-fw receives Docker's events; otherwise ports of Docker networks are closed",
+        timed=True,
+        effect="opens",
     ),
     "host_closed": SetSpec(
         _ANY, comment="published ports of the host, not open to everyone", effect="closes", ends_flows="owned"
@@ -275,7 +281,9 @@ SETS: dict[str, SetSpec] = {
         _ANY, comment="ports of the host on which its own programs listen, not docker-proxy", effect="opens"
     ),
     "proxy_unidentified": SetSpec(
-        ("meta nfproto",), comment="docker-proxy is not known by its control group: new listeners wait", effect="closes"
+        ("meta nfproto",),
+        comment="docker-proxy's control group is unknown: new listening ports stay closed",
+        effect="closes",
     ),
     "rate_limit_host": SetSpec(_ANY, VERDICT, "published ports with a limit of new flows by source", effect="closes"),
     "log_limit_host": SetSpec(

@@ -29,7 +29,7 @@ def read(text: str) -> Prefix:
         raise FwError(f"cannot ban: {why}" + (" or a prefix like 2001:db8::/32" if others else ""))
     prefix = ip_network(peer.value)
     if prefix.is_loopback or prefix.is_multicast or prefix.is_unspecified or prefix.is_link_local:
-        raise FwError(f"cannot ban {text}: it is no address of anybody's on the Internet")
+        raise FwError(f"cannot ban {text}: it is not an address on the Internet")
     if prefix.prefixlen < WIDEST[prefix.version]:
         raise FwError(f"cannot ban {text}: it is too wide, at most /8 of IPv4 and /40 of IPv6")
     if len(pieces(prefix)) > MAX_PIECES:  # of a length between two that are looked up

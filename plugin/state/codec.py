@@ -45,7 +45,7 @@ def overriding(raw: Any) -> Overriding:
 def moment(value: Any) -> float:
     """Return a Unix time (up to 1e11 s, about the year 5138). Raises ValueError."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e11:
-        raise ValueError(f"{value!r} is no moment")
+        raise ValueError(f"{value!r} is not a Unix time")
     return value
 
 
@@ -72,7 +72,7 @@ def _peer(raw: Any) -> Peer:
         if parse_prefix(value) != Peer(kind, value):
             raise ValueError(f"{value!r} is not a prefix")
     elif kind != HOST and kind not in NAMED:
-        raise ValueError(f"{kind!r} is no kind of peer")
+        raise ValueError(f"{kind!r} is not a kind of peer")
     return Peer(kind, value)
 
 
@@ -97,7 +97,7 @@ def _word(*words: str) -> Callable[[Any, str], str]:
     def read(raw: Any, key: str) -> str:
         value = text(raw, key)
         if value not in ("", *words):
-            raise ValueError(f"{key} {value!r} is not of the language")
+            raise ValueError(f"{key} {value!r} is not a known value")
         return value
 
     return read

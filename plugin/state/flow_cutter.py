@@ -143,7 +143,7 @@ class FlowCutter:
                 left = self._hold_at(level, left)
                 if not left:
                     return
-            log.error("cut flows may come back: %d could not be held", len(left))
+            log.error("cut flows may open again: %d did not fit into the quarantine", len(left))
 
     def _hold_at(self, level: Callable[[Way], Element], ways: list[Way]) -> list[Way]:
         """Quarantine these ways at one level of detail. Return those for which there was no room."""
@@ -153,13 +153,13 @@ class FlowCutter:
         try:
             self._put(fit)
         except NftError as error:
-            log.error("cut flows are not held: %s", error)
+            log.error("could not quarantine cut flows: %s", error)
             # Where there is no table, the next one includes them.
             return ways if all(self._kernels(element.set) is not None for element in list(fit)[:1]) else []
         if fit and level is not _element:
             some = "; ".join(map(_words, list(fit)[:8])) + (f"; and {len(fit) - 8} more" if len(fit) > 8 else "")
             log.error(
-                "too many cut flows to hold one by one: until none was tried for %d s, new flows are dropped %s",
+                "too many cut flows to quarantine one by one: until none was tried for %d s, new flows are dropped %s",
                 sets.HELD,
                 some,
             )
@@ -233,7 +233,7 @@ class FlowCutter:
                     self._nft.change(Change(going))
                 except NftError as error:
                     if last:
-                        log.error("what may pass again is held for a while yet: %s", error)
+                        log.error("could not release flows from quarantine that are allowed again: %s", error)
                 else:
                     for element in going:
                         del self._held[element]
@@ -253,7 +253,7 @@ class FlowCutter:
         except FileNotFoundError:
             return None
         except OSError as error:
-            log.error("could not read which cut flows are held: %s", error)
+            log.error("could not read the quarantine of cut flows: %s", error)
             return None
 
 

@@ -44,7 +44,8 @@ def add_route(app: Flask, drops: DropLog) -> None:
             return Response([*_lines(drops.ring.after(since)), _pulse(drops)], content_type=_CONTENT_TYPE)
         if not places.acquire(blocking=False):
             return _refused(
-                f"{FOLLOWERS} others follow the drops, and more would delay Docker's hooks; end one of them first"
+                f"{FOLLOWERS} clients follow the drops already, and more would delay Docker's hooks; "
+                "end one of them first"
             )
         client = _Client(request.environ.get("gunicorn.socket"))
         response = Response(_followed(drops, since, client), content_type=_CONTENT_TYPE)

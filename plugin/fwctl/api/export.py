@@ -14,7 +14,7 @@ _HEAD = """\
 # containers that start, stop or move later are not in them. docker-fw replaces them when it starts.
 # Other programs' bridges are exempt by name. docker-proxy's ports are closed one by one, not by its control group.
 # What `fwctl allow --for` opened is left out; a ban that expires starts again when this file is loaded.
-# What Docker networks accept stays open here; while docker-fw runs, it closes within half a minute of its death.
+# Ports that Docker networks accept stay open here. The table of a running docker-fw closes them if docker-fw is stuck.
 # Loading it where docker-fw has no table needs nftables 1.0.6 or newer and Linux 5.10 or newer.
 """
 

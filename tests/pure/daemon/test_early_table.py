@@ -37,7 +37,7 @@ def test_whatever_goes_wrong_is_told_and_the_start_goes_on(
     finally:
         early_table.log.removeHandler(handler)
     told = capfd.readouterr().err
-    assert "could not close the bridges" in told
+    assert "could not load the early table" in told
     assert "RuntimeError: nobody foresaw this" in told
 
 

@@ -456,7 +456,7 @@ MANY: dict[str, tuple[dict[str, str], str]] = {
     ),
     "elements": (
         {f"fw.network.n{n}.allow": WIDE for n in range(10_000)},
-        "what stands before it means more than 40000 rules: ports times peers",
+        "the keys before it expand to more than 40000 rules: ports times peers",
     ),
     "mistakes": ({f"fw.x{n}": "1" for n in range(10_000)}, "there are too many mistakes"),
     "megabytes": ({f"fw.{n}" + "a" * (1 << 20): "1" * (1 << 20) for n in range(100)}, "there are too many mistakes"),
@@ -471,7 +471,7 @@ def test_masses_of_labels_cost_no_time_and_close(which: str) -> None:
     began = time.process_time()
     parsed = parse(pairs)
     assert time.process_time() - began < 1
-    assert parsed.problems[-1].text == f"was not read, nor what follows: {why}"
+    assert parsed.problems[-1].text == f"was not read, nor the keys after it: {why}"
     assert parsed.problems[-1].closes
     assert parsed.problems[-1].confines
     assert not parsed.spec.allow
@@ -509,7 +509,7 @@ def test_what_was_not_read_may_have_been_meant_to_close() -> None:
     wrong = {"fw.allow": ",".join(["x"] * MAX_PROBLEMS), "fw.deny": "22", "fw.policy": "closed"}
     parsed = parse(wrong)
     (last,) = [problem for problem in parsed.problems if problem.closes]
-    assert str(last) == 'label fw.deny="22": was not read, nor what follows: there are too many mistakes'
+    assert str(last) == 'label fw.deny="22": was not read, nor the keys after it: there are too many mistakes'
     assert last.confines
 
 

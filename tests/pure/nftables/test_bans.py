@@ -45,9 +45,9 @@ def test_what_is_banned(text: str, meant: str) -> None:
         ("", 'cannot ban: "" is not an address or a prefix like 2001:db8::/32'),
         ("service:api", 'cannot ban: "service:api" is not an address or a prefix like 2001:db8::/32'),
         ("fe80::1%eth0", 'cannot ban: "fe80::1%eth0" is not an address or a prefix like 2001:db8::/32'),
-        ("::ffff:203.0.113.7", 'cannot ban: "::ffff:203.0.113.7" is IPv4 in IPv6\'s clothes; write 203.0.113.7'),
-        ("127.0.0.0/8", "cannot ban 127.0.0.0/8: it is no address of anybody's on the Internet"),
-        ("::1", "cannot ban ::1: it is no address of anybody's on the Internet"),
+        ("::ffff:203.0.113.7", 'cannot ban: "::ffff:203.0.113.7" is an IPv4-mapped IPv6 address; write 203.0.113.7'),
+        ("127.0.0.0/8", "cannot ban 127.0.0.0/8: it is not an address on the Internet"),
+        ("::1", "cannot ban ::1: it is not an address on the Internet"),
         ("0.0.0.0/0", "cannot ban 0.0.0.0/0: it is too wide, at most /8 of IPv4 and /40 of IPv6"),
         ("2000::/3", "cannot ban 2000::/3: it is too wide, at most /8 of IPv4 and /40 of IPv6"),
         (

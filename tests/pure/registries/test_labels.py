@@ -52,8 +52,8 @@ def test_a_new_label_is_read_merged_judged_kept_and_documented(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("there", "module", "missing"),
     [
-        ((ENTRY,), "labels.keys", "fw.note says PolicySpec.note, which plugin.model has not"),
-        ((FIELD,), "labels.keys", "no label key says PolicySpec.note"),
+        ((ENTRY,), "labels.keys", "fw.note sets PolicySpec.note, which plugin.model does not have"),
+        ((FIELD,), "labels.keys", "no label key sets PolicySpec.note"),
         ((ENTRY, FIELD), "settings", "fw.note names the setting FW_NOTE, which is not one for it"),
         ((ENTRY, FIELD, SETTING), "state.codec", "do not agree on note"),
     ],

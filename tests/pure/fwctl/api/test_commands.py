@@ -52,7 +52,7 @@ class Desk:
         self.site = Site(*(endpoints or (ours(2, WEB), ours(3, DB), ours(4, API))))
         self.clock = CLOCK
         self.spoken = 0
-        not_guarded = {"tool": "has the host's network: it answers like any program of the host"}
+        not_guarded = {"tool": "has the host's network, which docker-fw does not filter"}
         self.orders = AdminCommands(self.site.state, lambda: not_guarded, self._speak, self.clock, lambda: set(HOST))
 
     def _speak(self) -> None:
@@ -156,7 +156,7 @@ def test_a_wrong_rule_is_refused_with_the_labels_own_words(desk: Desk, text: str
 
 def test_deny_has_no_peers(desk: Desk) -> None:
     """deny applies to every peer; the message says how to keep a port open for some."""
-    with pytest.raises(FwError, match="denied to everybody"):
+    with pytest.raises(FwError, match="closed to all sources"):
         desk.deny("web", "22 from 10.0.0.0/8")
 
 
@@ -329,8 +329,8 @@ def test_an_address_within_a_banned_prefix_is_told_of(desk: Desk) -> None:
         ("10.1.0.1", "cannot ban 10.1.0.1: it is the gateway of the network on fw-ffffffffffff"),
         ("10.0.0.0/8", "it contains 10.1.0.1, the gateway"),
         ("2001:db8:1::/64", "the gateway"),
-        ("127.0.0.0/8", "no address of anybody's"),
-        ("ff02::1", "no address of anybody's"),
+        ("127.0.0.0/8", "not an address on the Internet"),
+        ("ff02::1", "not an address on the Internet"),
         ("web", "is not an address"),
     ],
 )
