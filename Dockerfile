@@ -25,13 +25,13 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/* /var/cache/debconf/* /var/log/* /usr/share/doc/* /usr/share/man/* /usr/share/locale/* \
  && mkdir -p /run/docker/plugins /var/lib/docker-fw /host/run /host/cgroup /host/proc/sys/net
 COPY --from=build /opt/docker-fw /opt/docker-fw
-# MALLOC_ARENA_MAX: glibc otherwise keeps a heap for each thread, for megabytes that nobody uses.
+# MALLOC_ARENA_MAX: glibc otherwise keeps a heap for each thread, megabytes that no thread uses.
 ENV MALLOC_ARENA_MAX=2 \
     PATH=/opt/docker-fw/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     XTABLES_LOCKFILE=/host/run/xtables.lock \
     PYTHONUNBUFFERED=1
 LABEL org.opencontainers.image.title="docker-fw" \
-      org.opencontainers.image.description="Every container behind a default-deny nftables policy, IPv6 first" \
+      org.opencontainers.image.description="A firewall for Docker hosts: blocks inbound traffic to containers, IPv4 and IPv6, except on ports you allow" \
       org.opencontainers.image.licenses="MIT"
 ENTRYPOINT ["/opt/docker-fw/bin/fwctl"]
 CMD ["serve"]

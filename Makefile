@@ -1,4 +1,4 @@
-# docker-fw. `make help` lists what there is to do.
+# docker-fw. `make help` lists all targets.
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 DOCKER  ?= docker
@@ -10,19 +10,19 @@ SECONDS ?= 60
 
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
-# What the demo and the tests need of Debian; engines come in roots of their own, nothing of Docker is installed here.
+# Debian packages that the demo and the tests need. Engines are in root file systems of their own: Docker is not installed.
 DEBIAN := python3 python3-venv python3-nftables nftables iptables iproute2 conntrack mmdebstrap \
           debian-archive-keyring busybox-static ca-certificates procps tcpdump
 
 .PHONY: help image plugin install uninstall demo test test-pure test-kernel test-engine torture fuzz bench lint lock clean
 
-help: ## this list
+help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 image: ## build the image (DOCKER, IMAGE)
 	$(DOCKER) build -t $(IMAGE) -t docker-fw:latest .
 
-plugin: image ## build/plugin: config.json and rootfs, as `docker plugin create` takes them
+plugin: image ## build build/plugin: config.json and rootfs, as `docker plugin create` takes them
 	@$(MAKE) --no-print-directory build/plugin
 
 # The image's files, flattened: a plugin's rootfs is one tree.
@@ -34,10 +34,10 @@ build/plugin:
 	    status=$$?; $(DOCKER) rm $$id >/dev/null; exit $$status
 	cp config.json build/plugin/
 
-install: plugin ## image, plugin create, enable, on the Docker at hand (PLUGIN)
+install: plugin ## build the image, create and enable the plugin, on this host's Docker (PLUGIN)
 	@$(MAKE) --no-print-directory install-built
 
-# Without building: what is in build/plugin becomes the plugin.
+# Without building: makes the plugin from build/plugin as it is.
 .PHONY: install-built
 install-built:
 	@! $(DOCKER) plugin inspect $(PLUGIN) >/dev/null 2>&1 || \
@@ -46,7 +46,7 @@ install-built:
 	$(DOCKER) plugin enable $(PLUGIN)
 	@echo "ready: docker network create -d $(PLUGIN) --ipv6 --subnet 2001:db8:1::/64 NAME"
 
-uninstall: ## remove the plugin, its rules, its links and its image from the Docker at hand
+uninstall: ## remove the plugin, its rules, its links and its image from this host's Docker
 	@used=$$($(DOCKER) network ls -q --filter driver=$(PLUGIN) | xargs -r $(DOCKER) network inspect -f '{{.Name}}'); \
 	    [ -z "$$used" ] || { echo "remove these networks first (docker network rm):" $$used >&2; exit 1; }
 	-$(DOCKER) plugin disable -f $(PLUGIN)
@@ -64,10 +64,10 @@ $(VENV)/ready: requirements-dev.lock
 	$(PYTHON) -m pip install -q --require-hashes -r requirements-dev.lock
 	@touch $@
 
-demo: $(VENV)/ready ## an isolated engine, the plugin, a compose stack, probes from outside, a table (ENGINE)
+demo: $(VENV)/ready ## start an isolated engine, the plugin and compose stacks, probe them from outside, show a table (ENGINE)
 	$(PYTHON) -m tests.demo --engine $(ENGINE)
 
-test: $(VENV)/ready lint ## all tests: pure, kernel, engine
+test: $(VENV)/ready lint ## run lint and all tests: pure, kernel, engine
 	$(PYTHON) -m pytest -n 4 --no-loadscope-reorder # engines first: they take longest, and mostly wait
 
 test-pure: $(VENV)/ready
@@ -79,21 +79,21 @@ test-kernel: $(VENV)/ready
 test-engine: $(VENV)/ready
 	$(PYTHON) -m pytest -m engine
 
-torture: $(VENV)/ready ## break everything around the plugin under fire from outside, again and again (ENGINE, MINUTES)
+torture: $(VENV)/ready ## disturb everything around the plugin (kills, reboots, flushes) while probing from outside (ENGINE, MINUTES)
 	$(PYTHON) -m tests.torture --engine $(ENGINE) --minutes $(MINUTES)
 
-fuzz: $(VENV)/ready ## atheris on each parser of what comes from outside (SECONDS for each)
+fuzz: $(VENV)/ready ## run atheris on each parser of data from outside (SECONDS for each)
 	$(PYTHON) -m pip install -q --require-hashes --no-deps -r requirements-fuzz.lock
 	$(PYTHON) -m tests.fuzz --seconds $(SECONDS)
 
-bench: $(VENV)/ready ## speed and memory against Docker's bridge in the same run → build/bench.json (ENGINE)
+bench: $(VENV)/ready ## measure speed and memory against Docker's bridge in the same run → build/bench.json (ENGINE)
 	$(PYTHON) -m tests.bench --engine $(ENGINE)
 
-lint: $(VENV)/ready ## ruff and mypy
+lint: $(VENV)/ready ## run ruff and mypy
 	$(PYTHON) -m ruff check plugin tests
 	$(PYTHON) -m mypy
 
-lock: $(VENV)/ready ## new versions of the dependencies, with hashes
+lock: $(VENV)/ready ## lock new versions of the dependencies, with hashes
 	$(PYTHON) -m pip install -q pip-tools
 	for extra in "" "--extra=dev"; do \
 	    $(PYTHON) -m piptools compile -q --upgrade --generate-hashes --strip-extras --allow-unsafe --no-header \
@@ -101,5 +101,5 @@ lock: $(VENV)/ready ## new versions of the dependencies, with hashes
 	        -o requirements$${extra:+-dev}.lock pyproject.toml; \
 	done
 
-clean: ## what was built and made here (not the lab's cache under /var/cache/docker-fw-lab)
+clean: ## remove build results (not the lab's cache in /var/cache/docker-fw-lab)
 	rm -rf build $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis docker_fw.egg-info

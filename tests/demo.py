@@ -111,7 +111,7 @@ def probes(fw: Fw) -> list[Line]:
         url = f"http://[{host}]/" if ":" in host else f"http://{host}/"
         code = f"import urllib.request as u; print(u.urlopen('{url}', timeout=5).read().decode())"
         spec = wan.run([sys.executable, "-c", code], check=False).stdout.strip()
-        lines.append(Line("the app through the proxy", f"GET {url}", spec or "no answer", spec == "the app, unguarded"))
+        lines.append(Line("the app through the proxy", f"GET {url}", spec or "no answer", spec == "the insecure app"))
     return lines
 
 
@@ -131,9 +131,9 @@ def main() -> int:
     with Engine(options.engine) as engine:
         say("building the image from the Dockerfile and installing the managed plugin (minutes the first time)")
         fw = Fw.install(engine)
-        say(f"{PLUGIN} is enabled; bringing up compose-examples/unchanged.yml, on Docker's own network")
+        say(f"{PLUGIN} is enabled; bringing up compose-examples/unchanged.yml, on a Docker network")
         up(fw, "unchanged.yml")
-        say("and compose-examples/shop.yml, on a network of docker-fw's; probing from another host")
+        say("and compose-examples/shop.yml, on a docker-fw network; probing from another host")
         up(fw, "shop.yml")
         ready(fw)
         lines = [*unchanged(fw), *probes(fw)]

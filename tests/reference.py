@@ -73,7 +73,7 @@ def written(text: str) -> str:
     """Return LABELS.md with its generated parts as they should be."""
     head = "| key | meaning | values | default | example |\n|---|---|---|---|---|\n"
     text = re.sub(re.escape(head) + r"(?:\|[^\n]*\n|KEYS\n)*", lambda _: f"{head}{keys()}\n", text)
-    start = "A block of ports stands under its middle (8192-8207 is 8200), a prefix with its length before it.\n"
+    start = "A block of ports has its middle port as its key (8192-8207 is 8200). A prefix has its length before it.\n"
     before, _, _ = text.partition(start)
     return f"{before}{start}\n{pairs()}\n"
 

@@ -62,6 +62,7 @@ def processes_in(namespaces: set[int]) -> set[tuple[int, int | None]]:
 
 
 def test_published_port_is_open_and_others_are_not(engine: Engine) -> None:
+    """An outsider reaches the published port and sees who answers; the host reaches all ports of the container."""
     wan, host = engine.wan, engine.host
     v4, v6 = engine.address("web", "six")
     with engine.serve("web", tcp=[80, 81], udp=[80]):
@@ -74,6 +75,7 @@ def test_published_port_is_open_and_others_are_not(engine: Engine) -> None:
 
 
 def test_a_container_reaches_the_internet(engine: Engine) -> None:
+    """A container reaches far addresses: over IPv4 with its host's address, over IPv6 with its own."""
     inside = engine.netns("web").probe
     with engine.wan.probe.serve(tcp=[7], udp=[7], name="far") as far:
         answer = inside.one(("tcp", Wan.FAR_V4, 7))
@@ -83,6 +85,7 @@ def test_a_container_reaches_the_internet(engine: Engine) -> None:
 
 
 def test_servers_end_with_their_container(engine: Engine) -> None:
+    """Servers in a container end with it, and none can be started in one that does not exist."""
     engine.docker("run", "-d", "--name", "brief", "busybox", "sleep", "inf")
     v4, _ = engine.address("brief")
     engine.serve("brief", tcp=[80])
@@ -94,6 +97,8 @@ def test_servers_end_with_their_container(engine: Engine) -> None:
 
 
 def test_a_reboot_keeps_the_disk_and_nothing_else(engine: Engine) -> None:
+    """After `reboot` the files and the containers are there; links, rules, sysctls and processes are not."""
+
     def links() -> set[str]:
         return {path.name for path in (engine.host.inside / "sys/class/net").iterdir()}
 
@@ -114,10 +119,12 @@ def test_a_reboot_keeps_the_disk_and_nothing_else(engine: Engine) -> None:
 
 
 def test_exec_lands_in_the_container(engine: Engine) -> None:
+    """`docker exec` works: a program runs in the container's own file system."""
     assert engine.docker("exec", "web", "cat", "/etc/passwd") == "root:x:0:0:root:/root:/bin/sh"
 
 
 def test_kill_spares_the_containers() -> None:
+    """With live-restore containers outlive a kill of dockerd, and answer meanwhile."""
     with Engine(live_restore=True) as engine:
         engine.docker("run", "-d", "--name", "web", "-p", "8080:80", "busybox", "sleep", "inf")
         with engine.serve("web", tcp=[80]), engine.wan.probe.hammer(("tcp", engine.host.v4, 8080)) as hammer:
@@ -130,6 +137,7 @@ def test_kill_spares_the_containers() -> None:
 
 
 def test_a_daemon_that_cannot_start_says_why() -> None:
+    """The error of a dockerd that exits has its own message; the caller's host stays usable."""
     with Host() as host:
         host.boot()
         engine = Engine(host=host, args=["--no-such-flag"])
@@ -141,6 +149,7 @@ def test_a_daemon_that_cannot_start_says_why() -> None:
 
 
 def test_verdicts(host: Host) -> None:
+    """Probes of each protocol and family distinguish open, refused, silent and unsent."""
     wan = host.wan
     rules = """table inet t { chain c { type filter hook input priority 0;
         th dport 1 drop; th dport 2 reject
@@ -163,6 +172,7 @@ def test_verdicts(host: Host) -> None:
 
 
 def test_a_hammer_sees_a_short_gap(host: Host) -> None:
+    """A hammer sees when a port was closed for a fifth of a second, and for how long."""
     with host.probe.serve(tcp=[80]), host.wan.probe.hammer(("tcp", host.v4, 80), every=0.002) as hammer:
         time.sleep(0.2)
         closed = time.monotonic()
@@ -178,6 +188,7 @@ def test_a_hammer_sees_a_short_gap(host: Host) -> None:
 
 
 def test_a_router_can_advertise_itself() -> None:
+    """A host has its default route by router advertisement, and loses it when that is withdrawn."""
     with Host(advertised=True) as host:
         host.boot()
         assert "proto ra" in host.run(["ip", "-6", "route", "show", "default"]).stdout
@@ -190,6 +201,7 @@ def test_a_router_can_advertise_itself() -> None:
 
 
 def test_engines_share_a_registry() -> None:
+    """An image that one engine pushes runs on another one."""
     with Wan() as wan, Registry(wan) as registry:
         name = f"{registry.address}/box:1"
         with Engine(wan=wan, args=[registry.insecure]) as one:
@@ -202,8 +214,9 @@ def test_engines_share_a_registry() -> None:
 
 
 def test_a_build_needs_no_registry_and_touches_nothing(tmp_path: Path) -> None:
-    (tmp_path / "Dockerfile").write_text("FROM debian:trixie-slim\nCOPY said /\nRUN true \\\n && cp /said /copied\n")
-    (tmp_path / "said").write_text(f"{time.time()}")
+    """An image is built without a change to this machine's network, and again only after a change to its files."""
+    (tmp_path / "Dockerfile").write_text("FROM debian:trixie-slim\nCOPY text /\nRUN true \\\n && cp /text /copied\n")
+    (tmp_path / "text").write_text(f"{time.time()}")
     (tmp_path / "unused").write_text("")
     before = root_network()
     tar = build_image(tmp_path, "lab-test:latest")
@@ -212,7 +225,7 @@ def test_a_build_needs_no_registry_and_touches_nothing(tmp_path: Path) -> None:
     assert build_image(tmp_path, "lab-test:latest") == tar
     with Engine(with_busybox=False) as engine:
         engine.load(tar)
-        assert engine.docker("run", "--rm", "lab-test", "cat", "/copied") == (tmp_path / "said").read_text()
+        assert engine.docker("run", "--rm", "lab-test", "cat", "/copied") == (tmp_path / "text").read_text()
     tar.unlink()
 
 
@@ -238,6 +251,7 @@ else:
 
 @pytest.mark.parametrize("how", ["close", "kill"])
 def test_nothing_is_left(how: str) -> None:
+    """Whether a lab is closed or killed, no process, namespace, mount, cgroup or link of it remains."""
     before = root_network()
     done = subprocess.run([sys.executable, "-c", LAB_THAT_IS_KILLED, how], capture_output=True, text=True, check=False)
     assert done.returncode == (0 if how == "close" else -signal.SIGKILL), done.stderr

@@ -236,7 +236,8 @@ _ENTRIES = (
     Key(
         name="fw.egress",
         field="egress",
-        meaning="what the container may open to other networks and to the host; a list drops everything else",
+        meaning="connections that the container may open, to other networks and to the host; with a list all others "
+        "are dropped",
         values="`all`, `none`, or a list of rules with `to`",
         default="`all`",
         example="443, 53/udp to 2001:4860:4860::8888",
@@ -278,7 +279,7 @@ _ENTRIES = (
     Key(
         name="fw.log",
         field="log",
-        meaning="log what is dropped, rate-limited, with the container's name",
+        meaning="log dropped packets, at a limited rate, with the container's name",
         values="`drop`, `none`",
         default="`FW_LOG`",
         example="drop",

@@ -46,6 +46,8 @@ class TableApplier:
         self._told: dict[ElementOwner, frozenset[str]] = {}
         #: When to try a refused table again, if its rules are in place.
         self._again = 0.0
+        #: True after an unexpected error: the kernel may have elements that the books lack.
+        self._distrusted = False
 
     def start(self) -> None:
         """Write the whole table from the facts. Raises NftError."""
@@ -65,6 +67,11 @@ class TableApplier:
         for owner in owners:
             self.behind[owner] = narrower or self.behind.get(owner, False)
         return new
+
+    def distrust(self, owners: Iterable[ElementOwner]) -> None:
+        """Compute these owners' elements again, and write the whole table again at the next `repair`."""
+        self._distrusted = True
+        self.owe(owners, narrower=True)
 
     def settle(self, owners: Iterable[ElementOwner]) -> None:
         """Unmark owners: their applied elements are right again."""
@@ -209,7 +216,7 @@ class TableApplier:
         Return True if it was written. Raises NftError.
         """
         began = time.monotonic()
-        if self._nft.intact() and not (self._nft.incomplete and began >= self._again):
+        if self._nft.intact() and not (self._distrusted or (self._nft.incomplete and began >= self._again)):
             return False
         try:
             self._replace(self.books)
@@ -244,6 +251,7 @@ class TableApplier:
         lasting, timed = self._besides()
         with self.cuts.kept() as held:
             self._nft.replace((*elements, *lasting), timed | held)
+        self._distrusted = False
 
     def _besides(self) -> tuple[set[Element], dict[Element, int]]:
         """Return the elements in addition to the books: permanent ones, and timed ones with their seconds."""

@@ -50,6 +50,10 @@ class Behind:
         if self.failed and time.monotonic() >= self._again:
             self.later()
 
+    def retry(self) -> None:
+        """Have `again` try the deferred work now: an unexpected error left it undone. Call under the lock."""
+        self.failed = True
+
     def _catch_up(self) -> None:
         end = time.monotonic() + _AT_A_TIME
         while self._running:
@@ -66,7 +70,8 @@ class Behind:
                         "the kernel refused a part of the table, which is out of date until the next try: %s", error
                     )
                 except BaseException:
-                    self._running = False
+                    self._running, self.failed = False, True
+                    self._again = time.monotonic() + max(_PATIENCE, _TIMES * (time.monotonic() - began))
                     raise
             if self._running and time.monotonic() >= end:
                 self._later(self._catch_up)

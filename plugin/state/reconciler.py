@@ -60,7 +60,9 @@ class Reconciler:
         self._lock = threading.RLock()
         self._view = PolicyView(defaults)
         self._writer = TableApplier(nft, self._view, later)
-        self._behind = Behind(self._writer, self._lock, self._apply, later)
+        #: True after an unexpected error: the facts may lack what `_settle` derives.
+        self._unsettled = False
+        self._behind = Behind(self._writer, self._lock, self._catch_up, later)
 
     # --- facts ----------------------------------------------------------------------------------------------------
 
@@ -153,32 +155,58 @@ class Reconciler:
         if after is before:
             return
         with self._view.deciding():
-            owners = self._view.changed(before, after)
+            owners = self._concerned(before, after)
             self._view.take(after, owners)
             owed = self._writer.owe(owners)
-            ends += self._writer.cuts.departed(before, after, owners)
-            gone = self._view.departing(owners)
-            # If the disk may refuse the change, only endpoints that leave are closed before the save.
-            self._writer.close_first(
-                {owner: self._view.who(owner) for owner in (gone if self.unsaved_reason else owners)}
-            )
-            after = self._settle(before, owners)
+            gone = owners  # if it cannot be told who leaves: Docker takes no departure back
             try:
-                self._save(before.saved, after.saved)
-            except FwError as error:
-                if not (observed or gone or self._writer.only_closes(before, owners)):
-                    self._take_back(before, owners, owed)
-                    raise
-                log.error("%s; what must be closed is closed all the same", error)
-            try:
-                self._apply(owners, before)
-                if room := self._view.room_left():
-                    self._writer.owe(room)
-                    self._apply(room)
-            except (NftError, OSError) as error:
-                self._refused(error, before, owners, owed, gone=bool(gone), observed=observed)
-                return
-            ends += self._writer.cuts.closed(before, after)
+                gone = self._view.departing(owners)
+                self._perform(before, owners, owed, ends, gone=gone, observed=observed)
+            except FwError:  # refused, and taken back
+                raise
+            except Exception:
+                self._broken(before, owners, take_back=not (gone or observed))
+                raise
+
+    def _concerned(self, before: Facts, after: Facts) -> Owners:
+        """Return the owners whose elements may change; all of them if that cannot be told."""
+        try:
+            return self._view.changed(before, after)
+        except Exception:
+            log.exception("which elements a change concerns could not be determined, so all are computed again")
+            return dict.fromkeys((*before.owners(), *after.owners()))
+
+    def _perform(
+        self,
+        before: Facts,
+        owners: Owners,
+        owed: Owners,
+        ends: list[Callable[[], Cut | None]],
+        *,
+        gone: Owners,
+        observed: bool,
+    ) -> None:
+        """Write the facts taken to disk and kernel. Raises FwError, with the facts taken back."""
+        ends += self._writer.cuts.departed(before, self._view.facts, owners)
+        # If the disk may refuse the change, only endpoints that leave are closed before the save.
+        self._writer.close_first({owner: self._view.who(owner) for owner in (gone if self.unsaved_reason else owners)})
+        after = self._settle(before, owners)
+        try:
+            self._save(before.saved, after.saved)
+        except FwError as error:
+            if not (observed or gone or self._writer.only_closes(before, owners)):
+                self._take_back(before, owners, owed)
+                raise
+            log.error("%s; what must be closed is closed all the same", error)
+        try:
+            self._apply(owners, before)
+            if room := self._view.room_left():
+                self._writer.owe(room)
+                self._apply(room)
+        except (NftError, OSError) as error:
+            self._refused(error, before, owners, owed, gone=bool(gone), observed=observed)
+            return
+        ends += self._writer.cuts.closed(before, after)
 
     def _settle(self, before: Facts, owners: Owners) -> Facts:
         """Add the derived sticky facts, and to `owners` those whose elements they change."""
@@ -211,10 +239,41 @@ class Reconciler:
             self._writer.whole(owners)
         raise FwError(f"the kernel refused the firewall's change: {error}") from error
 
+    def _broken(self, before: Facts, owners: Owners, *, take_back: bool) -> None:
+        """Recover from an unexpected error in the middle of a change, which may have stopped at any step.
+
+        A refusable edit is taken back; a departure is not. The table is written from the elements that are known to be
+        right, and the elements of all owners are computed again, until that succeeds.
+        """
+        log.exception("a change failed unexpectedly; the table is written again and all elements are computed again")
+        if take_back:
+            self._view.take(before, owners)
+        self._writer.distrust(self._view.owners())
+        self._unsettled = True
+        self._behind.retry()
+        try:
+            self._store.save(self.state, flush=True)
+        except FwError as error:
+            log.error("%s; the state file has the current state after the next save", error)
+        try:
+            self._writer.repair()
+        except Exception:
+            log.exception("the table could not be written again, which is tried again")
+
     def _take_back(self, before: Facts, owners: Owners, owed: Owners) -> None:
         self._view.take(before, owners)
         self._writer.settle(owed)
         self._behind.later()
+
+    def _catch_up(self, owners: Iterable[ElementOwner]) -> None:
+        """Apply deferred owners, and derive again what an unexpected error left out."""
+        if self._unsettled:
+            before = self._view.facts
+            with self._view.deciding():
+                after = self._settle(before, dict.fromkeys(self._view.owners()))
+            self._unsettled = False
+            self._save_or_log(before.saved, after.saved)
+        self._apply(owners)
 
     def _apply(self, owners: Iterable[ElementOwner], before: Facts | None = None) -> None:
         bans = self._view.state.bans
@@ -237,7 +296,7 @@ class Reconciler:
         try:
             self._save(before, after)
         except FwError as error:
-            log.error("%s; after a boot networks may not be confined until Docker answers", error)
+            log.error("%s; the state file may not have the current state until the next save", error)
 
     @property
     def unsaved_reason(self) -> str:

@@ -17,11 +17,12 @@ from tests.lab import DEFAULT, ENGINES, LabError
 
 GROUPS = {
     "hooks": "time inside the plugin of each hook, with few endpoints and with many",
-    "run": "docker run and rm -f, and the first answer to an outsider, on our network and on Docker's, guarded, "
+    "run": "docker run and rm -f, and the first answer to an outsider, on our network and on Docker's, protected, "
     "against a Docker without docker-fw",
     "guard": "how long after Docker's events a container on Docker's own network is open, and closed again",
-    "memory": "the plugin's processes idle, with many containers, guarded too, with many endpoints; the kernel's sets",
-    "packets": "established, new flows, connects, bulk, on our network and on Docker's, guarded, against a rule-free "
+    "memory": "the plugin's processes idle, with many containers, on Docker networks too, with many endpoints; the "
+    "kernel's sets",
+    "packets": "established, new flows, connects, bulk, on our network and on Docker's, protected, against a rule-free "
     "path and a Docker without docker-fw",
     "sources": "`from`: new flows and changes beside ten thousand containers with a list of their own",
     "leaving": "how soon the kernel has it that a container has gone, beside ten thousand whose rules name peers; what "
@@ -40,8 +41,8 @@ def steps(bed: Bed) -> list[Step]:
         bed.containers()
         memory.measure(bed, table, f"{scale.containers} containers")
 
-    def guarded(bed: Bed, table: Table) -> None:
-        bed.guarded()
+    def protected(bed: Bed, table: Table) -> None:
+        bed.protected()
         memory.measure(bed, table, f"{scale.containers} containers, on a network of Docker's too")
 
     def endpoints(bed: Bed, table: Table) -> None:
@@ -57,7 +58,7 @@ def steps(bed: Bed) -> list[Step]:
         ("sources", sources.measure),
         ("leaving", leaving.measure),
         ("memory", crowd),
-        ("memory", guarded),
+        ("memory", protected),
         ("packets", packets.many),
         ("guard", guard.crowded),
         ("memory", endpoints),
@@ -73,8 +74,13 @@ def main() -> int:
     )
     parser.add_argument("--engine", default=DEFAULT, choices=list(ENGINES), help="Docker's version (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="less of everything: two or three minutes, and rougher")
-    parser.add_argument("--only", action="append", choices=list(GROUPS), metavar="GROUP",
-                        help="only this group (again for more): %(choices)s")  # fmt: skip
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=list(GROUPS),
+        metavar="GROUP",
+        help="only this group (again for more): %(choices)s",
+    )
     parser.add_argument("--output", type=Path, default=OUTPUT, help="where the JSON goes (%(default)s)")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: terminated; what was measured until then follows"))

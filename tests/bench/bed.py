@@ -23,7 +23,7 @@ from tests.product import Fw
 #: An idle container with a label of docker-fw.
 LABEL = f"8080, {PORT}/tcp, {PORT}/udp"
 #: The Docker network that the crowd is also on.
-GUARDED = "guarded"
+PROTECTED = "protected"
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Bed:
         self._numbers = itertools.count(1)
         self._bare: Engine | None = None
         self._crowd: list[str] = []
-        self._guarded = False
+        self._protected = False
         self._connected = False
 
     def __enter__(self) -> Bed:
@@ -156,31 +156,33 @@ class Bed:
             self._crowd = names
         return self._crowd
 
-    def guarded(self) -> None:
-        """Connect the crowd's containers to `GUARDED`, too, and wait until docker-fw knows them all there."""
+    def protected(self) -> None:
+        """Connect the crowd's containers to `PROTECTED`, too, and wait until docker-fw knows them all there."""
         crowd = self.containers()
-        if not self._guarded:
-            say(f"connecting them to a network of Docker's own, {GUARDED}…")
-            self.network("bridge", GUARDED, *self.routed)
-            self._guarded = True
-            self._all(crowd, partial(_connect_to, GUARDED))
+        if not self._protected:
+            say(f"connecting them to a network of Docker's own, {PROTECTED}…")
+            self.network("bridge", PROTECTED, *self.routed)
+            self._protected = True
+            self._all(crowd, partial(_connect_to, PROTECTED))
             end = time.monotonic() + 60
             while self._known() < len(crowd):
                 if time.monotonic() > end:
-                    raise RuntimeError(f"docker-fw knows only {self._known()} of {len(crowd)} on {GUARDED} after 60 s")
+                    raise RuntimeError(
+                        f"docker-fw knows only {self._known()} of {len(crowd)} on {PROTECTED} after 60 s"
+                    )
                 time.sleep(0.2)
 
     def _known(self) -> int:
-        (network,) = (network for network in self.fw.status()["guarded"] if network["name"] == GUARDED)
+        (network,) = (network for network in self.fw.status()["guarded"] if network["name"] == PROTECTED)
         return sum(endpoint["known"] for endpoint in network["endpoints"])
 
     def endpoints(self) -> None:
-        """Connect the crowd's containers to further networks, up to `scale.endpoints`; they leave `GUARDED`."""
+        """Connect the crowd's containers to further networks, up to `scale.endpoints`; they leave `PROTECTED`."""
         crowd = self.containers()
-        if self._guarded:
-            self._all(crowd, lambda client, name: disconnect(client, GUARDED, name))
-            self.engine.docker("network", "rm", GUARDED)
-            self._guarded = False
+        if self._protected:
+            self._all(crowd, lambda client, name: disconnect(client, PROTECTED, name))
+            self.engine.docker("network", "rm", PROTECTED)
+            self._protected = False
         if not self._connected:
             say(f"connecting them to further networks, to {self.scale.endpoints} endpoints…")
             for n in range(1, self.scale.endpoints // self.scale.containers):

@@ -22,7 +22,7 @@ from plugin.kernel import netlink as nl
 from plugin.nftables import fields
 from plugin.nftables.sets import SETS
 from plugin.nftables.table import _DELSETELEM, _NEWSETELEM
-from tests.bench.bed import GUARDED, LABEL, Bed, connect, disconnect
+from tests.bench.bed import LABEL, PROTECTED, Bed, connect, disconnect
 from tests.bench.table import Table, median, percentile, say
 from tests.bench.traffic import within
 
@@ -53,8 +53,8 @@ def alone(bed: Bed, table: Table) -> None:
 
 def crowded(bed: Bed, table: Table) -> None:
     """On a Docker network with the crowd on it, which Docker must list each time."""
-    bed.guarded()
-    _measure(bed, table, GUARDED, f"beside {bed.scale.containers}")
+    bed.protected()
+    _measure(bed, table, PROTECTED, f"beside {bed.scale.containers}")
 
 
 def _measure(bed: Bed, table: Table, network: str, state: str) -> None:
@@ -100,16 +100,16 @@ def _come_and_go(bed: Bed, kernel: Kernel, network: str, times: Times) -> None:
     gone = kernel.when(_DELSETELEM, key, now)
     time.sleep(_SETTLE)
 
-    told = _events(bed, container, began)
+    reported = _events(bed, container, began)
     for what, until, event in (
-        ("open after `network connect`, docker run", opened, told["network connect"][0]),
+        ("open after `network connect`, docker run", opened, reported["network connect"][0]),
         (_PROCESS, opened, first),
-        (_START, opened, told["container start"][0]),
-        ("open after `network connect`, running container", reopened, told["network connect"][-1]),
+        (_START, opened, reported["container start"][0]),
+        ("open after `network connect`, running container", reopened, reported["network connect"][-1]),
         # Docker before 28 reports this event twice, at the beginning and at the end.
-        ("closed after `network disconnect`, running container", closed, told["network disconnect"][0]),
-        ("closed after `network disconnect`, docker rm -f", gone, told["network disconnect"][-1]),
-        ("closed after `die`, docker rm -f", gone, told["container die"][0]),
+        ("closed after `network disconnect`, running container", closed, reported["network disconnect"][0]),
+        ("closed after `network disconnect`, docker rm -f", gone, reported["network disconnect"][-1]),
+        ("closed after `die`, docker rm -f", gone, reported["container die"][0]),
     ):
         times[what].append((until - event) / 1e9)
 

@@ -52,10 +52,10 @@ def measure(bed: Bed, table: Table) -> None:
                 time.sleep(_PAUSE)
         for probe in probes.values():
             probe.close()
-    _tell(table, times, bed)
+    _add_rows(table, times, bed)
 
 
-def _tell(table: Table, times: dict[str, Times], bed: Bed) -> None:
+def _add_rows(table: Table, times: dict[str, Times], bed: Bed) -> None:
     few, lots, crowd = times["few"], times["many"], times["crowd"]
     many = f"{bed.scale.endpoints:,}"
     for hook in _HOOKS:

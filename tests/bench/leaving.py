@@ -8,7 +8,6 @@ The bench also measures the cost of reading 4 KB of labels, whatever their conte
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,6 +30,7 @@ from plugin.policy.saved import SavedState
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
 from tests.bench.bed import Bed
+from tests.bench.child import measured
 from tests.bench.table import Table, percentile, say
 from tests.kernel.site import Site
 
@@ -39,52 +39,56 @@ _SMALL, _LARGE = 10, 100
 _NET = Network(
     "b" * 64, "fw-bench", IPv4Interface("10.99.0.1/16"), IPv6Interface("2001:db8:99::1/64"), masquerade=False
 )
-_GUARDED = BridgeNetwork(
+_DOCKER_NETWORK = BridgeNetwork(
     "d" * 64, "bench", "br-bench", (IPv4Network("10.98.0.0/16"), IPv6Network("2001:db8:98::/64")), mode6="routed"
 )
 #: The known texts that cost most to read: each repeated, to 4 KB.
-_TEXTS = ("1 ", "22 from ", "22 from 10.0.0.1/33,", "1-65534 from ::/1,", "1 from container:a,", "22 5/minute ", "1\t",
-          "22 5/minute burst 1,", "\n", "1::1 ", "22 form 1,")  # fmt: skip
+_TEXTS = (
+    "1 ",
+    "22 from ",
+    "22 from 10.0.0.1/33,",
+    "1-65534 from ::/1,",
+    "1 from container:a,",
+    "22 5/minute ",
+    "1\t",
+    "22 5/minute burst 1,",
+    "\n",
+    "1::1 ",
+    "22 form 1,",
+)
 _ROUNDS = 15
 
 
 def measure(bed: Bed, table: Table) -> None:
     many = bed.scale.lists
     say(f"leaving: containers go beside {many:,} that name their peers")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.bench.leaving", str(many)],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=1800,
-    )
-    if done.returncode:
-        raise RuntimeError(f"tests.bench.leaving failed:\n{done.stderr[-2000:]}")
-    tell(table, json.loads(done.stdout), many)
+    add_rows(table, measured("leaving", many, timeout=1800), many)
 
 
-def tell(table: Table, told: Mapping[str, Any], many: int) -> None:
+def add_rows(table: Table, results: Mapping[str, Any], many: int) -> None:
     for kind, where in (("hook", "docker-fw's network (Leave)"), ("event", "Docker's network (die)")):
-        few, crowd = told["few"][kind], told["many"][kind]
+        few, crowd = results["few"][kind], results["many"][kind]
         for part, words, percent, aim in (
-            ("closed", "closed", 50, ""), ("closed", "closed", 99, "value < 5"),
-            ("work", "closed, work for it", 50, ""), ("work", "closed, work for it", 99, "value < 5"),
+            ("closed", "closed", 50, ""),
+            ("closed", "closed", 99, "value < 5"),
+            ("work", "closed, work for it", 50, ""),
+            ("work", "closed, work for it", 99, "value < 5"),
             ("done", "all done", 50, ""),
-        ):  # fmt: skip
+        ):
             what = f"leaving: {words}, on {where}, p{percent}, beside {many:,} with peers by name vs beside none"
             value, base = (1e3 * percentile(times[part], percent) for times in (crowd, few))
             table.add(what, value, "ms", base, aim)
-    for key, (worst, text, plain) in told["labels"].items():
+    for key, (worst, text, plain) in results["labels"].items():
         table.add(f"labels: 4 KB of {key}, the slowest ({text!r}) vs 256 ports", worst, "ms", plain, "value < 10")
 
 
 class Watched:
     """`Nft`, with the return time of the transaction that removed the last element that opens for an address."""
 
-    def __init__(self, nft: Nft, stands: Iterable[Element], addresses: Iterable[IPv6Address]) -> None:
+    def __init__(self, nft: Nft, elements: Iterable[Element], addresses: Iterable[IPv6Address]) -> None:
         self._change = nft.change
         self._open: dict[object, set[Element]] = {address: set() for address in addresses}
-        for element in stands:
+        for element in elements:
             self._noted(element)
         self._waiting: set[Element] = set()
         self._closed = 0.0, 0.0
@@ -131,20 +135,20 @@ def _members(network: Network | BridgeNetwork, first: int, count: int, size: int
 
 
 def _child(many: int) -> dict[str, Any]:
-    told: dict[str, Any] = {"labels": _labels()}
+    results: dict[str, Any] = {"labels": _labels()}
     with Site() as site, site.inside(), tempfile.TemporaryDirectory() as directory:
         change = site.nft.change
         for state, count in (("few", 0), ("many", many)):
-            told[state] = {}
-            for kind, network in (("hook", _NET), ("event", _GUARDED)):
+            results[state] = {}
+            for kind, network in (("hook", _NET), ("event", _DOCKER_NETWORK)):
                 crowd = list(_members(network, 1024, count, _SMALL, "crowd"))
                 leavers = list(_members(network, 0, _LARGE, _LARGE, "leaver"))[2:]
                 reconciler = Reconciler(site.nft, Store(f"{directory}/{state}{kind}"), Defaults(), later=lambda _: None)
                 site.nft.change = change  # type: ignore[method-assign]
                 go = (_hook if kind == "hook" else _event)(reconciler, crowd, leavers)
                 watched = Watched(site.nft, reconciler.should()[1], [each.addr6 for each in leavers if each.addr6])
-                told[state][kind] = _timed(watched, leavers, go)
-    return told
+                results[state][kind] = _timed(watched, leavers, go)
+    return results
 
 
 def _hook(state: Reconciler, crowd: list[Endpoint], leavers: list[Endpoint]) -> Callable[[Endpoint], object]:
@@ -158,7 +162,7 @@ def _hook(state: Reconciler, crowd: list[Endpoint], leavers: list[Endpoint]) -> 
 def _event(state: Reconciler, crowd: list[Endpoint], leavers: list[Endpoint]) -> Callable[[Endpoint], object]:
     state.start(Facts())
     guard = EndpointTracker(state)
-    guard.replace([_GUARDED], [*crowd, *leavers], asked=guard.now())
+    guard.replace([_DOCKER_NETWORK], [*crowd, *leavers], asked=guard.now())
 
     def die(each: Endpoint) -> None:
         assert each.container

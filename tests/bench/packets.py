@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from plugin.kernel import netlink as nl
-from tests.bench.bed import GUARDED, LABEL, Bed
+from tests.bench.bed import LABEL, PROTECTED, Bed
 from tests.bench.table import Table, percentile, say
 from tests.bench.traffic import PORT, Datagrams, Path, new_flows, within
 from tests.lab import Engine
@@ -28,7 +28,7 @@ _KINDS = {
     "bulk TCP": "Gbit/s",
 }
 _FREE, _DOCKER, _FW = "rule-free", "Docker's bridge", "docker-fw"
-_GUARDED = "Docker's bridge, guarded"
+_PROTECTED = "Docker's bridge, protected"
 #: Docker leaves it open to packets that are routed to the container.
 _PORTS = ("-p", f"{PORT}:{PORT}/tcp", "-p", f"{PORT}:{PORT}/udp")
 #: …and so does docker-fw.
@@ -48,28 +48,28 @@ class Packets:
         self._alone: dict[int, Rates] = {}
 
     def one(self, bed: Bed, table: Table) -> None:
-        with _free(bed) as free, _docker(bed) as docker, _ours(bed) as ours, _guarded(bed) as guarded:
-            targets = {_FREE: free, _DOCKER: docker, _FW: ours, _GUARDED: guarded}
+        with _free(bed) as free, _docker(bed) as docker, _ours(bed) as ours, _protected(bed) as protected:
+            targets = {_FREE: free, _DOCKER: docker, _FW: ours, _PROTECTED: protected}
             for family in bed.scale.families:
                 self._alone[family] = _measure(bed, table, family, "1 container", targets)
 
     def many(self, bed: Bed, table: Table) -> None:
-        bed.guarded()
+        bed.protected()
         count = bed.scale.containers
         with (
             _free(bed) as free,
             _docker(bed) as docker,
             _one_more(bed, "crowd") as ours,
-            _one_more(bed, GUARDED) as guarded,
+            _one_more(bed, PROTECTED) as protected,
         ):
-            targets = {_FREE: free, _DOCKER: docker, _FW: ours, _GUARDED: guarded}
+            targets = {_FREE: free, _DOCKER: docker, _FW: ours, _PROTECTED: protected}
             rates = _measure(bed, table, 6, f"{count} containers", targets)
         alone = self._alone.get(6)
         if alone is None:
             return
         for kind, unit in _KINDS.items():
             drift = rates[kind, _FREE] / alone[kind, _FREE]
-            for path, of in ((_FW, ""), (_GUARDED, f": {_GUARDED},")):
+            for path, of in ((_FW, ""), (_PROTECTED, f": {_PROTECTED},")):
                 name = f"packets: {kind}, IPv6, {count} containers{of} vs 1 (by the rule-free path's own drift)"
                 table.add(name, rates[kind, path], unit, alone[kind, path] * drift, _AIM)
 
@@ -103,8 +103,10 @@ def _measure(bed: Bed, table: Table, family: int, state: str, targets: Mapping[s
         where = f"packets: {kind}, IPv{family}, {state}"
         table.add(f"{where} vs rule-free", rates[kind, _FW], unit, rates[kind, _FREE])
         table.add(f"{where} vs Docker's bridge", rates[kind, _FW], unit, rates[kind, _DOCKER], _AIM)
-        table.add(f"{where}: {_GUARDED} vs rule-free", rates[kind, _GUARDED], unit, rates[kind, _FREE])
-        table.add(f"{where}: {_GUARDED} vs Docker's bridge", rates[kind, _GUARDED], unit, rates[kind, _DOCKER], _AIM)
+        table.add(f"{where}: {_PROTECTED} vs rule-free", rates[kind, _PROTECTED], unit, rates[kind, _FREE])
+        table.add(
+            f"{where}: {_PROTECTED} vs Docker's bridge", rates[kind, _PROTECTED], unit, rates[kind, _DOCKER], _AIM
+        )
         if state == "1 container":
             table.add(f"{where}: Docker's bridge vs rule-free", rates[kind, _DOCKER], unit, rates[kind, _FREE])
     table.note("packets: rates are per second of one CPU (the sender's thread, which carries the whole path)")
@@ -154,9 +156,9 @@ def _docker(bed: Bed) -> Iterator[Target]:
 
 
 @contextmanager
-def _guarded(bed: Bed) -> Iterator[Target]:
+def _protected(bed: Bed) -> Iterator[Target]:
     """Yield the same on the engine with docker-fw, where a label opens the port."""
-    with _alone(bed, bed.engine, "bridge", "packets-guarded", bed.routed, (*_PORTS, *_LABEL)) as target:
+    with _alone(bed, bed.engine, "bridge", "packets-protected", bed.routed, (*_PORTS, *_LABEL)) as target:
         yield target
 
 
@@ -173,7 +175,7 @@ def _one_more(bed: Bed, network: str) -> Iterator[Target]:
 
     It is on this network alone, so its replies return through it.
     """
-    ports = _PORTS if network == GUARDED else ()
+    ports = _PORTS if network == PROTECTED else ()
     with _container(bed, bed.engine, f"packets-{network}", network, (*ports, *_LABEL)) as target:
         yield target
 

@@ -20,6 +20,7 @@ from plugin.nftables.document import element_text
 from plugin.nftables.sets import TABLE, Change, Element
 from plugin.nftables.table import Nft
 from tests.bench.bed import Bed
+from tests.bench.child import measured
 from tests.bench.table import Table, median, say
 
 _NET = int(IPv6Address("2001:db8:b::"))
@@ -30,24 +31,15 @@ _FEW, _CROWD = 10, 1000
 def measure(bed: Bed, table: Table) -> None:
     many = bed.scale.elements
     say(f"rules: one change at 10 and {many} elements, and beside a blocklist of {many}")
-    done = subprocess.run(
-        ["unshare", "--net", "--", sys.executable, "-m", "tests.bench.rules", str(many)],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    if done.returncode:
-        raise RuntimeError(f"tests.bench.rules failed:\n{done.stderr[-2000:]}")
-    told: dict[str, Any] = json.loads(done.stdout)
+    results = measured("rules", many, "unshare", "--net", "--", timeout=600)
     for state in ("10", f"{many:,}", f"{many:,}, beside a blocklist of {many:,}"):
-        own, text = told["changes"].pop(0)
+        own, text = results["changes"].pop(0)
         table.add(f"rules: one element in or out of {state} vs libnftables", own * 1e3, "ms", text * 1e3, "value < 1")
-    table.add("rules: is our table intact?", told["intact"] * 1e3, "ms")
-    table.add(f"rules: the whole table anew, {many:,} elements", told["replace"] * 1e3, "ms")
-    table.add("memory: kernel, the empty table", told["empty"] / 1e6, "MB")
-    table.add(f"memory: kernel, {many:,} elements in it", told["full"] / 1e6, "MB")
-    few, crowd = told["rates"]
+    table.add("rules: is our table intact?", results["intact"] * 1e3, "ms")
+    table.add(f"rules: the whole table anew, {many:,} elements", results["replace"] * 1e3, "ms")
+    table.add("memory: kernel, the empty table", results["empty"] / 1e6, "MB")
+    table.add(f"memory: kernel, {many:,} elements in it", results["full"] / 1e6, "MB")
+    few, crowd = results["rates"]
     for count, rates in ((_FEW, few), (_CROWD, crowd)):
         table.add(f"rules: a rate of a new address in, beside {count:,} others", rates["in"] * 1e3, "ms")
         table.add(f"rules: it goes, beside {count:,} others", rates["out"] * 1e3, "ms")

@@ -6,7 +6,6 @@ Each list is different. It runs in a namespace and a process of its own; nothing
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ from plugin.policy.saved import SavedState
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
 from tests.bench.bed import Bed
+from tests.bench.child import measured
 from tests.bench.table import Table, percentile, say
 from tests.bench.traffic import PORT, Path, new_flows
 from tests.kernel.site import Site
@@ -39,21 +39,12 @@ _CT_DELETE = (1 << 8) | 2
 def measure(bed: Bed, table: Table) -> None:
     many = bed.scale.lists
     say(f"sources: new flows and changes beside {many:,} containers with a `from` list of their own")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.bench.sources", str(many)],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    if done.returncode:
-        raise RuntimeError(f"tests.bench.sources failed:\n{done.stderr[-2000:]}")
-    told: dict[str, Any] = json.loads(done.stdout)
+    results = measured("sources", many)
     for kind in ("to an open port", "to a port that is open to a list"):
-        few, crowd = told["few"][kind], told["many"][kind]
+        few, crowd = results["few"][kind], results["many"][kind]
         name = f"sources: new UDP flows {kind}, beside {many:,} lists vs beside none"
         table.add(name, 1e9 / crowd, "flows/s", 1e9 / few, "ratio > 0.95")
-    listed, plain = told["few"]["to a port that is open to a list"], told["few"]["to an open port"]
+    listed, plain = results["few"]["to a port that is open to a list"], results["few"]["to an open port"]
     table.add(
         "sources: new UDP flows to a port that is open to a list vs to everybody", 1e9 / listed, "flows/s", 1e9 / plain
     )
@@ -64,9 +55,11 @@ def measure(bed: Bed, table: Table) -> None:
             "peer": "a peer of one container comes or goes",
         }
         name = f"sources: {words[what]}, beside {many:,} lists vs beside none"
-        table.add(name, told["many"][what] * 1e3, "ms", told["few"][what] * 1e3, "ratio < 1.5")
+        table.add(name, results["many"][what] * 1e3, "ms", results["few"][what] * 1e3, "ratio < 1.5")
     table.add(
-        f"sources: the whole table anew, {many:,} lists ({told['elements']:,} elements)", told["replace"] * 1e3, "ms"
+        f"sources: the whole table anew, {many:,} lists ({results['elements']:,} elements)",
+        results["replace"] * 1e3,
+        "ms",
     )
 
 
@@ -83,18 +76,21 @@ def _crowd(count: int) -> dict[str, Endpoint]:
     lists, first = _lists(Random(1)), int(IPv6Address("2001:db8:99::1:0"))
     return {
         f"{n:064x}": Endpoint(
-            f"{n:064x}", _NET.id, addr6=IPv6Address(first + n), joined=True,
+            f"{n:064x}",
+            _NET.id,
+            addr6=IPv6Address(first + n),
+            joined=True,
             container=Container(f"{n:064x}", f"c{n}", PolicySpec(allow=(next(lists),))),
         )
         for n in range(count)
-    }  # fmt: skip
+    }
 
 
 def _child(many: int) -> dict[str, Any]:
     with Site() as site:
         ours = site.network(1)
         boxes = {"to an open port": site.box(ours, 2), "to a port that is open to a list": site.box(ours, 3)}
-        told: dict[str, Any] = {}
+        results: dict[str, Any] = {}
         fresh = new_flows(_FLOWS)
         for state, count in (("few", 0), ("many", many)):
             # `from` of each prefix length that the rules look up, so that the outsider's is found after all the others.
@@ -111,10 +107,10 @@ def _child(many: int) -> dict[str, Any]:
                 reconciler = Reconciler(site.nft, Store(f"{directory}/state"), Defaults(), later=lambda work: None)
                 began = time.perf_counter()
                 reconciler.start(Facts(state_))
-                told["replace"], told["elements"] = time.perf_counter() - began, len(reconciler.should()[1])
-                told[state] = {kind: _flows(site, box.path, str(box.v6), fresh) for kind, box in boxes.items()}
-                told[state] |= _changes(reconciler)
-        return told
+                results["replace"], results["elements"] = time.perf_counter() - began, len(reconciler.should()[1])
+                results[state] = {kind: _flows(site, box.path, str(box.v6), fresh) for kind, box in boxes.items()}
+                results[state] |= _changes(reconciler)
+        return results
 
 
 def _flows(site: Site, server: str, address: str, fresh: Any) -> float:
@@ -135,9 +131,11 @@ def _changes(reconciler: Reconciler) -> dict[str, float]:
     for _ in range(_CHANGES):
         newcomer, peer = _one(2, next(lists)), _one(3, name="peer")
         for kind, work in (
-            ("in", partial(reconciler.put_endpoint, newcomer)), ("out", partial(reconciler.drop_endpoint, newcomer.id)),
-            ("peer", partial(reconciler.put_endpoint, peer)), ("peer", partial(reconciler.drop_endpoint, peer.id)),
-        ):  # fmt: skip
+            ("in", partial(reconciler.put_endpoint, newcomer)),
+            ("out", partial(reconciler.drop_endpoint, newcomer.id)),
+            ("peer", partial(reconciler.put_endpoint, peer)),
+            ("peer", partial(reconciler.drop_endpoint, peer.id)),
+        ):
             began = time.perf_counter()
             work()
             times[kind].append(time.perf_counter() - began)

@@ -26,7 +26,7 @@ _VARIANTS: dict[str, tuple[str, ...]] = {
 }
 _FW, _BRIDGE = "run-fw", "run-bridge"
 #: The docker-fw network; Docker's bridge without docker-fw; Docker's bridge, protected.
-_KINDS = ("fw", "bridge", "guarded")
+_KINDS = ("fw", "bridge", "protected")
 #: A difference due to noise alone is no miss.
 _AIM = "ratio < 1.05"
 #: Seconds after which the background work of the last command is done.
@@ -58,11 +58,11 @@ def measure(bed: Bed, table: Table) -> None:
         base = 1e3 * median(times[what, variant, "bridge"])
         if kind == "fw":
             table.add(f"run: {what}, {variant} vs Docker's bridge", 1e3 * median(values), "ms", base, _AIM)
-        if kind == "guarded":
+        if kind == "protected":
             name = f"run: {what}, {variant}, on Docker's bridge beside docker-fw vs without"
             table.add(name, 1e3 * median(values), "ms", base, _AIM)
     table.add("run: the plugin's CPU time for one run and rm", 1e3 * median(cpu["fw"]), "ms")
-    table.add("run: the plugin's CPU time for one run and rm, on Docker's bridge", 1e3 * median(cpu["guarded"]), "ms")
+    table.add("run: the plugin's CPU time for one run and rm, on Docker's bridge", 1e3 * median(cpu["protected"]), "ms")
     table.note("run, packets: Docker's bridge without docker-fw is on a second engine of the same version")
     bed.engine.docker("network", "rm", _FW, _BRIDGE)
     bed.bare.docker("network", "rm", _BRIDGE)

@@ -33,7 +33,7 @@ _COMMANDS = {
 }
 
 
-def standing(engine: Engine) -> dict[str, set[str]]:
+def state_of(engine: Engine) -> dict[str, set[str]]:
     """Return the host's state line by line, by kind."""
     return {what: set(engine.host.run(["sh", "-c", how]).stdout.splitlines()) for what, how in _COMMANDS.items()}
 

@@ -126,7 +126,7 @@ def published_ports_obey(each: Fw, where: str) -> None:
                     for (_, container, port), target in tried.items()
                     if port == "80" or (container == label and port in ("8080", "53/udp"))
                 }
-                until(lambda: seen(each, *tried.values()) == right, "what answers is what should", 5)
+                until(lambda: seen(each, *tried.values()) == right, "exactly the permitted ports answer", 5)
                 assert seen(each, *tried.values()) == right
                 assert set(each.host.probe(list(tried.values())).values()) == {"open"}
                 for address in filter(None, each.engine.address(plain, name)):

@@ -6,7 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
-from tests.engine.leftovers import standing
+from tests.engine.leftovers import state_of
 from tests.lab import ENGINES, Engine, engine_root
 from tests.product import ROOT, Fw, image_tar
 from tests.waiting import until
@@ -31,7 +31,7 @@ class Sidecar(Fw):
             engine.host.run(["sh", "-ec", f"mkdir -p {plugins}; cp {lent} {plugins}"])
         engine.docker("run", "--rm", "busybox", "true")  # creates Docker's objects for the first container
         fw = cls(engine, driver="fw")
-        fw.before = standing(engine)
+        fw.before = state_of(engine)
         engine.load(image_tar())
         fw.user(UP)
         until(fw.answers, "the sidecar answers")

@@ -55,15 +55,22 @@ def test_a_label_opens_just_what_it_says_on_just_that_container(each: Fw) -> Non
                     ("udp", 53),
                     ("sctp", 7),
                 }
-                assert silent == {("tcp", 8079), ("tcp", 8081), ("tcp", 8999), ("tcp", 9101), ("udp", 54),
-                                  ("udp", 8080), ("sctp", 8)}  # fmt: skip
+                assert silent == {
+                    ("tcp", 8079),
+                    ("tcp", 8081),
+                    ("tcp", 8999),
+                    ("tcp", 9101),
+                    ("udp", 54),
+                    ("udp", 8080),
+                    ("sctp", 8),
+                }
             for address in each.addresses(plain, net):
                 others = [("tcp", 8080), ("tcp", 9050), ("udp", 53), ("sctp", 7)]
                 seen = each.wan.probe([(proto, address, port) for proto, port in others])
                 assert set(seen.values()) == {"silent"}
 
 
-def test_the_exception_stands_before_the_containers_first_instruction(each: Fw) -> None:
+def test_a_label_opens_before_the_containers_first_instruction(each: Fw) -> None:
     """A labelled port is open when `docker run` returns, and a closed port never answers before, not once."""
     with each.network() as net:
         # A first container shows the address that the next one gets.
@@ -184,7 +191,7 @@ def test_connect_and_disconnect_of_a_running_container(each: Fw) -> None:
             assert each.wan.probe.tcp(each.addresses(app, one)[1], 8080) == "open"
 
 
-def test_dockers_own_bridges_stay_as_docker_guards_them(each: Fw) -> None:
+def test_docker_bridges_open_no_further_than_docker_alone_opens_them(each: Fw) -> None:
     """Docker's own bridge opens no further to outsiders and containers on docker-fw networks than before."""
     each.engine.docker("run", "-d", "--name", "theirs", "busybox", "sleep", "inf")
     try:
@@ -198,7 +205,7 @@ def test_dockers_own_bridges_stay_as_docker_guards_them(each: Fw) -> None:
         each.remove("theirs")
 
 
-def test_nobody_speaks_in_a_neighbours_name(deep: Fw) -> None:
+def test_no_packet_leaves_with_a_neighbours_address(deep: Fw) -> None:
     """Root in a container, with every right over its own link, cannot reach a neighbour with another's address.
 
     Neither a packet nor an ARP reply or neighbour advertisement for that address arrives; with its own address they do.
@@ -221,10 +228,11 @@ def test_nobody_speaks_in_a_neighbours_name(deep: Fw) -> None:
             option = b"\2\1" + own + b"\xfe\6" + os.urandom(46)
             advert = bytes(icmp(own6, six, 136, body=b"\x20\0\0\0" + packed(mine6) + option))
             return [
-                speaks(b"\x08\x06", arp), speaks(b"\x86\xdd", advert),
+                speaks(b"\x08\x06", arp),
+                speaks(b"\x86\xdd", advert),
                 speaks(b"\x08\x00", bytes(udp(mine4, four, 9, 9, os.urandom(18)))),
                 speaks(b"\x86\xdd", bytes(udp(mine6, six, 9, 9, os.urandom(18)))),
-            ]  # fmt: skip
+            ]
 
         with inside(there), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as ears:
             ears.bind(("eth0", 3))
@@ -239,5 +247,5 @@ def test_nobody_speaks_in_a_neighbours_name(deep: Fw) -> None:
 
 def hardware(fw: Fw, container: str, net: Net) -> bytes:
     """Return the container's MAC on a network."""
-    told = fw.engine.inspect(container)["NetworkSettings"]["Networks"][net.name]
-    return bytes.fromhex(told["MacAddress"].replace(":", ""))
+    attachment = fw.engine.inspect(container)["NetworkSettings"]["Networks"][net.name]
+    return bytes.fromhex(attachment["MacAddress"].replace(":", ""))

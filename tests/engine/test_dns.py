@@ -24,7 +24,7 @@ def resolver(fw: Fw, address: str) -> Iterator[None]:
 def egress_restricted(fw: Fw, net: Net, *options: str) -> str:
     """Start a container that may initiate nothing, and check that it cannot."""
     app = fw.run(net, "--label", "fw.egress=none", *options)
-    until(lambda: fw.engine.netns(app).probe.tcp(fw.wan.FAR_V4, 8000, timeout=0.3) == "silent", "it is confined")
+    until(lambda: fw.engine.netns(app).probe.tcp(fw.wan.FAR_V4, 8000, timeout=0.3) == "silent", "egress is restricted")
     return app
 
 
@@ -48,7 +48,7 @@ def test_names_leave_by_the_hosts_resolver(deep: Fw, driver: str | None) -> None
             assert not host.seen()
             assert not [each for each in far.seen() if each["port"] == 53]
             asks(egress_restricted(deep, net))
-            assert host.seen(), "the leak that is written down"
+            assert host.seen(), "the documented leak"
             spec = " ".join(deep.fwctl("status").split())
             assert "DNS queries bypass fw.egress: Docker's DNS forwards them to the host's resolver (127.0.0.1)" in spec
         # Another DNS server of the host may or may not be reached from the host: status reports which.

@@ -20,7 +20,7 @@ def test_the_compose_example_answers_as_it_says(fw: Fw) -> None:
     assert not wrong
 
 
-def test_a_stack_that_says_nothing_of_docker_fw_is_guarded(fw: Fw) -> None:
+def test_a_stack_without_docker_fw_options_is_protected(fw: Fw) -> None:
     """compose-examples/unchanged.yml, on a Docker network: the published database is closed, the rest answers."""
     up(fw, "unchanged.yml")
     try:
@@ -83,9 +83,9 @@ def test_fwctl_runs_from_the_image(fw: Fw) -> None:
     mount = "/run/docker/plugins:/run/docker/plugins"
     with fw.network() as net:
         app = fw.run(net, "-p", "18600:80", "-p", "18601:5432")
-        told = fw.engine.docker("run", "--rm", "-v", mount, IMAGE, "ports")
-        assert f"{app:<30} 0.0.0.0:18600->80/tcp" in told
-        assert "18601->5432/tcp  (closed to the outside: fw.allow does not open 5432/tcp)" in told
+        output = fw.engine.docker("run", "--rm", "-v", mount, IMAGE, "ports")
+        assert f"{app:<30} 0.0.0.0:18600->80/tcp" in output
+        assert "18601->5432/tcp  (closed to the outside: fw.allow does not open 5432/tcp)" in output
         assert app in fw.engine.docker("run", "--rm", "-v", mount, IMAGE, "status")
     assert "cleanup" in fw.engine.docker("run", "--rm", IMAGE, "--help")
     lost = fw.engine.try_docker("run", "--rm", IMAGE, "status")

@@ -67,8 +67,11 @@ class Site:
         """
         v4, v6 = self.fw.host.v4, self.fw.host.v6
         theirs: list[Target] = [("tcp", v4, 18080), ("tcp", v6, 18080), ("tcp", v4, 18088)]
-        return [*theirs, *([("tcp", v6, 18088)] if self.docker_does_v6 else []),
-                *(("tcp", h, p) for h in (v4, v6) for p in (28080, 28088))]  # fmt: skip
+        return [
+            *theirs,
+            *([("tcp", v6, 18088)] if self.docker_does_v6 else []),
+            *(("tcp", h, p) for h in (v4, v6) for p in (28080, 28088)),
+        ]
 
     def sees(self, others: Verdict, *opened: Target, **more: list[Target]) -> None:
         """Check that an outsider sees only this open, ssh of the host, and `others` on another port of the host."""
@@ -101,13 +104,13 @@ class Site:
         (verdict,) = set(probe([("tcp", h, 8000) for h in (self.fw.host.v4, self.fw.host.v6)]).values())
         return verdict
 
-    def stands(self) -> str:
+    def table_handle(self) -> str:
         """Return the handle of docker-fw's table, which changes if the table was removed.
 
         The rule for its mark must be active, too.
         """
         for tool in ("iptables", *(["ip6tables"] if self.docker_does_v6 else [])):
-            until(lambda tool=tool: "docker-fw" in self.rules(tool, "DOCKER-USER"), f"the rule of {tool} stands")
+            until(lambda tool=tool: "docker-fw" in self.rules(tool, "DOCKER-USER"), f"the rule of {tool} is active")
             until(lambda tool=tool: "-j DOCKER-USER" in self.rules(tool, "FORWARD"), f"FORWARD of {tool} leads to it")
         return self.fw.host.run(["nft", "-a", "list", "table", "inet", "docker-fw"]).stdout.partition("\n")[0]
 
@@ -154,7 +157,7 @@ def kept_closed(hammer: Hammer) -> None:
     assert not hammer.result.opened
 
 
-def test_ufw_guards_the_host_and_docker_fw_the_containers(fw: Fw) -> None:
+def test_ufw_protects_the_host_and_docker_fw_the_containers(fw: Fw) -> None:
     """With ufw enabled, closed ports never answer, and all others do.
 
     ufw is enabled after docker-fw, reloaded, disabled, and active before it at boot. Published ports and docker-fw
@@ -167,7 +170,7 @@ def test_ufw_guards_the_host_and_docker_fw_the_containers(fw: Fw) -> None:
         inside = at.direct() + at.published()
         with host.probe.serve(tcp=[22, 8000]):
             at.sees("open", *inside)
-            table = at.stands()
+            table = at.table_handle()
             types(host, "ufw --force enable")
             if not at.docker_does_v6:
                 at.sees("silent", silent=[*at.direct(at.ours_at[1]), ("tcp", host.v6, 28080)])
@@ -179,21 +182,21 @@ def test_ufw_guards_the_host_and_docker_fw_the_containers(fw: Fw) -> None:
             until(lambda: at.leaves(at.ours, fw.wan.FAR_V4, fw.wan.FAR_V6), "our container reaches the Internet")
             until(lambda: at.leaves(at.theirs, fw.wan.FAR_V4), "theirs reaches the Internet")
             assert at.host_service() == "silent"
-            assert at.stands() == table
+            assert at.table_handle() == table
             types(host, "ufw disable")
             at.sees("open", *inside)
-            assert at.stands() == table
+            assert at.table_handle() == table
         types(host, "ufw --force enable")
         fw.engine.reboot(start=False)
         types(host, "/lib/ufw/ufw-init start")
         fw.engine.start()
         with host.probe.serve(tcp=[22, 8000]):
             at.sees("silent", *inside)
-            at.stands()
+            at.table_handle()
         kept_closed(hammer)
 
 
-def test_firewalld_guards_the_host_and_docker_fw_the_containers(fw: Fw) -> None:
+def test_firewalld_protects_the_host_and_docker_fw_the_containers(fw: Fw) -> None:
     """firewalld is active before Docker, reloaded, and restarted: closed ports never answer, published ports do.
 
     Addresses on docker-fw networks answer, and their containers get out, once firewalld has `fw-+` in a zone that it
@@ -214,7 +217,7 @@ def test_firewalld_guards_the_host_and_docker_fw_the_containers(fw: Fw) -> None:
     ):
         inside = at.direct() + at.published()
         at.sees("refused", *at.published(), refused=at.direct())
-        table = at.stands()
+        table = at.table_handle()
         assert not at.leaves(at.ours, fw.wan.FAR_V4)
         dockers = "docker-forwarding" in host.run(["firewall-cmd", "--get-policies"]).stdout
         types(host, *(ZONE_OF_DOCKER if dockers else ZONE_OF_OURS))
@@ -224,12 +227,12 @@ def test_firewalld_guards_the_host_and_docker_fw_the_containers(fw: Fw) -> None:
         until(lambda: at.leaves(at.ours, fw.wan.FAR_V4, fw.wan.FAR_V6), "our container reaches the Internet")
         until(lambda: at.leaves(at.theirs, fw.wan.FAR_V4), "theirs reaches the Internet")
         assert at.host_service() == ("open" if dockers else "refused")
-        assert at.stands() == table
+        assert at.table_handle() == table
         process.signal(signal.SIGTERM)
         process.wait()
         firewalld(host)
         at.sees("refused", *inside)
-        assert at.stands() == table
+        assert at.table_handle() == table
         kept_closed(hammer)
 
 
@@ -239,7 +242,7 @@ def firewalld(host: Host) -> Process:
     return process
 
 
-def test_the_readme_tells_these_commands() -> None:
+def test_the_readme_lists_these_commands() -> None:
     """The README lists the commands that these tests run."""
     readme = (ROOT / "README.md").read_text().splitlines()
     assert not {*UFW_ROUTES, *ZONE_OF_DOCKER, *ZONE_OF_OURS} - set(readme)

@@ -42,7 +42,9 @@ def test_addresses_of_their_own_are_closed_but_for_the_policy(each: Fw) -> None:
             tried = [("tcp", a, p) for a in (v4, v6) for p in (22, 80, 443, 8080, *CLOSED)]
             tried += [("udp", a, 53) for a in (v4, v6)]
             right = set() if each.engine.version == "28.5.2" else {("tcp", v6, p) for p in (22, 80, 443, 8080)}
-            until(lambda: {t for t in seen(each, *tried) if t[1] == v6} == right, "what answers is what should", 5)
+            until(
+                lambda: {t for t in seen(each, *tried) if t[1] == v6} == right, "exactly the permitted ports answer", 5
+            )
             assert not {t for t in seen(each, *tried) if t[2] in CLOSED or t[0] == "udp"}
 
 
@@ -59,7 +61,7 @@ def test_a_routed_networks_own_addresses_answer_on_the_policy(fw: Fw, mode: str)
             addresses = fw.addresses(app, net)
             right = {("tcp", a, p) for a in addresses for p in (22, 80, 443, 8080)}
             tried = [*right, *(("tcp", a, p) for a in addresses for p in CLOSED), *(("udp", a, 53) for a in addresses)]
-            until(lambda: seen(fw, *tried) == right, "what answers is what should", 5)
+            until(lambda: seen(fw, *tried) == right, "exactly the permitted ports answer", 5)
             assert {v for t, v in fw.wan.probe(tried).items() if t not in right} == {"silent"}
 
 
@@ -78,9 +80,11 @@ def test_what_is_published_for_the_host_alone_is_not_reached_by_a_route(each: Fw
         both = each.run(net, "-p", f"127.0.0.1:{next(host_ports)}:80", "-p", f"{next(host_ports)}:80")
         ours = each.run(own, "-p", f"127.0.0.1:{next(host_ports)}:80")
         with (
-            each.engine.serve(app, tcp=[80, 443]), each.engine.serve(label, tcp=[80]),
-            each.engine.serve(both, tcp=[80]), each.engine.serve(ours, tcp=[80]),
-        ):  # fmt: skip
+            each.engine.serve(app, tcp=[80, 443]),
+            each.engine.serve(label, tcp=[80]),
+            each.engine.serve(both, tcp=[80]),
+            each.engine.serve(ours, tcp=[80]),
+        ):
             closed = [("tcp", address, 80) for address in each.addresses(app, net)]
             witness = [("tcp", address, 443) for address in each.addresses(app, net)]
             opened = [("tcp", a, 80) for c in (label, both) for a in each.addresses(c, net)]
@@ -138,7 +142,7 @@ def test_the_setting_honours_published_ports(fw: Fw) -> None:
             assert not seen(theirs, ("tcp", v4, 8081), ("tcp", v4, 5432))
 
 
-def test_a_bridge_of_any_name_is_guarded(fw: Fw) -> None:
+def test_a_bridge_of_any_name_is_protected(fw: Fw) -> None:
     """A network whose bridge has a name that the table cannot store is closed permanently; the log reports it."""
     with dockers(fw, "-o", "com.docker.network.bridge.name=_front") as net:
         app = fw.run(net, "-p", "19999:9999", "--label", "fw.allow=9999")
@@ -162,13 +166,13 @@ def test_a_container_on_an_internal_network_too_is_published(fw: Fw) -> None:
         with fw.engine.serve(app, tcp=[80, 5432]):
             right = {("tcp", host, ports["80"]) for host in hosts(fw)}
             tried = {("tcp", host, port) for host in hosts(fw) for port in ports.values()}
-            until(lambda: seen(fw, *tried) == right, "what answers is what should", 5)
+            until(lambda: seen(fw, *tried) == right, "exactly the permitted ports answer", 5)
 
 
 # --- mistakes -----------------------------------------------------------------------------------------------------
 
 
-def test_wrong_labels_start_and_are_told(deep: Fw) -> None:
+def test_containers_with_wrong_labels_start_and_are_reported(deep: Fw) -> None:
     """Docker's own driver starts a container whatever its labels: a wrong fw.allow leaves the base.
 
     Another mistake leaves ICMP only; `fwctl status` quotes it.
@@ -189,7 +193,7 @@ def test_wrong_labels_start_and_are_told(deep: Fw) -> None:
         deep.remove(app, typo)
 
 
-def test_what_has_no_effect_is_said(deep: Fw) -> None:
+def test_labels_without_effect_are_reported(deep: Fw) -> None:
     """Where a label opens what no client can reach, `fwctl status` says why, and what to do."""
     with dockers(deep, v6=False) as net, dockers(deep, "--internal", v6=False) as inner:
         app = deep.run(net, "--label", "fw.allow=8080, 9000", "-p", "9000")
@@ -204,14 +208,14 @@ def test_what_has_no_effect_is_said(deep: Fw) -> None:
 
 
 def test_a_dry_run_says_what_installing_would_close(engines: object) -> None:
-    """Before installation: which published ports close and which label keeps them, which containers stay unchanged.
+    """Before installation it lists which published ports close, which label keeps them open, and unaffected containers.
 
     It also lists the connections that would be cut, and changes nothing.
     """
     with Engine(NEWEST) as engine:
         engine.load(image_tar())
-        engine.docker("run", "-d", "--name", "db", "-p", "15432:5432", "-p", "18080:80", "-p", "127.0.0.1:16379:6379",
-                      "--label", "fw.allow=9000", "busybox", "sleep", "inf")  # fmt: skip
+        published = "-p 15432:5432 -p 18080:80 -p 127.0.0.1:16379:6379"
+        engine.docker(*f"run -d --name db {published} --label fw.allow=9000 busybox sleep inf".split())
         engine.docker("run", "-d", "--name", "tool", "--network", "host", "busybox", "sleep", "inf")
         client = f"import socket, time; s = socket.create_connection(({engine.host.v4!r}, 15432)); print(s.recv(9)); "
         with engine.serve("db", tcp=[5432]):
@@ -263,8 +267,11 @@ def machines(fw: Fw, *bridges: str) -> Iterator[list[tuple[str, str, int]]]:
             )
             fw.host.run(["ip", "link", "set", f"in{number}", "netns", str(fw.engine.pid_of(machine))])
             inside = fw.engine.netns(machine)
-            for words in (f"addr add 10.60.{number}.2/24 dev in{number}", f"link set in{number} up",
-                          f"route add default via 10.60.{number}.1"):  # fmt: skip
+            for words in (
+                f"addr add 10.60.{number}.2/24 dev in{number}",
+                f"link set in{number} up",
+                f"route add default via 10.60.{number}.1",
+            ):
                 inside.run(["ip", *words.split()])
             targets.append(("tcp", f"10.60.{number}.2", 9999))
         for rule in accept:

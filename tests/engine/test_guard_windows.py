@@ -22,7 +22,7 @@ from tests.product import NEWEST, Fw, Net
 from tests.waiting import until
 
 
-def test_never_while_networks_and_containers_come(each: Fw) -> None:
+def test_never_while_networks_and_containers_are_added(each: Fw) -> None:
     """Closed ports stay closed from a network's first moment and a container's first packet on.
 
     This holds for DNAT, docker-proxy, and the container's address.
@@ -75,7 +75,7 @@ def test_no_start_of_a_container_opens_a_closed_port(each: Fw) -> None:
 
 
 def test_nor_where_docker_proxy_is_not_known_by_its_control_group(each: Fw) -> None:
-    """As with control groups of version 1, or a dockerd that was started by hand."""
+    """The same where docker-proxy is not identified: control groups of version 1, or a dockerd started by hand."""
     with setting(each, "FW_DOCKERD_CGROUP=no.such"):
         assert not each.status()["proxy_known"]
         never_at_a_start(each)
@@ -149,7 +149,7 @@ def test_never_over_a_boot(each: Fw, v6: bool) -> None:
     survives(each, boot, v6=v6)
 
 
-def test_never_while_the_guard_is_killed_and_restarted(deep: Fw) -> None:
+def test_never_while_docker_fw_is_killed_and_restarted(deep: Fw) -> None:
     """kill -9 of either process, `docker plugin disable` and `enable`; an open port is open again within a second."""
 
     def disturb(_: str) -> None:
@@ -185,7 +185,7 @@ def test_an_address_that_changes_hands_takes_no_exception_along(deep: Fw) -> Non
             deep.remove(heir)
 
 
-def test_late_connections_and_goodbyes_are_followed(each: Fw) -> None:
+def test_network_connect_and_disconnect_are_followed(each: Fw) -> None:
     """`network connect` of a running container opens its ports on that address, `disconnect` closes them.
 
     A restart and a rename change nothing.
@@ -211,7 +211,7 @@ def test_late_connections_and_goodbyes_are_followed(each: Fw) -> None:
         until(lambda: accepts(other) == [], "nothing is left", 5)
 
 
-def test_an_exception_ends_with_its_container_though_nobody_tells(engines: object) -> None:
+def test_an_exception_ends_with_its_container_though_docker_reports_nothing(engines: object) -> None:
     """With live-restore, while dockerd is down, containers keep what they accept.
 
     When a container's link is removed, which dockerd does before it gives the address to another, its network is

@@ -48,7 +48,7 @@ def _engine(version: str, directory: Path) -> Iterator[Fw]:
 
 
 @pytest.fixture(scope="module")
-def tells(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fw]:
+def reporting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fw]:
     """Yield docker-fw on an engine with containerd's image store that reports a container's variant."""
     yield from _engine("28.5.2", tmp_path_factory.mktemp("images"))
 
@@ -82,53 +82,53 @@ def answers(reached: Callable[[], set[int]], right: set[int]) -> None:
 
 
 @BOTH
-def test_a_variant_for_another_platform_opens_nothing(tells: Fw, driver: str | None) -> None:
+def test_a_variant_for_another_platform_opens_nothing(reporting: Fw, driver: str | None) -> None:
     """The image's other variant has `fw.policy: open`: only the base answers.
 
     This holds on docker-fw and Docker networks, at the container's own addresses and with `-p`. A label of the user's
     opens its port; status reports both.
     """
-    with container(tells, driver, "two", *OTHER) as (_, reached):
+    with container(reporting, driver, "two", *OTHER) as (_, reached):
         answers(reached, BASE)
-        assert 'label fw.policy="open" comes from the image and opens nothing' in tells.fwctl("status")
-    with container(tells, driver, "two", *OTHER, *labels(allow="5432")) as (_, reached):
+        assert 'label fw.policy="open" comes from the image and opens nothing' in reporting.fwctl("status")
+    with container(reporting, driver, "two", *OTHER, *labels(allow="5432")) as (_, reached):
         answers(reached, ALL)
-    with container(tells, driver, "other", *OTHER, *labels(deny="22")) as (_, reached):
+    with container(reporting, driver, "other", *OTHER, *labels(deny="22")) as (_, reached):
         answers(reached, BASE - {22})
 
 
 @BOTH
-def test_a_label_of_the_users_is_the_users_whatever_another_variant_says(tells: Fw, driver: str | None) -> None:
+def test_a_label_of_the_users_is_the_users_whatever_another_variant_says(reporting: Fw, driver: str | None) -> None:
     """`fw.policy: open` from the user opens everything on the variant without labels, before and after a container of
     the variant that has the same label."""
     for _ in range(2):
-        with container(tells, driver, "two", *labels(policy="open")) as (_, reached):
+        with container(reporting, driver, "two", *labels(policy="open")) as (_, reached):
             answers(reached, ALL)
-        with container(tells, driver, "two", *OTHER, *labels(policy="open")) as (_, reached):
+        with container(reporting, driver, "two", *OTHER, *labels(policy="open")) as (_, reached):
             answers(reached, BASE)
-    with container(tells, driver, "one", *labels(policy="open")) as (_, reached):
+    with container(reporting, driver, "one", *labels(policy="open")) as (_, reached):
         answers(reached, ALL)
 
 
 @BOTH
-def test_an_index_that_names_a_platform_twice_opens_nothing(tells: Fw, driver: str | None) -> None:
+def test_an_index_that_names_a_platform_twice_opens_nothing(reporting: Fw, driver: str | None) -> None:
     """No label opens a port, whichever of the two Docker takes, and whichever it shows."""
     for platform in ((), OTHER):
-        with container(tells, driver, "twins", *platform) as (_, reached):
+        with container(reporting, driver, "twins", *platform) as (_, reached):
             answers(reached, BASE)
 
 
 @BOTH
-def test_a_committed_container_is_an_image_like_any(tells: Fw, driver: str | None) -> None:
+def test_a_committed_container_is_an_image_like_any(reporting: Fw, driver: str | None) -> None:
     """The labels that opened a container are an image's labels once the container is committed to an image."""
-    with container(tells, driver, "two", *OTHER, *labels(allow="5432")) as (app, reached):
+    with container(reporting, driver, "two", *OTHER, *labels(allow="5432")) as (app, reached):
         answers(reached, ALL)
-        tells.engine.docker("commit", app, "committed")
-    with container(tells, driver, "committed", *OTHER) as (_, reached):
+        reporting.engine.docker("commit", app, "committed")
+    with container(reporting, driver, "committed", *OTHER) as (_, reached):
         answers(reached, BASE)
 
 
-def test_where_docker_does_not_tell_the_variant_no_label_opens(silent: Fw) -> None:
+def test_where_docker_does_not_report_the_variant_no_label_opens(silent: Fw) -> None:
     """On Docker 24 to 27 with containerd's image store, any label may be the image's.
 
     On Docker networks labels that open are ignored and labels that close count; on docker-fw networks the start is

@@ -43,7 +43,7 @@ def compose(project: str, service: str) -> list[str]:
 # --- inbound ------------------------------------------------------------------------------------------------------
 
 
-def test_who_may_come_in_and_to_which_port(deep: Fw) -> None:
+def test_sources_and_ports_that_labels_open_and_close(deep: Fw) -> None:
     """On a docker-fw network, `from` opens a port to some sources, and takes a port of the base from all others.
 
     `fw.deny` and `fw.policy` change the base; a port that is open to others is closed to this source. IPv4 and IPv6,
@@ -66,12 +66,12 @@ def test_who_may_come_in_and_to_which_port(deep: Fw) -> None:
             tried += tcp(addresses, 22, 80, 443, 5432, 8080)
             right |= set(tcp(addresses, *ports))
         udp = [("udp", a, 53) for a in deep.addresses(mine, net)]
-        nobody = [("udp", a, 53) for a in deep.addresses(theirs, net)]
+        never = [("udp", a, 53) for a in deep.addresses(theirs, net)]
         servers = [
             deep.engine.serve(app, tcp=[22, 80, 443, 5432, 8080], udp=[53]) for app in (mine, theirs, closed, opened)
         ]
         try:
-            assert seen(deep, *tried, *udp, *nobody) == {*right, *udp}
+            assert seen(deep, *tried, *udp, *never) == {*right, *udp}
             assert deep.wan.probe.ping(deep.addresses(closed, net)[1]) == "open"
         finally:
             for server in servers:
@@ -108,7 +108,7 @@ def test_options_of_networks_and_attachments_and_labels_for_one_network(each: Fw
             app = each.run(net, *labels(policy="default", **{f"network__{net.name}__allow": "7002", "allow": "7003"}))
             each.engine.docker("network", "connect", "--driver-opt", "fw.allow=7004", plain.name, app)
             ports = (22, 80, 7001, 7002, 7003, 7004, 7005)
-            reach = _told(each, app)
+            reach = _accepted_by_network(each, app)
             until(lambda r=reach: len(r()) == 2, "both places are known")
             assert reach()[net.name] >= {"80/tcp", "7001/tcp", "7002/tcp", "7003/tcp"}
             assert not reach()[net.name] & {"22/tcp", "7004/tcp", "7005/tcp"}
@@ -123,14 +123,14 @@ def test_options_of_networks_and_attachments_and_labels_for_one_network(each: Fw
                     becomes(each, set(tcp(second, 22, 80, 7003, 7004)), *tcp(second, *ports))
 
 
-def _told(fw: Fw, container: str):  # type: ignore[no-untyped-def]
+def _accepted_by_network(fw: Fw, container: str):  # type: ignore[no-untyped-def]
     """Return what the container accepts by network, as fwctl reports it."""
 
     def ask() -> dict[str, set[str]]:
-        told = fw.status()
+        status = fw.status()
         return {
             network["name"]: set(endpoint["accepts"])
-            for network in (*told["networks"], *told["guarded"])
+            for network in (*status["networks"], *status["guarded"])
             for endpoint in network["endpoints"]
             if endpoint["container"] == container
         }
@@ -160,7 +160,7 @@ def test_peers_follow_their_containers(deep: Fw) -> None:
             assert set(deep.engine.netns(heir).probe(tcp((v4, v6), 6379)).values()) == {"silent"}
 
 
-def test_an_image_is_nobodys_service(fw: Fw) -> None:
+def test_an_image_makes_no_container_a_service(fw: Fw) -> None:
     """Compose labels from an image make no container a peer: an image must not open others' ports to itself."""
     built = (
         "FROM busybox\nLABEL com.docker.compose.project=shop com.docker.compose.service=api "
@@ -191,7 +191,7 @@ def test_a_new_flow_too_many_is_dropped(fw: Fw) -> None:
 
 
 @pytest.mark.parametrize("driver", [None, "bridge"])
-def test_what_a_container_may_begin(deep: Fw, driver: str | None) -> None:
+def test_flows_that_a_container_may_initiate(deep: Fw, driver: str | None) -> None:
     """`fw.egress` on both kinds of networks: `none` allows nothing to the outside and to the host, a list its entries.
 
     Both still answer permitted inbound traffic, reach their neighbours, and resolve their names. Containers without the
@@ -216,7 +216,7 @@ def test_what_a_container_may_begin(deep: Fw, driver: str | None) -> None:
                 found = deep.engine.netns(container).probe(tried)
                 return {target for target, verdict in found.items() if verdict == "open"}  # type: ignore[misc]
 
-            until(lambda: reaches(free) == set(tried), "who says nothing reaches all", 6)
+            until(lambda: reaches(free) == set(tried), "a container without the label reaches everything", 6)
             assert reaches(none) == set()
             assert reaches(some) == right & set(tried)
             for container in (none, some):
@@ -228,7 +228,7 @@ def test_what_a_container_may_begin(deep: Fw, driver: str | None) -> None:
                     assert deep.wan.probe.tcp(address, 80) == "open"
 
 
-def test_a_network_that_confines_does_so_from_the_first_packet(deep: Fw) -> None:
+def test_a_restricted_network_is_so_from_the_first_packet(deep: Fw) -> None:
     """With `fw.egress=none` as the network's option not even a container's first instruction initiates anything."""
     for driver in (None, "bridge"):
         with deep.network("-o", "fw.egress=none", driver=driver) as net, deep.wan.probe.serve(tcp=[8000]) as server:
@@ -240,7 +240,7 @@ def test_a_network_that_confines_does_so_from_the_first_packet(deep: Fw) -> None
 
 
 @pytest.mark.parametrize("how", ["restart", "kill"])
-def test_a_confined_container_stays_so_while_docker_starts_it(deep: Fw, how: str) -> None:
+def test_a_restricted_container_stays_so_while_docker_starts_it(deep: Fw, how: str) -> None:
     """A container that dockerd restarts before its API answers initiates nothing that its labels forbid.
 
     This holds from its first instruction, on both kinds of networks.
@@ -249,14 +249,14 @@ def test_a_confined_container_stays_so_while_docker_starts_it(deep: Fw, how: str
     with deep.network() as net, deep.network(driver="bridge") as plain, deep.wan.probe.serve(udp=[8000]) as server:
         options = ("--restart", "always", "--stop-timeout", "0", *labels(egress="none"))
         apps = [deep.run(where, *options, command=("sh", "-c", loop)) for where in (net, plain)]
-        until(lambda: all(deep.known(app) or _told(deep, app)() for app in apps), "both are known")
+        until(lambda: all(deep.known(app) or _accepted_by_network(deep, app)() for app in apps), "both are known")
         before = len(server.seen())
         if how == "restart":
             deep.engine.restart()
         else:
             deep.engine.kill()
             deep.engine.start()
-        until(lambda: all(_told(deep, app)() for app in apps), "both are known again")
+        until(lambda: all(_accepted_by_network(deep, app)() for app in apps), "both are known again")
         until(lambda: all(deep.engine.inspect(app)["State"]["Running"] for app in apps), "both run")
         assert len(server.seen()) == before
 
@@ -271,9 +271,12 @@ def test_every_mistake_at_once(deep: Fw) -> None:
             net, *labels(allow="808O, 22 from 10.0.0.0/33", polcy="closed", egress="443 form host", rate="22 often")
         )
         for part in (
-            '"808O" is not a port', '"10.0.0.0/33" is not an address', "did you mean fw.policy?",
-            '"443 form host" is not', '"22 often" is not a rate',
-        ):  # fmt: skip
+            '"808O" is not a port',
+            '"10.0.0.0/33" is not an address',
+            "did you mean fw.policy?",
+            '"443 form host" is not',
+            '"22 often" is not a rate',
+        ):
             assert part in spec, spec
 
 
@@ -297,9 +300,9 @@ def test_a_mistake_on_dockers_own_network_closes(deep: Fw) -> None:
             becomes(deep, right, *tcp(hosts, *ports.values()))
             assert deep.engine.netns(apps["egress"]).probe.tcp(Wan.FAR_V4, 8000) == "silent"
             assert deep.engine.netns(apps["deny"]).probe.tcp(Wan.FAR_V4, 8000) == "open"
-            told = deep.fwctl("status")
+            status = deep.fwctl("status")
             for part in ('"808O" is not a port', '"8O" is not a port', '"80x" is not a port'):
-                assert part in told
+                assert part in status
         finally:
             for server in servers:
                 server.close()
@@ -321,7 +324,7 @@ def test_an_image_opens_nothing(fw: Fw) -> None:
 
 
 @pytest.mark.parametrize("driver", [None, "bridge"])
-def test_megabytes_of_labels_are_their_containers_own(deep: Fw, driver: str | None) -> None:
+def test_oversized_labels_affect_no_other_container(deep: Fw, driver: str | None) -> None:
     """A container with labels of 24 MiB stays out of a docker-fw network, and accepts ICMP only on a Docker network.
 
     On a docker-fw network it does not start. Running containers stay open without a gap, new ones are known, and events
@@ -334,13 +337,13 @@ def test_megabytes_of_labels_are_their_containers_own(deep: Fw, driver: str | No
             target = ("tcp", deep.host.v4, port)
             becomes(deep, {target}, target)
             with deep.wan.probe.hammer(target, every=0.02) as hammer:
-                large, told = f"large{closed}", {"fw.policy": "open", "x": "y" * (24 << 20)}
+                large, oversized = f"large{closed}", {"fw.policy": "open", "x": "y" * (24 << 20)}
                 with contextlib.ExitStack() as stack:
                     if driver is None:
                         with pytest.raises(DockerError, match="its entry in Docker's list exceeds 4 MiB"):
-                            _with_labels(deep, net, closed, told)
+                            _with_labels(deep, net, closed, oversized)
                     else:
-                        _with_labels(deep, net, closed, told)
+                        _with_labels(deep, net, closed, oversized)
                         stack.enter_context(deep.engine.serve(large, tcp=[80]))
                     later = next(_host_ports)
                     new = deep.run(net, "-p", f"{later}:8080", *labels(allow="8080"))
@@ -355,12 +358,15 @@ def test_megabytes_of_labels_are_their_containers_own(deep: Fw, driver: str | No
             assert deep.status()["listening"]
 
 
-def _with_labels(fw: Fw, net: Net, port: int, told: dict[str, str]) -> None:
+def _with_labels(fw: Fw, net: Net, port: int, labels_: dict[str, str]) -> None:
     """Create a running container with labels too large for a command line; its port 80 is published on `port`."""
     config = {
-        "Image": "busybox", "Cmd": ["sleep", "inf"], "Labels": told, "ExposedPorts": {"80/tcp": {}},
+        "Image": "busybox",
+        "Cmd": ["sleep", "inf"],
+        "Labels": labels_,
+        "ExposedPorts": {"80/tcp": {}},
         "HostConfig": {"NetworkMode": net.name, "PortBindings": {"80/tcp": [{"HostPort": str(port)}]}},
-    }  # fmt: skip
+    }
     made = fw.engine.api("POST", f"/containers/create?name=large{port}", config)
     fw.engine.api("POST", f"/containers/{made['Id']}/start")
 
@@ -393,4 +399,4 @@ def test_a_running_containers_port_is_opened_and_closed_again(deep: Fw, driver: 
                 deep.fwctl("unban", Wan.V4)
             assert seen(deep, *tcp(hosts, port, other)) == set(tcp(hosts, other))
         with pytest.raises(subprocess.CalledProcessError):
-            deep.fwctl("allow", "nobody-of-that-name", "80")
+            deep.fwctl("allow", "no-such-container", "80")

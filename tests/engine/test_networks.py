@@ -34,7 +34,7 @@ def test_an_ipv4_only_network_serves_ipv4(fw: Fw) -> None:
             assert list(seen.values()) == ["open", "open", "silent"]
 
 
-def test_nobody_enters_or_leaves_an_internal_network(deep: Fw) -> None:
+def test_no_packet_enters_or_leaves_an_internal_network(deep: Fw) -> None:
     """`--internal`: its containers reach one another and the host, and nothing else; a label changes nothing."""
     with deep.network("--internal") as net, deep.network() as other:
         app, mate, stranger = deep.run(net, "--label", "fw.allow=8080"), deep.run(net), deep.run(other)
@@ -51,12 +51,11 @@ def test_nobody_enters_or_leaves_an_internal_network(deep: Fw) -> None:
 
 def test_addresses_mac_mtu_and_names_are_as_chosen(fw: Fw) -> None:
     """--gateway, --ip, --ip6, --mac-address, MTU, bridge name and interface prefix work as they do for Docker."""
-    with fw.network(
-        "--gateway", "10.97.0.77", "--subnet", "10.97.0.0/24", "--ipv6", "--subnet", "2001:db8:97::/64",
-        "--gateway", "2001:db8:97::77", "-o", "com.docker.network.bridge.name=custom0",
-        "-o", "com.docker.network.driver.mtu=1400", "-o", "com.docker.network.container_iface_prefix=lan",
-        v4=False, v6=False,
-    ) as net:  # fmt: skip
+    bridge = "com.docker.network.bridge.name=custom0"
+    driver = "-o com.docker.network.driver.mtu=1400 -o com.docker.network.container_iface_prefix=lan"
+    v4 = "--subnet 10.97.0.0/24 --gateway 10.97.0.77"
+    v6 = "--ipv6 --subnet 2001:db8:97::/64 --gateway 2001:db8:97::77"
+    with fw.network(*f"{v4} {v6} -o {bridge} {driver}".split(), v4=False, v6=False) as net:
         app = fw.run(net, "--ip", "10.97.0.9", "--ip6", "2001:db8:97::9", "--mac-address", "02:11:22:33:44:55")
         with fw.engine.serve(app, tcp=[80, 8080]):
             seen = fw.wan.probe([("tcp", a, p) for a in ("10.97.0.9", "2001:db8:97::9") for p in (80, 8080)])
@@ -94,8 +93,8 @@ def test_network_and_attachment_options_open_ports(fw: Fw) -> None:
     with fw.network("-o", "fw.allow=7000") as net:
         app = fw.run(net)
         other = f"{app}x"
-        fw.engine.docker("run", "-d", "--name", other, "--network", f"name={net.name},driver-opt=fw.allow=7001",
-                         "busybox", "sleep", "inf")  # fmt: skip
+        options = f"--name {other} --network name={net.name},driver-opt=fw.allow=7001"
+        fw.engine.docker(*f"run -d {options} busybox sleep inf".split())
         with fw.engine.serve(app, tcp=[7000, 7001]), fw.engine.serve(other, tcp=[7000, 7001]):
             for container, verdicts in ((app, ["open", "silent"]), (other, ["open", "open"])):
                 for address in fw.addresses(container, net):
@@ -150,7 +149,7 @@ def configure(fw: Fw, setting: str) -> None:
     fw.engine.docker("plugin", "enable", fw.driver)
 
 
-def test_a_label_that_the_image_brought_opens_nothing(deep: Fw) -> None:
+def test_a_label_of_the_image_opens_nothing(deep: Fw) -> None:
     """An image must not open its own ports: a label equal to the image's own is ignored, wrong or right."""
     done = deep.engine.host.run(
         ["docker", "build", "-q", "-t", "selfish", "-"],
@@ -194,7 +193,7 @@ def test_a_wrong_network_option_is_refused_with_a_message_and_nothing_stays(
     assert fw.status()["networks"] == []
 
 
-def test_an_overlapping_subnet_is_refused_and_the_first_network_goes_on(fw: Fw) -> None:
+def test_an_overlapping_subnet_is_refused_and_the_first_network_is_unaffected(fw: Fw) -> None:
     """Two networks never share addresses, because one's exception would be the other's."""
     with fw.network() as net:
         app = fw.run(net)
@@ -237,8 +236,8 @@ def test_published_ports_in_ranges_on_addresses_and_chosen_by_us(fw: Fw) -> None
             assert fw.host.probe.tcp("127.0.0.1", 18411) == "open"
         shown = fw.fwctl("ports")
         assert "0.0.0.0:18420->443/tcp" in shown
-        told = json.loads(fw.fwctl("ports", "--json"))
-        assert {row["host_port"] for row in told if row["container"] == second} == {18421}
+        rows = json.loads(fw.fwctl("ports", "--json"))
+        assert {row["host_port"] for row in rows if row["container"] == second} == {18421}
 
 
 def test_sctp_is_published_too(fw: Fw) -> None:

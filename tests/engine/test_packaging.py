@@ -11,7 +11,7 @@ import pytest
 
 from plugin.nftables.sets import TABLE
 from tests.documents import commands
-from tests.engine.leftovers import left, standing
+from tests.engine.leftovers import left, state_of
 from tests.engine.outside import opens_just_the_label
 from tests.lab import Engine, Registry, Wan
 from tests.product import IMAGE, NEWEST, PLUGIN, ROOT, Fw, Net, image_tar, plugin_dir
@@ -31,7 +31,7 @@ def test_from_make_install_by_an_upgrade_to_make_uninstall() -> None:
         with Engine(NEWEST, wan=wan, args=[registry.insecure]) as engine:
             wan.route(engine.host.number, "10.88.0.0/16")
             wan.route(engine.host.number, "2001:db8:88::/48")
-            before = standing(engine)
+            before = state_of(engine)
             engine.load(image_tar())
             source = engine.host.share / "source"
             source.mkdir()
@@ -57,11 +57,11 @@ def test_from_make_install_by_an_upgrade_to_make_uninstall() -> None:
                 "IPv6 forwarding, which docker-fw had enabled, remains enabled"
                 in engine.host.run([*make, "uninstall"], timeout=120).stdout
             )
-            stays = left(before, standing(engine))
-            sysctls = {line.lstrip("-").split()[0] for line in stays.pop("sysctls")}
+            remains = left(before, state_of(engine))
+            sysctls = {line.lstrip("-").split()[0] for line in remains.pop("sysctls")}
             assert {name.rpartition("/")[2] for name in sysctls} == {"accept_ra", "forwarding"}
-            assert all("anycast" in line for line in stays.pop("routes"))  # the kernel's, on a host that forwards
-            assert stays == {}
+            assert all("anycast" in line for line in remains.pop("routes"))  # the kernel's, on a host that forwards
+            assert remains == {}
             name = f"{registry.address}/docker-fw:new"
             engine.docker("plugin", "install", "--grant-all-permissions", name, timeout=120)
             opens_just_the_label(Fw(engine, driver=name))

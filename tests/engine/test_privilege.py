@@ -52,11 +52,11 @@ def test_the_sidecar_has_three_capabilities_and_does_its_work(sidecar: Sidecar) 
     pids = sidecar.engine.docker("top", sidecar.container, "-eo", "pid").split()[1:]
     assert len(pids) >= 2
     for pid in pids:
-        told = dict(
+        rights = dict(
             re.findall(r"^(\w+):\s+(\S+)", sidecar.host.run(["cat", f"/proc/{pid}/status"]).stdout, re.MULTILINE)
         )
-        assert {told[kind] for kind in ("CapPrm", "CapEff", "CapBnd")} == {f"{mask:016x}"}
-        assert told["NoNewPrivs"] == "1"
+        assert {rights[kind] for kind in ("CapPrm", "CapEff", "CapBnd")} == {f"{mask:016x}"}
+        assert rights["NoNewPrivs"] == "1"
     assert sidecar.engine.try_docker("exec", sidecar.container, "touch", "/opt/docker-fw/new").returncode != 0
     server = ("sh", "-c", "httpd -p 9090; httpd -p 9091; exec httpd -f -p 8080")
     with sidecar.network() as net:
@@ -73,7 +73,7 @@ def test_the_sidecar_has_three_capabilities_and_does_its_work(sidecar: Sidecar) 
         assert app in sidecar.fwctl("status")
 
 
-def test_with_a_read_only_proxy_before_docker_every_promise_holds(sidecar: Sidecar) -> None:
+def test_with_a_read_only_proxy_before_docker_every_promise_is_kept(sidecar: Sidecar) -> None:
     """With only the calls of SECURITY.md's table, labels open on Docker networks and on the driver's.
 
     Removed containers are closed. Each call of the table was made, except the one for Docker 29 only, and no others.

@@ -18,7 +18,7 @@ def test_the_plugin_keeps_three_of_dockers_capabilities(deep: Fw) -> None:
     assert len(pids) >= 2
     for pid in pids:
         shown = deep.host.run(["cat", f"/proc/{pid}/status"]).stdout
-        told = dict(re.findall(r"^(\w+):\s+(\S+)", shown, re.MULTILINE))
-        assert {told[kind] for kind in ("CapPrm", "CapEff", "CapBnd")} == {kept}
-        assert {told[kind] for kind in ("CapInh", "CapAmb")} == {"0" * 16}
-        assert told["NoNewPrivs"] == "1"
+        rights = dict(re.findall(r"^(\w+):\s+(\S+)", shown, re.MULTILINE))
+        assert {rights[kind] for kind in ("CapPrm", "CapEff", "CapBnd")} == {kept}
+        assert {rights[kind] for kind in ("CapInh", "CapAmb")} == {"0" * 16}
+        assert rights["NoNewPrivs"] == "1"

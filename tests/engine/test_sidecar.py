@@ -12,7 +12,7 @@ import pytest
 
 from plugin.fwctl.host import boot_unit
 from tests.documents import commands
-from tests.engine.leftovers import left, standing
+from tests.engine.leftovers import left, state_of
 from tests.engine.outside import (
     Targets,
     dockers,
@@ -30,7 +30,7 @@ from tests.product import DEEP, IMAGE, Fw, Net
 from tests.waiting import until
 
 #: Bridges of the host's own: its uplink, and one with a machine behind it.
-FOREIGN = ["br-lan", "br0"]
+UNMANAGED = ["br-lan", "br0"]
 MACHINE = ("tcp", "10.60.0.2", 9999)
 
 
@@ -139,9 +139,9 @@ def start_line(host: Host) -> list[str]:
 def boots(fw: Sidecar) -> Iterator[None]:
     """Yield a host with bridges of its own and the unit installed; restore it afterwards."""
     wire(fw.host)
-    until(lambda: fw.status()["foreign"] == FOREIGN, "the host's own bridges are known")
+    until(lambda: fw.status()["foreign"] == UNMANAGED, "the host's own bridges are known")
     fw.host.run(["mkdir", "-p", "/run/systemd/system"])  # identifies a host run by systemd
-    assert f"Exempt, because they are not Docker's: {', '.join(FOREIGN)}." in fw.user(BOOT_INSTALL)
+    assert f"Exempt, because they are not Docker's: {', '.join(UNMANAGED)}." in fw.user(BOOT_INSTALL)
     try:
         yield
     finally:
@@ -277,7 +277,7 @@ def test_never_over_a_boot(each: Sidecar) -> None:
     with dockers(each) as net, boots(each), app_on(each, net) as (_, v4, v6):
         served(each)
         written = ["cat", f"/{boot_unit.FILE}"]
-        until(lambda: " . tcp . 19090" in each.host.run(written).stdout, "the sidecar has written it")
+        until(lambda: " . tcp . 19090" in each.host.run(written).stdout, "the file is written")
         proxied: Targets = [("tcp", host, 19090) for host in (each.host.v4, each.host.v6)]
         with each.wan.probe.hammer(*proxied, *closed(each, v4, v6), every=0.004) as hammer:
             reboot(each)
@@ -285,7 +285,7 @@ def test_never_over_a_boot(each: Sidecar) -> None:
                 each.engine.start()
                 until(each.answers, "the sidecar answers")
                 served(each)
-                until(lambda: each.status()["foreign"] == FOREIGN, "Docker has been asked")
+                until(lambda: each.status()["foreign"] == UNMANAGED, "Docker has been asked")
         assert len([shot for shot in hammer.result.shots if shot.verdict == "silent"]) > 50
         assert not hammer.result.opened
         assert len(machine.result.shots) > 50
@@ -323,7 +323,7 @@ def test_an_upgrade_opens_nothing_and_the_end_leaves_nothing(each: Sidecar) -> N
     for command in away:
         each.user(command.replace("compose-examples/", "").replace(" && systemctl daemon-reload", ""))
     each.host.run(["rm", "-r", "/run/systemd"])
-    stays = left(each.before, standing(each.engine))
-    rules = {line for what in ("nftables", "iptables") for line in stays.pop(what, ())}
+    remains = left(each.before, state_of(each.engine))
+    rules = {line for what in ("nftables", "iptables") for line in remains.pop(what, ())}
     assert not [line for line in rules if "fw" in line or "8000000" in line]  # Docker's own are others after a boot
-    assert stays.keys() <= {"sysctls", "routes"}, stays
+    assert remains.keys() <= {"sysctls", "routes"}, remains

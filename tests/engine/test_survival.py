@@ -87,7 +87,7 @@ def test_a_reboot_ends_as_it_began_and_closed_meanwhile(each: Fw) -> None:
     survives(each, each.engine.reboot)
 
 
-def test_a_killed_plugin_changes_nothing_for_anybody(deep: Fw) -> None:
+def test_a_killed_plugin_changes_nothing(deep: Fw) -> None:
     """The plugin's processes are killed: open stays open, closed stays closed, and new containers start at once."""
     with deep.network() as net, labelled(deep, net) as app:
         served(deep, app, net)
@@ -192,7 +192,7 @@ def test_no_other_tool_flushes_the_table(fw: Fw) -> None:
         assert not hammer.result.opened
 
 
-def test_a_flush_while_docker_fw_is_dead_is_mended_when_it_is_back(fw: Fw) -> None:
+def test_a_flush_while_docker_fw_is_dead_is_repaired_when_it_is_back(fw: Fw) -> None:
     """The table of a process that has exited has no owner: after a flush the next start restores the policy."""
     with fw.network() as net, labelled(fw, net) as app:
         served(fw, app, net)

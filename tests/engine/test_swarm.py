@@ -170,13 +170,16 @@ def test_labels_of_a_stack(each: Node) -> None:
     chosen = {name: dict(zip(PORTS, _host_ports, strict=False)) for name in ("plain", "label")}
     services = {
         name: {
-            "image": "busybox", "command": "sleep inf", "networks": ["over"], "stop_grace_period": "0s",
+            "image": "busybox",
+            "command": "sleep inf",
+            "networks": ["over"],
+            "stop_grace_period": "0s",
             "labels": {"fw.allow": "5432"} if name == "label" else {},
             "deploy": {"endpoint_mode": "dnsrr", "labels": {"fw.allow": "5432, 9999"}},
             "ports": [{"target": port, "published": on, "mode": "host"} for port, on in ports.items()],
         }
         for name, ports in chosen.items()
-    }  # fmt: skip
+    }
     stack = {"version": "3.7", "services": services, "networks": {"over": {"external": True}}}
     each.host.write("/root/stack.json", json.dumps(stack))
     each.engine.docker("stack", "deploy", "--resolve-image", "never", "-c", "/root/stack.json", "shop")
@@ -232,8 +235,8 @@ def test_the_ingress_mesh_is_closed(each: Node) -> None:
     until(lambda: '"ingress-sbox":' in inspected(), "the sandbox is there")
     (address,) = each.gateway("ingress-sbox")
     # As moby's programIngressPortsRules; the traffic behind it needs IPVS.
-    rules = [["-t", "nat", "PREROUTING", "-p", "tcp", "-m", "addrtype", "--dst-type", "LOCAL", "--dport", str(port),
-              "-j", "DNAT", "--to-destination", f"{address}:{port}"] for port in (80, 30000)]  # fmt: skip
+    match = "-t nat PREROUTING -p tcp -m addrtype --dst-type LOCAL"
+    rules = [f"{match} --dport {port} -j DNAT --to-destination {address}:{port}".split() for port in (80, 30000)]
     rules.append(["-t", "filter", "FORWARD", "-d", address, "-p", "tcp", "-j", "ACCEPT"])
     for table in rules:
         each.host.run(["iptables", *table[:2], "-I", *table[2:]])

@@ -25,7 +25,7 @@ def test_no_blow_opens_what_is_closed_and_all_that_was_open_comes_back(fw: Fw) -
 
     The blows are crashes, hangs, flushes and lost state, on driver and Docker networks, IPv4 and IPv6.
     """
-    with Bed(fw).standing() as bed:
+    with Bed(fw).created() as bed:
         rows = [bed.strike(blow) for blow in SHORT]
     print(HEADER, *rows, sep="\n")
     assert not [str(row) for row in rows if row.broken]
@@ -38,7 +38,7 @@ def test_the_torture_sees_a_port_that_is_really_opened(fw: Fw) -> None:
     def opened(bed: Bed) -> None:
         bed.fw.fwctl("allow", "tortured-app", "9090")
 
-    with Bed(fw).standing() as bed:
+    with Bed(fw).created() as bed:
         row = bed.strike(opened)
     assert row.broken
     assert row.opened

@@ -12,4 +12,4 @@ from plugin.state import lease
 lease.SECONDS = int(os.environ["LEASE"])
 lease.EVERY = lease.SECONDS / 3
 
-from plugin.gunicorn_conf import *  # noqa: E402, F403 (whoever renews it is loaded after that)
+from plugin.gunicorn_conf import *  # noqa: E402, F403 (the module that renews it is loaded after that)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,8 @@ def site() -> Iterator[Site]:
 @pytest.fixture
 def fw(site: Site) -> Iterator[Running]:
     """Yield a plugin for one test, not started."""
-    made = Running(site)
-    try:
+    with closing(Running(site)) as made:
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture

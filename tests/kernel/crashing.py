@@ -51,10 +51,10 @@ def _maybe(when: str, name: str) -> None:
 
 def _step(call: Call, name: str = "") -> Call:
     def stepping(*args: Any, **kwargs: Any) -> Any:
-        told = name or " ".join((call.__name__, *map(str, args[1:])))
-        _maybe("before", told)
+        step = name or " ".join((call.__name__, *map(str, args[1:])))
+        _maybe("before", step)
         result = call(*args, **kwargs)
-        _maybe("after", told)
+        _maybe("after", step)
         return result
 
     return stepping

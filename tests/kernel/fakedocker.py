@@ -77,13 +77,28 @@ class FakeDocker:
     ) -> None:
         """Add a container that Docker is starting, and its endpoint."""
         self.containers[endpoint_id] = {
-            "Id": f"{len(self.containers):064x}", "Names": [f"/{name}"], "ImageID": image, "Labels": labels or {},
-            "State": "running", "HostConfig": {},
+            "Id": f"{len(self.containers):064x}",
+            "Names": [f"/{name}"],
+            "ImageID": image,
+            "Labels": labels or {},
+            "State": "running",
+            "HostConfig": {},
             "NetworkSettings": {"Networks": {"net": {"EndpointID": endpoint_id, "NetworkID": network_id}}},
-        }  # fmt: skip
+        }
         network = {"Id": network_id, "Name": "net", "Driver": "fw:latest", "Containers": {}}
         known = self.networks.setdefault(network_id, network)
         known["Containers"][f"ep-{endpoint_id}"] = {"Name": name, "EndpointID": endpoint_id}
+
+    def bridge_network(self, network_id: str, name: str, *subnets: str, bridge: str = "") -> None:
+        """Add a network of Docker's bridge driver, with a bridge of that name if one is given."""
+        self.networks[network_id] = {
+            "Id": network_id,
+            "Name": name,
+            "Driver": "bridge",
+            "Containers": {},
+            "Options": {"com.docker.network.bridge.name": bridge} if bridge else {},
+            "IPAM": {"Config": [{"Subnet": subnet} for subnet in subnets]},
+        }
 
     def event(self, kind: str, action: str) -> None:
         """Send an event to every subscriber."""
@@ -143,8 +158,8 @@ class FakeDocker:
             self._reply(request, list(self.networks.values()))
         elif path == "/containers/json":
             patterns = json.loads(query.get("filters", ["{}"])[0]).get("name") or []
-            everybody = self.containers.values()
-            listed = [c for c in everybody if not patterns or any(re.search(p, c["Names"][0]) for p in patterns)]
+            all_containers = self.containers.values()
+            listed = [c for c in all_containers if not patterns or any(re.search(p, c["Names"][0]) for p in patterns)]
             self._reply(request, listed)
         elif match := re.fullmatch(r"/containers/(\w+)/json", path):
             one = next((c for c in self.containers.values() if c["Id"] == match[1]), None)

@@ -267,9 +267,9 @@ class Listener:
         for sock, proto in self._socks:
             with contextlib.suppress(BlockingIOError):
                 while True:
-                    data, told, _, source = sock.recvmsg(65536, 64)
+                    data, ancillary, _, source = sock.recvmsg(65536, 64)
                     if sock.family == socket.AF_INET6:  # without its header
-                        yield Packet(packed(source[0].partition("%")[0]), told[0][2][:16], proto, data)
+                        yield Packet(packed(source[0].partition("%")[0]), ancillary[0][2][:16], proto, data)
                     elif packet := Packet.read(data):
                         yield packet
 

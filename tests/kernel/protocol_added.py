@@ -38,8 +38,10 @@ def says(site: Site, web: Box, **labels: str) -> dict[Address, AddressPolicy]:
     endpoint = site.known(web, spec=parsed.spec)
     site.load(endpoint)
     policy = _policy(web.network, endpoint)
-    return {each: AddressPolicy(ip_network(f"{each}/{length}", strict=False), policy)
-            for each, length in ((web.v4, 24), (web.v6, 64))}  # fmt: skip
+    return {
+        each: AddressPolicy(ip_network(f"{each}/{length}", strict=False), policy)
+        for each, length in ((web.v4, 24), (web.v6, 64))
+    }
 
 
 def _policy(network: Network | None, endpoint: Endpoint) -> Policy:

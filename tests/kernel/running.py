@@ -165,7 +165,7 @@ class Running:
         assert status == 200
         return json.loads(reply)
 
-    def standing(self) -> tuple[Any, ...]:
+    def current_state(self) -> tuple[Any, ...]:
         """Return links, table, state file and status, without values that change by themselves."""
         counts = {"now", "dropped", "refused", "held"}
 
@@ -200,14 +200,17 @@ class Running:
             "SandboxKey": "/var/run/docker/netns/x",
         }
 
-    def begin(self, network: Body, number: int, labels: dict[str, str] | None = None, **options: Any) -> Body:
+    def start_container(self, network: Body, number: int, labels: dict[str, str] | None = None, **options: Any) -> Body:
         """Start a container up to Join, and return Join's reply under "Joined"."""
-        endpoint = self.endpoint(network, number, **options)
-        self.docker.container(f"c{number}", endpoint["EndpointID"], endpoint["NetworkID"], labels)
+        return self.join(self.endpoint(network, number, **options), f"c{number}", labels)
+
+    def join(self, endpoint: Body, name: str, labels: dict[str, str] | None = None) -> Body:
+        """Start a container with this endpoint up to Join, and return Join's reply under "Joined"."""
+        self.docker.container(name, endpoint["EndpointID"], endpoint["NetworkID"], labels)
         self.well("CreateEndpoint", endpoint)
         return {**endpoint, "Joined": self.well("Join", endpoint)}
 
-    def end(self, endpoint: Body) -> None:
+    def stop_container(self, endpoint: Body) -> None:
         """Stop a container."""
         for name in ("RevokeExternalConnectivity", "Leave", "DeleteEndpoint"):
             self.well(name, endpoint)
@@ -265,9 +268,9 @@ class Running:
 
     def kept(self) -> Any:
         """Return the state file, with what its log says of endpoints."""
-        told = json.loads(self.state.read_text())
-        del told["serial"]
-        return {**told, "endpoints": dict(Store(str(self.state)).load().endpoints)}
+        saved = json.loads(self.state.read_text())
+        del saved["serial"]
+        return {**saved, "endpoints": dict(Store(str(self.state)).load().endpoints)}
 
     def nothing_left(self) -> None:
         """Check that no link, no element and no record is left."""
@@ -302,7 +305,11 @@ def cleanup(fw: Running) -> subprocess.CompletedProcess[str]:
     """Run `fwctl cleanup` on the site's host."""
     with fw.site.host.popen(
         [sys.executable, "-m", "plugin.fwctl.cli", "cleanup"],
-        cwd=ROOT, env=fw.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
+        cwd=ROOT,
+        env=fw.environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
         out, err = process.communicate(timeout=30)
     return subprocess.CompletedProcess("cleanup", process.returncode, out, err)

@@ -76,9 +76,12 @@ def claimed(*bridges: str) -> set[Element]:
     return set(WATCHED) | {
         element
         for bridge in bridges
-        for element in (Element("dockers", (bridge,)), Element("protected_bridges", (bridge,)),
-                        Element("same_bridge", (bridge, bridge)))
-    }  # fmt: skip
+        for element in (
+            Element("dockers", (bridge,)),
+            Element("protected_bridges", (bridge,)),
+            Element("same_bridge", (bridge, bridge)),
+        )
+    }
 
 
 def docker_network(name: str, bridge: str, number: int) -> BridgeNetwork:
@@ -92,7 +95,7 @@ def seen(*bridges: str) -> BridgeFacts:
     return BridgeFacts(dockers=frozenset(bridges), guarded=frozenset(bridges), there=frozenset(bridges))
 
 
-def confining(bridge: str) -> set[Element]:
+def egress_restricting(bridge: str) -> set[Element]:
     """Return the element that stops unknown addresses on a bridge from initiating."""
     return {Element("egress_restricted", (bridge,))}
 
@@ -102,7 +105,7 @@ def of_endpoint(inventory: PolicyView, endpoint: Endpoint) -> frozenset[Element]
     return inventory.elements(ElementOwner(Kind.ENDPOINT, endpoint.id)) | inventory.elements(EGRESS)
 
 
-def standing(inventory: PolicyView) -> set[Element]:
+def all_elements(inventory: PolicyView) -> set[Element]:
     """Return the elements of all that is known."""
     return {element for owner in inventory.owners() for element in inventory.elements(owner)}
 
@@ -218,7 +221,7 @@ class Site:
         return box
 
     @staticmethod
-    def guarded(
+    def docker_elements(
         box: Box,
         bridge: str,
         *allow: Rule,
@@ -239,7 +242,7 @@ class Site:
         )
         decided = decide.of(network, endpoint, defaults)
         found = {*guarded_elements(network), *guest_elements(network, endpoint, decided), *claimed(bridge)}
-        return found if decided.egress is None else found | confining(bridge)
+        return found if decided.egress is None else found | egress_restricting(bridge)
 
     def index(self, link: str) -> int:
         """Return the kernel's index of a link of the host."""
@@ -327,7 +330,7 @@ class Site:
 
     def load(self, *endpoints: Endpoint, more: Iterable[Element] = (), defaults: Defaults = PLAIN) -> None:
         """Load the table, with these endpoints and no others known."""
-        self.nft.replace({*standing(self.inventory(*endpoints, defaults=defaults)), *more})
+        self.nft.replace({*all_elements(self.inventory(*endpoints, defaults=defaults)), *more})
 
     # --- packets --------------------------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
 from tests.kernel.netns import inside
 from tests.kernel.packets import Packet, arrived, new_flow, ping, udp
-from tests.kernel.site import Box, Site, of_endpoint, site_of_module, standing
+from tests.kernel.site import Box, Site, all_elements, of_endpoint, site_of_module
 from tests.lab import NamedNetns
 from tests.lab.netns import FORWARDING
 from tests.waiting import until
@@ -60,8 +60,8 @@ def load(site: Site, boxes: Boxes, banned: dict[Prefix, float]) -> None:
     lasting, timed = ban_elements(banned, time.time())
     known = (Site.known(boxes.web, spec=OPEN), Site.known(boxes.other, spec=OPEN))
     elements = set().union(*(of_endpoint(site.inventory(e), e) for e in known))
-    elements |= standing(site.inventory())
-    elements |= site.guarded(boxes.guest, BRIDGE, spec=OPEN)
+    elements |= all_elements(site.inventory())
+    elements |= site.docker_elements(boxes.guest, BRIDGE, spec=OPEN)
     site.nft.replace({*elements, *lasting}, timed)
 
 
@@ -86,8 +86,11 @@ def test_nothing_new_from_a_banned_address(site: Site, boxes: Boxes, box: Box, v
     load(site, boxes, bans(str(BANNED[version])))
     to = box.address(version)
     for source, passes in ((BANNED[version], False), (NEXT[version], True)):
-        shots = [(None, new_flow("tcp", source, to, 8080, next(_ports))), (None, ping(source, to)),
-                 (None, udp(source, to, 53, next(_ports)))]  # fmt: skip
+        shots = [
+            (None, new_flow("tcp", source, to, 8080, next(_ports))),
+            (None, ping(source, to)),
+            (None, udp(source, to, 53, next(_ports))),
+        ]
         assert heard(site, site.sniffer(box), shots, ping(site.wan.V6, box.v6)) == [passes] * 3
         host = Site.HOST4 if version == 4 else Site.HOST6
         own = [(None, new_flow("tcp", source, host, 22, next(_ports))), (None, ping(source, host))]
@@ -95,7 +98,7 @@ def test_nothing_new_from_a_banned_address(site: Site, boxes: Boxes, box: Box, v
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_flows_that_stand_are_over(site: Site, boxes: Boxes, box: Box, version: int) -> None:
+def test_established_flows_of_a_banned_peer_end(site: Site, boxes: Boxes, box: Box, version: int) -> None:
     """A flow that was open when its peer was banned passes no packet, in either direction, whichever side opened it.
 
     The same flow with the adjacent address continues.
@@ -106,14 +109,14 @@ def test_flows_that_stand_are_over(site: Site, boxes: Boxes, box: Box, version: 
 
     def both_ways(peer: Address) -> list[bool]:
         """Return inbound and outbound packets of a flow that the peer opened and of one that the container opened."""
-        comes = [udp(peer, mine, 53, 7777, b"asks"), udp(peer, mine, 8888, 9999, b"answers")]
-        goes = [udp(mine, peer, 7777, 53, b"answers"), udp(mine, peer, 9999, 8888, b"asks")]
-        found = heard(site, site.sniffer(box), [(None, packet) for packet in comes], last_in)
+        inbound = [udp(peer, mine, 53, 7777, b"asks"), udp(peer, mine, 8888, 9999, b"answers")]
+        outbound = [udp(mine, peer, 7777, 53, b"answers"), udp(mine, peer, 9999, 8888, b"asks")]
+        found = heard(site, site.sniffer(box), [(None, packet) for packet in inbound], last_in)
         list(site.sniffer(site.wan).read())
-        site.send(goes, box)
+        site.send(outbound, box)
         site.send([last_out], site.host)
         seen = arrived([site.sniffer(site.wan)], last_out)[0]
-        return [*found, *(packet in seen for packet in goes)]
+        return [*found, *(packet in seen for packet in outbound)]
 
     for peer in (BANNED[version], NEXT[version]):
         site.send([udp(mine, peer, 9999, 8888)], box)  # the container initiates
@@ -124,7 +127,7 @@ def test_flows_that_stand_are_over(site: Site, boxes: Boxes, box: Box, version: 
     assert both_ways(NEXT[version]) == [True] * 4
 
 
-def test_nobody_speaks_to_a_banned_address(site: Site, boxes: Boxes) -> None:
+def test_no_container_initiates_to_a_banned_address(site: Site, boxes: Boxes) -> None:
     """A container cannot initiate to a banned address, and neither can a container of another network."""
     load(site, boxes, bans(str(BANNED[4]), str(BANNED[6]), str(boxes.other.v4)))
     last = ping(Site.HOST6, Site.OUT6)
@@ -136,8 +139,10 @@ def test_nobody_speaks_to_a_banned_address(site: Site, boxes: Boxes) -> None:
         site.send([last], site.host)
         seen = arrived([site.sniffer(site.wan)], last)[0]
         assert seen & {*sent, *free} == set(free)
-    between = [(boxes.web, new_flow("tcp", boxes.web.v4, boxes.other.v4, 80, next(_ports))),
-               (boxes.web, new_flow("tcp", boxes.web.v6, boxes.other.v6, 80, next(_ports)))]  # fmt: skip
+    between = [
+        (boxes.web, new_flow("tcp", boxes.web.v4, boxes.other.v4, 80, next(_ports))),
+        (boxes.web, new_flow("tcp", boxes.web.v6, boxes.other.v6, 80, next(_ports))),
+    ]
     assert heard(site, site.sniffer(boxes.other), between, ping(site.wan.V6, boxes.other.v6)) == [False, True]
 
 
@@ -199,7 +204,7 @@ def test_a_ban_ends_by_itself(site: Site, boxes: Boxes) -> None:
     assert time.time() - now >= 1
 
 
-def test_bans_change_while_they_stand(site: Site, boxes: Boxes) -> None:
+def test_active_bans_can_be_changed(site: Site, boxes: Boxes) -> None:
     """Longer, shorter, permanent, removed, wider and narrower: each change bans exactly the intended addresses."""
     load(site, boxes, {})
     far = time.time() + 300
@@ -224,9 +229,9 @@ def test_bans_change_while_they_stand(site: Site, boxes: Boxes) -> None:
         ]
         wanted = [not any(a.version == p.version and a in p for p in step) for a in (*addresses, *sixes)]
         assert heard(site, site.sniffer(boxes.web), shots, ping(site.wan.V6, boxes.web.v6)) == wanted
-    standing = site.run("nft", "list", "table", "inet", "docker-fw").stdout
-    assert "192.0.2" not in standing
-    assert "2001:db8:66" not in standing
+    listing = site.run("nft", "list", "table", "inet", "docker-fw").stdout
+    assert "192.0.2" not in listing
+    assert "2001:db8:66" not in listing
 
 
 @pytest.fixture
@@ -239,7 +244,7 @@ def reconciler(site: Site, boxes: Boxes, tmp_path: Path) -> Reconciler:
     return made
 
 
-def test_bans_outlive_whatever_happens_to_the_table(
+def test_bans_survive_a_flush_a_repair_and_a_restart(
     site: Site, boxes: Boxes, reconciler: Reconciler, tmp_path: Path
 ) -> None:
     """After a flush, a repair, and a restart of docker-fw the same addresses are banned, timed ones until their end."""
@@ -254,7 +259,7 @@ def test_bans_outlive_whatever_happens_to_the_table(
         reconciler.edit_state(lambda state: dataclasses.replace(state, bans=both))
         assert passing() == [False, False]
         site.run("nft", "flush", "ruleset")
-        assert passing() == [True, True], "somebody flushed it all"
+        assert passing() == [True, True], "the table is flushed"
         assert reconciler.repair()
         assert passing() == [False, False]
         again = Reconciler(site.nft, Store(str(tmp_path / "state.json")), Defaults())
@@ -266,16 +271,16 @@ def test_bans_outlive_whatever_happens_to_the_table(
         assert passing() == [True, True]
 
 
-def test_what_was_established_is_cut(site: Site, boxes: Boxes, reconciler: Reconciler) -> None:
+def test_a_ban_cuts_established_flows(site: Site, boxes: Boxes, reconciler: Reconciler) -> None:
     """A ban leaves no flow from or to the banned address in connection tracking, whichever side opened it.
 
     So no flow continues in a flow table of the host. Flows of adjacent addresses remain.
     """
 
     def talking() -> set[str]:
-        told = "".join(site.run("conntrack", "-L", "-f", f, check=False).stdout for f in ("ipv4", "ipv6"))
-        everybody = {*BANNED.values(), *NEXT.values(), IPv6Address("2001:db8:66::1:1")}
-        return {str(address) for address in everybody if f"={address} " in told}
+        listing = "".join(site.run("conntrack", "-L", "-f", f, check=False).stdout for f in ("ipv4", "ipv6"))
+        addresses = {*BANNED.values(), *NEXT.values(), IPv6Address("2001:db8:66::1:1")}
+        return {str(address) for address in addresses if f"={address} " in listing}
 
     orders = AdminCommands(reconciler)
     with site.inside():
@@ -286,8 +291,8 @@ def test_what_was_established_is_cut(site: Site, boxes: Boxes, reconciler: Recon
             mine = boxes.web.address(target.version)
             site.send([udp(mine, target, 53, next(_ports))], boxes.web)
         assert len(talking()) == 5
-        told = orders.ban([(str(BANNED[4]), None), (str(BANNED[6]), 60)])
-        assert (told["cut"], told["notes"]) == (3, [])
+        answer = orders.ban([(str(BANNED[4]), None), (str(BANNED[6]), 60)])
+        assert (answer["cut"], answer["notes"]) == (3, [])
         assert talking() == {str(NEXT[4]), str(NEXT[6]), "2001:db8:66::1:1"}
         assert orders.ban([("2001:db8:66::/64", None)])["cut"] == 3, "and a ping"
         assert talking() == {str(NEXT[4])}

@@ -15,12 +15,12 @@ def dialled(fw: Running) -> bool:
         return sock.connect_ex(str(fw.socket)) == 0
 
 
-def test_who_reaches_the_socket_finds_every_bridge_closed(own: Running) -> None:
+def test_every_bridge_is_closed_before_the_socket_can_be_dialled(own: Running) -> None:
     """At a boot nothing passes to a container once the socket can be dialled, though the plugin is not loaded."""
     box = own.site.docker_box(BR_DOCKER, 100)
     assert arriving(own.site, box)
     own.spawn()
-    until(lambda: dialled(own), "somebody listens", 15)
+    until(lambda: dialled(own), "a process listens", 15)
     assert arriving(own.site, box) == set()
     until(own.answers, "the plugin answers", 15)
     assert arriving(own.site, box) == set()

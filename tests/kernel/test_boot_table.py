@@ -11,7 +11,7 @@ import pytest
 
 from plugin.fwctl.host import boot_table, boot_unit
 from plugin.nftables.sets import CLOSED, TABLE
-from tests.kernel.foreign_table import THEIRS, listed
+from tests.kernel.host_table import THEIRS, listed
 from tests.kernel.running import ROOT, Running
 from tests.kernel.site import BR_DOCKER, MARK, Box, Site, arriving
 from tests.lab import Wan
@@ -19,7 +19,7 @@ from tests.waiting import until
 
 NFT = "/usr/sbin/nft"
 GUEST, DOCKERS = "e" * 64, "d" * 64
-CONFINED = "br-" + "d" * 12
+RESTRICTED = "br-" + "d" * 12
 HOSTS = (str(Site.HOST4), str(Site.HOST6))
 #: A service of the host's own, a published port without a label, one that a label opens.
 SERVICE, SHUT, OPENED = 2222, 19090, 18080
@@ -44,22 +44,21 @@ class Host:
         return (self.root / boot_unit.FILE).read_text()
 
     def guest(self, labels: dict[str, str]) -> Box:
-        """A container on a Docker network, which publishes its ports 9090 and 8080; docker-proxy serves them."""
+        """Add a container on a Docker network that publishes its ports 9090 and 8080, served by docker-proxy."""
         fw = self.fw
-        fw.docker.networks[DOCKERS] = {
-            "Id": DOCKERS, "Name": "app", "Driver": "bridge", "Containers": {}, "Options": {},
-            "IPAM": {"Config": [{"Subnet": "10.100.0.0/24"}, {"Subnet": "2001:db8:100::/64"}]},
-        }  # fmt: skip
+        fw.docker.bridge_network(DOCKERS, "app", "10.100.0.0/24", "2001:db8:100::/64")
         fw.docker.container("guest", GUEST, DOCKERS, labels)
         container = fw.docker.containers[GUEST]
         container["NetworkSettings"]["Networks"]["net"] |= {
-            "IPAddress": "10.100.0.2", "GlobalIPv6Address": "2001:db8:100::2",
-        }  # fmt: skip
+            "IPAddress": "10.100.0.2",
+            "GlobalIPv6Address": "2001:db8:100::2",
+        }
         container["Ports"] = [
             {"IP": ip, "Type": "tcp", "PublicPort": public, "PrivatePort": private}
-            for ip in ("0.0.0.0", "::") for public, private in ((SHUT, 9090), (OPENED, 8080))
-        ]  # fmt: skip
-        return fw.site.docker_box(CONFINED, 100)
+            for ip in ("0.0.0.0", "::")
+            for public, private in ((SHUT, 9090), (OPENED, 8080))
+        ]
+        return fw.site.docker_box(RESTRICTED, 100)
 
     def fwctl(self, *arguments: str) -> None:
         command = [sys.executable, "-m", "plugin.fwctl.cli", *arguments, "--socket", str(self.fw.socket)]
@@ -83,7 +82,7 @@ def host(own: Running) -> Host:
     return Host(own)
 
 
-def test_what_closes_now_closes_at_the_next_boot(host: Host) -> None:
+def test_current_restrictions_apply_at_the_next_boot(host: Host) -> None:
     """A restriction from after `boot install` applies at the next boot, before docker-fw runs.
 
     The container with `fw.egress: none` initiates nothing; its closed published port and the one that a label opens are
@@ -93,7 +92,7 @@ def test_what_closes_now_closes_at_the_next_boot(host: Host) -> None:
     box, free = host.guest({"fw.egress": "none", "fw.allow": "8080"}), fw.site.docker_box(BR_DOCKER, 101)
     fw.start()
     until(
-        lambda: f"ipv4 . tcp . {SHUT}" in host.text and f'egress_restricted {{ "{CONFINED}" }}' in host.text,
+        lambda: f"ipv4 . tcp . {SHUT}" in host.text and f'egress_restricted {{ "{RESTRICTED}" }}' in host.text,
         "it is written",
     )
     host.fwctl("ban", Wan.V6)
@@ -129,7 +128,7 @@ def over(text: str, address: str) -> bool:
     return int(found[1]) <= time.time()
 
 
-def test_it_is_kept_current_and_no_more(host: Host) -> None:
+def test_the_file_is_kept_current_but_not_created(host: Host) -> None:
     """`fwctl deny`, `ban` and `unban` are in the file a second later, also just after `fwctl boot install` rewrote it.
 
     A file removed by `fwctl boot remove` stays removed, until `boot install` is run again.
@@ -156,7 +155,7 @@ def test_it_is_kept_current_and_no_more(host: Host) -> None:
     assert f"ipv4 . tcp . {SHUT}" in host.text
 
 
-def test_a_directory_that_is_full_or_read_only_is_told(host: Host) -> None:
+def test_a_directory_that_is_full_or_read_only_is_reported(host: Host) -> None:
     """Where the file cannot be written, `fwctl status` and the log report it; the old file stays complete."""
     fw = host.fw
     (host.root / f"{boot_unit.FILE}.kept").mkdir()
@@ -168,7 +167,7 @@ def test_a_directory_that_is_full_or_read_only_is_told(host: Host) -> None:
     until(lambda: fw.status()["boot"] == "kept", "it is kept again")
 
 
-def test_install_takes_bans_and_confined_networks_along(host: Host) -> None:
+def test_install_includes_bans_and_restricted_networks(host: Host) -> None:
     """`fwctl boot install` writes the current restrictions though docker-fw does not see the directory.
 
     The command says that the file is not kept current, and when to run it again.
@@ -198,7 +197,7 @@ sys.exit(main(["boot", "install", "--root", {str(root)!r}]))
         out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "The file is not kept current: docker-fw does not see /etc/docker-fw" in out
-    assert f'egress_restricted {{ "{CONFINED}" }}' in host.text
+    assert f'egress_restricted {{ "{RESTRICTED}" }}' in host.text
     assert f"ipv4 . tcp . {SHUT}" in host.text
     assert "banned4 { 203.0.113.99 }" in host.text
     assert re.search(r"^#until \d{10} banned4 203.0.113.98$", host.text, re.MULTILINE)

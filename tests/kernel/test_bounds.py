@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -29,14 +30,11 @@ MASSES = {
 
 @pytest.fixture
 def fw(site: Site) -> Iterator[Running]:
-    made = Running(site)
-    try:
+    with closing(Running(site)) as made:
         yield made.start()
-    finally:
-        made.close()
 
 
-def test_nobody_waits_for_masses_of_labels(fw: Running) -> None:
+def test_masses_of_labels_delay_no_other_container(fw: Running) -> None:
     """10,000 labels, 10,000 entries, megabytes: each start is refused at once with a short reason.
 
     While Docker lists all of them, another's labels are known at once; and neither log nor state file grows by their
@@ -53,7 +51,7 @@ def test_nobody_waits_for_masses_of_labels(fw: Running) -> None:
         def refused(endpoint: Body = endpoint, error: list[str] = error) -> bool:
             began, reply = time.monotonic(), fw.driver("Join", endpoint)
             assert took(began) < 5
-            if "Err" not in reply:  # Docker was too slow to tell of labels: closed, and tried again here
+            if "Err" not in reply:  # Docker was too slow to report labels: closed, and tried again here
                 fw.well("Leave", endpoint)
                 return False
             error.append(reply["Err"])
@@ -64,13 +62,13 @@ def test_nobody_waits_for_masses_of_labels(fw: Running) -> None:
         assert len(error[0]) <= 8001
         assert fw.opens(f"10.1.0.{number}") == set()
     fw.docker.asked.clear()
-    fw.docker.event("network", "create")  # a look at everybody, meanwhile
+    fw.docker.event("network", "create")  # a full listing, meanwhile
     until(lambda: any("containers/json?" in path and "all=1" in path for path in fw.docker.asked), "Docker is asked")
     began = time.monotonic()
-    endpoint = fw.begin(network, 200, {"fw.allow": "8080"})
+    endpoint = fw.start_container(network, 200, {"fw.allow": "8080"})
     assert took(began) < 5
     until(lambda: fw.opens("10.1.0.200") == {*BASE, "8080/6"}, "the other's labels are known")
     assert fw.opens("10.1.0.2") == set()
     assert len(fw.log.read_bytes()) < 100_000
     assert fw.state.stat().st_size < 100_000
-    fw.end(endpoint)
+    fw.stop_container(endpoint)

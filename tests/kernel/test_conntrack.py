@@ -176,7 +176,7 @@ def test_a_port_of_one_address_is_not_that_of_another(site: Site, boxes: tuple[B
     del boxes
 
 
-def test_just_outsiders_flows_to_closed_ports_are_cut(site: Site, boxes: tuple[Box, Box]) -> None:
+def test_only_outsiders_flows_to_closed_ports_are_cut(site: Site, boxes: tuple[Box, Box]) -> None:
     """When the rules are active again, permitted flows, the container's own, its host's and ping continue.
 
     Others end.
@@ -216,16 +216,16 @@ def test_icmp_that_no_rule_would_let_in_is_cut(site: Site, boxes: tuple[Box, Box
     assert not pings & flows(site)
 
 
-def test_what_an_internal_network_began_is_cut(site: Site, boxes: tuple[Box, Box]) -> None:
+def test_flows_from_an_internal_network_are_cut(site: Site, boxes: tuple[Box, Box]) -> None:
     """Flows opened from an internal network while no rule blocked them end, though the container may initiate all."""
     box, _ = boxes
     make_flows(site, box)
-    began = {flow for flow in flows(site) if flow[1] in (str(box.v4), str(box.v6))}
-    assert len(began) >= 4
+    opened = {flow for flow in flows(site) if flow[1] in (str(box.v4), str(box.v6))}
+    assert len(opened) >= 4
     subnets = ((box.v4, IPv4Network("10.1.0.0/24")), (box.v6, IPv6Network("2001:db8:1::/64")))
     with site.inside():
         cut_closed({address: AddressPolicy(subnet, Policy(), internal=True) for address, subnet in subnets})
-    assert not began & flows(site)
+    assert not opened & flows(site)
 
 
 def test_docker_proxys_sctp_is_cut(site: Site) -> None:
@@ -240,7 +240,7 @@ def test_docker_proxys_sctp_is_cut(site: Site) -> None:
     assert {f[3] for f in flows(site) if f[0] == "sctp"} == {"3869"}
 
 
-def test_what_has_no_flows_is_cut_without_an_error(
+def test_cutting_without_flows_is_no_error(
     site: Site, boxes: tuple[Box, Box], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Cutting an address or a port without flows logs nothing, and ends none of the others' flows."""

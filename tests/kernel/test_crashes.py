@@ -32,9 +32,17 @@ EVERY = bool(os.environ.get("FW_TEST_CRASHES"))
 LABELS = {"fw.allow": "8080", **({"fw.egress": "53/udp"} if EVERY else {})}
 #: Steps that must have occurred, or the test would prove little.
 STEPS = {
-    "write the state", "fsync", "keep the state", "replace the state", "nft _run", "nft _batch", "link add", "link del",
-    "cut_addresses", "cut_closed",
-}  # fmt: skip
+    "write the state",
+    "fsync",
+    "keep the state",
+    "replace the state",
+    "nft _run",
+    "nft _batch",
+    "link add",
+    "link del",
+    "cut_addresses",
+    "cut_closed",
+}
 #: In the middle of a step.
 HALVES = {"close the state", "write the rest of a line"}
 
@@ -160,9 +168,9 @@ def life(fw: Crashing, fire: Fire) -> dict[str, Callable[[], Any]]:
     }
 
 
-def stands(fw: Crashing) -> dict[str, Any]:
+def state_of(fw: Crashing) -> dict[str, Any]:
     """Return all that a kill might leave different."""
-    links, elements, kept, status = fw.standing()
+    links, elements, kept, status = fw.current_state()
     files = {path.name for path in fw.state.parent.iterdir()} - {"state.json", "state.json~", "state.json.log"}
     return {"links": links, "elements": elements.splitlines(), "kept": kept, "status": status, "files": files}
 
@@ -172,7 +180,7 @@ def become(fw: Crashing, wanted: dict[str, Any], why: str) -> None:
     other: dict[str, Any] = {}
 
     def alike() -> bool:
-        now = stands(fw)
+        now = state_of(fw)
         other.clear()
         other.update({name: (now[name], wanted[name]) for name in now if now[name] != wanted[name]})
         return not other
@@ -196,12 +204,12 @@ def test_killed_at_every_step(site: Site, when: str) -> None:
         fw.start()
         network = fw.network(1)
         fw.well("CreateNetwork", network)
-        kept = fw.begin(network, 9, LABELS)
+        kept = fw.start_container(network, 9, LABELS)
         four = [(Site.OUT4, f"10.{net}", port) for net in ("1.0.9", "2.0.2") for port in (OPEN, CLOSED)]
         six = [(Site.OUT6, f"2001:db8:{net}", port) for net in ("1::9", "2::2") for port in (OPEN, CLOSED)]
         with Fire(site, *four, *six, (Site.OUT4, Site.HOST4, PUBLISHED)) as fire:
             fire.watch(fw.move(kept))
-            before = stands(fw)
+            before = state_of(fw)
             # A step of another thread may come in between. Then the one that would have had its number is left out.
             for _ in range(3):
                 enumerated(fw, fire, when)
@@ -210,7 +218,7 @@ def test_killed_at_every_step(site: Site, when: str) -> None:
             assert set(fw.died()) >= wanted
             assert fire.shots > 1000
         become(fw, before, "after it all")
-        fw.end(kept)
+        fw.stop_container(kept)
         fw.well("DeleteNetwork", network)
         fw.nothing_left()
     finally:
@@ -226,7 +234,7 @@ def enumerated(fw: Crashing, fire: Fire, when: str) -> None:
             if step == 0:
                 call()
                 until(lambda: fw.status()["listening"], "it follows Docker")
-                without[name] = stands(fw)
+                without[name] = state_of(fw)
                 continue
             if name not in left:
                 call()

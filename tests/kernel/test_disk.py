@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,9 @@ class Small(Running):
 
 @pytest.fixture
 def fw(site: Site) -> Iterator[Small]:
-    made = Small(site)
-    try:
+    with closing(Small(site)) as made:
         made.start()
         yield made
-    finally:
-        made.close()
 
 
 def ask(fw: Running, what: str, **body: Any) -> Any:
@@ -76,16 +74,16 @@ def gets(fw: Running, box: Box, port: int) -> bool:
 
 
 def test_a_full_disk(fw: Small) -> None:
-    """Whatever would open something is refused with the reason, and opens nothing.
+    """On a full disk each change that would open something is refused with the reason, and opens nothing.
 
     That is: networks, containers, labels that become known, published ports, `fwctl allow`. Stops, removals and `fwctl
     deny` are carried out. `fwctl status` says why. A killed plugin starts in the same state. With space again, all
     refused changes follow by themselves, and objects removed while the disk was full do not return at the next start.
     """
-    network, goes = fw.network(1), fw.network(2)
-    for each in (network, goes):
+    network, removed = fw.network(1), fw.network(2)
+    for each in (network, removed):
         fw.well("CreateNetwork", each)
-    stays, stops = (fw.begin(network, number, {"fw.allow": "8080"}) for number in (2, 3))
+    stays, stops = (fw.start_container(network, number, {"fw.allow": "8080"}) for number in (2, 3))
     late, joins = fw.endpoint(network, 4), fw.endpoint(network, 5)
     for each in (late, joins):
         fw.well("CreateEndpoint", each)
@@ -101,13 +99,13 @@ def test_a_full_disk(fw: Small) -> None:
     assert FULL in ask(fw, "allow", container="c2", rules=["9090"])["Err"]
     fw.docker.container("late", late["EndpointID"], network["NetworkID"], {"fw.allow": "8080"})
     fw.docker.event("network", "create")
-    until(lambda: "late (endpoint 000100000004) stays as it was" in fw.log.read_text(), "the refusal is told")
+    until(lambda: "late (endpoint 000100000004) stays as it was" in fw.log.read_text(), "the refusal is logged")
     for name in ("Leave", "DeleteEndpoint"):
         fw.well(name, stops)
     fw.kill_worker()
     assert [gets(fw, box, port) for box in (there, later) for port in (8080, 9090)] == [True, False, False, False]
     ask(fw, "deny", container="c2", rules=["8080"])
-    fw.well("DeleteNetwork", goes)
+    fw.well("DeleteNetwork", removed)
     assert [gets(fw, box, 8080) for box in (there, later)] == [False, False]
     assert FULL in fw.status()["unsaved"]
     assert fw.links() == names_of(network) | {host_side(each["EndpointID"]) for each in (stays, late)}
@@ -130,7 +128,7 @@ def test_a_spoilt_log(fw: Small) -> None:
     """
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    boxes = [fw.move(fw.begin(network, number, {"fw.allow": "8080"})) for number in (2, 3)]
+    boxes = [fw.move(fw.start_container(network, number, {"fw.allow": "8080"})) for number in (2, 3)]
     log = fw.state.with_name("state.json.log")
     lines = log.read_bytes().split(b"\n")
     lines[3] = lines[3][:40] + b"\0" + lines[3][40:]

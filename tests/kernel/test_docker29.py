@@ -93,7 +93,7 @@ class Bed:
             here.ip(*(f"neigh replace {a} lladdr {macs[there]} dev eth0 nud permanent" for a in (there.v4, there.v6)))
         return box
 
-    def guarded(self, name: str) -> BridgeNetwork:
+    def network(self, name: str) -> BridgeNetwork:
         mode, bridge, _, _ = MODES[name]
         return BridgeNetwork("d" * 64, name, bridge, internal=name == "internal", mode4=mode, mode6=mode)
 
@@ -102,10 +102,10 @@ class Bed:
         return {element for name in self.boxes for element in self.guests(name, *allow, known=known)}
 
     def guests(self, name: str, *allow: Rule, **more: Any) -> set[Element]:
-        """Return the elements for one of the networks; `more` as in `Site.guarded`."""
-        net = self.guarded(name)
+        """Return the elements for one of the networks; `more` as in `Site.docker_elements`."""
+        net = self.network(name)
         fields = {"mode4": net.mode4, "mode6": net.mode6, "internal": net.internal}
-        return self.site.guarded(self.boxes[name], net.bridge, *allow, **more, **fields)
+        return self.site.docker_elements(self.boxes[name], net.bridge, *allow, **more, **fields)
 
     # --- tables -------------------------------------------------------------------------------------------------------
 
@@ -322,7 +322,7 @@ def test_containers_of_one_network_talk(bed: Bed, first: str, netfilter: int) ->
 
 
 @pytest.mark.parametrize("option", [True, False], ids=["option", "none"])
-def test_no_icc_stays_dockers_word(bed: Bed, first: str, option: bool) -> None:
+def test_no_icc_stays_dockers_decision(bed: Bed, first: str, option: bool) -> None:
     """enable_icc=false isolates the containers of a network, open ports too: docker-fw's mark does not override it."""
     with _bridge_netfilter(bed, 1):  # as dockerd sets it for such a network
         bed.load(WEB, option=option, first=first)
@@ -353,11 +353,11 @@ def test_between_networks_only_the_policy(bed: Bed, first: str, source: str) -> 
     bed.load(WEB, DNS, first=first)
     policy = {*BASE, "8080/tcp", "53/udp"}
     wanted = {"nat": set(), "routed": {"80/tcp"}, "nat-unprotected": policy, "internal": set(), "no-icc": set()}
-    everybody = {**bed.boxes, "ours": bed.ours}
-    start = everybody.pop(source)
+    all_boxes = {**bed.boxes, "ours": bed.ours}
+    start = all_boxes.pop(source)
     whose = {
         (proto, address, port): name
-        for name, box in everybody.items()
+        for name, box in all_boxes.items()
         for proto, ports in (("tcp", (22, 80, 443, 5432, 8080)), ("udp", (53,)))
         for address in of(box)
         for port in ports
@@ -365,11 +365,11 @@ def test_between_networks_only_the_policy(bed: Bed, first: str, source: str) -> 
     by_port = {"nat": targets(HOSTS, 18080, 15432), "nat-unprotected": targets(HOSTS, 28080, 25432)}
     by_port.pop(source, None)
     with ExitStack() as serving:
-        for box in everybody.values():
+        for box in all_boxes.values():
             serving.enter_context(box.probe.serve(tcp=[22, 80, 443, 5432, 8080], udp=[53]))
         found = start.probe([*whose, *itertools.chain(*by_port.values())], timeout=SILENCE)
     reached = [(whose[target], f"{target[2]}/{target[0]}") for target in whose if found[target] == "open"]
-    expected = {(name, port) for name in everybody for port in {**wanted, "ours": policy}[name]}
+    expected = {(name, port) for name in all_boxes for port in {**wanted, "ours": policy}[name]}
     assert set(reached) == expected
     assert len(reached) == 2 * len(expected), "in both families"
     for tried in by_port.values():
@@ -428,14 +428,14 @@ def test_a_network_of_ours_beside_them(bed: Bed, first: str) -> None:
     ],
     ids=str,
 )
-def test_a_label_without_effect_is_told_as_such(bed: Bed, name: str, rule: Rule) -> None:
+def test_a_label_without_effect_is_reported_as_such(bed: Bed, name: str, rule: Rule) -> None:
     """Without the option, status reports that a label has no effect exactly if no outsider gets in by it.
 
     Or else it names the measure that lets clients in: publishing the port.
     """
     box = bed.boxes[name]
     endpoint = dataclasses.replace(box.endpoint, container=Container("c", "c", PolicySpec(allow=(rule,))))
-    notes = without_effect(bed.guarded(name), endpoint, Engine("29.7.2", "nftables"), MARK)
+    notes = without_effect(bed.network(name), endpoint, Engine("29.7.2", "nftables"), MARK)
     by_port = [p.host_port for p in box.endpoint.published if p.container_port == rule.first]
     bed.load(rule, option=False)
     with box.probe.serve(tcp=[rule.first]):
@@ -444,16 +444,16 @@ def test_a_label_without_effect_is_told_as_such(bed: Bed, name: str, rule: Rule)
     assert bool(notes) is not reached or (reached and f"-p {rule.first}" in notes[0])
 
 
-def test_the_option_that_we_tell_is_the_one_that_mends(bed: Bed) -> None:
+def test_the_recommended_option_makes_the_label_effective(bed: Bed) -> None:
     """The status message names the option with which Docker writes the very rule that opens the label's port."""
-    network = bed.guarded("routed")
+    network = bed.network("routed")
     endpoint = dataclasses.replace(
         bed.boxes["routed"].endpoint, container=Container("c", "c", PolicySpec(allow=(WEB,)))
     )
     (sentence,) = without_effect(network, endpoint, Engine("29.7.2", "nftables"), MARK)
-    told = re.search(r"--bridge-accept-fwmark=(\w+)/(\w+)", sentence)
-    assert told, sentence
-    mark, mask = (int(number, 0) for number in told.groups())
+    found = re.search(r"--bridge-accept-fwmark=(\w+)/(\w+)", sentence)
+    assert found, sentence
+    mark, mask = (int(number, 0) for number in found.groups())
     (rule,) = {line.strip() for text in dockerd(True) for line in text.splitlines() if line.endswith('FW MARK"')}
     assert rule == f'meta mark and {mask} == {mark} counter accept comment "ALLOW FW MARK"'
 
@@ -470,8 +470,8 @@ class Api29(FakeDocker):
         if version < least:
             self._reply(request, {"message": f"client version 1.{version} is too old. Minimum supported …"}, 400)
         elif request.path == "/version":
-            told = {"Version": self.release, "ApiVersion": f"1.{most}", "MinAPIVersion": f"1.{least}"}
-            self._reply(request, told)
+            version = {"Version": self.release, "ApiVersion": f"1.{most}", "MinAPIVersion": f"1.{least}"}
+            self._reply(request, version)
         elif request.path.endswith("/info"):
             self._reply(request, {"FirewallBackend": {"Driver": "nftables"}} if version >= 49 else {})
         else:
@@ -479,7 +479,7 @@ class Api29(FakeDocker):
 
 
 @pytest.mark.parametrize(("release", "versions"), [("29.1.5", (44, 52)), ("29.2.1", (44, 53)), ("29.7.2", (40, 55))])
-def test_the_api_of_each_29_tells_its_firewall(tmp_path: Path, release: str, versions: tuple[int, int]) -> None:
+def test_the_api_of_each_29_reports_its_firewall(tmp_path: Path, release: str, versions: tuple[int, int]) -> None:
     """From whatever API versions a Docker 29 still serves, docker-fw learns its backend and the other facts."""
     docker = Api29(tmp_path / "docker.sock")
     docker.release, docker.versions = release, versions

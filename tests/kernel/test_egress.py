@@ -19,7 +19,15 @@ from plugin.nftables.elements import guest_elements
 from plugin.nftables.sets import Element
 from plugin.policy.decide import of
 from tests.kernel.packets import Listener, Packet, Sniffer, arrived, frame, icmp, new_flow, packed, ping, portless, udp
-from tests.kernel.site import BRIDGED_FRAMES_UNTRACKED, Box, Site, claimed, confining, of_endpoint, site_of_module
+from tests.kernel.site import (
+    BRIDGED_FRAMES_UNTRACKED,
+    Box,
+    Site,
+    claimed,
+    egress_restricting,
+    of_endpoint,
+    site_of_module,
+)
 from tests.lab import NamedNetns
 from tests.lab.netns import FORWARDING
 
@@ -58,7 +66,7 @@ class Boxes:
                 endpoint = Site.known(box, spec=what)
                 found |= of_endpoint(site.inventory(endpoint), endpoint)
             else:
-                found |= site.guarded(box, bridge, spec=what)
+                found |= site.docker_elements(box, bridge, spec=what)
         return found
 
 
@@ -154,7 +162,7 @@ EVERYTHING = {f"{port}/{proto}" for port in PORTS for proto in PROTOS} | {"ping"
 PORTLESS = {"gre", "esp", "ah", "other"}
 
 
-def test_none_lets_nothing_begin(site: Site, boxes: Boxes) -> None:
+def test_none_forbids_every_outbound_flow(site: Site, boxes: Boxes) -> None:
     """With `none` no flow of any protocol leaves to the outside, to another network, or to the host; no ping either."""
     load(site, boxes)
     assert left(site, boxes.web, None) == EVERYTHING | PORTLESS, "the way is there"
@@ -188,13 +196,18 @@ def test_a_forged_flow_to_a_neighbour_or_to_itself_is_no_way_out(site: Site, doc
     assert _seen(site, sniffer, ping(site.HOST6, Site.OUT6), site.host) & set(answers) == set()
 
 
-def test_at_the_host_a_source_is_where_it_belongs(site: Site, boxes: Boxes) -> None:
+def test_the_host_accepts_a_source_only_from_where_it_belongs(site: Site, boxes: Boxes) -> None:
     """No host but the owner of an address reaches the host with it, to use what that container may.
 
     This holds for another container and for the outsider.
     """
-    site.load(more={*boxes.elements(site, "none"), Element("egress_host6", (boxes.other.v6, 17, 8125)),
-                    Element("egress_host4", (boxes.other.v4, 17, 8125))})  # fmt: skip
+    site.load(
+        more={
+            *boxes.elements(site, "none"),
+            Element("egress_host6", (boxes.other.v6, 17, 8125)),
+            Element("egress_host4", (boxes.other.v4, 17, 8125)),
+        }
+    )
     for sender in (boxes.web, site.wan):
         forged = [
             udp(src, dst, 8125, next(_ports))
@@ -212,7 +225,7 @@ def test_a_list_is_all_that_leaves(site: Site, boxes: Boxes) -> None:
     Its rules apply to the host too, if they are for all.
     """
     load(site, boxes, "443, 53/udp", f"8080 to {Site.OUT4} {Site.OUT6}", "22 to host", "gre")
-    assert left(site, boxes.other, None) == EVERYTHING | PORTLESS, "others are not concerned"
+    assert left(site, boxes.other, None) == EVERYTHING | PORTLESS, "other containers are not affected"
     assert left(site, boxes.web, boxes.other) == {"443/tcp", "53/udp", "gre"}
     assert host_hears(site, boxes.web, HOST) == {"443/tcp", "53/udp", "22/tcp"}
     assert host_hears(site, boxes.web, boxes.gateways) == {"443/tcp", "53/udp", "22/tcp"}
@@ -221,24 +234,26 @@ def test_a_list_is_all_that_leaves(site: Site, boxes: Boxes) -> None:
 
 def test_all_is_everything(site: Site, boxes: Boxes) -> None:
     """`all` on a network that is egress-restricted itself: everything leaves, of this container only."""
-    load(site, boxes, "all", more=confining(boxes.bridge))
+    load(site, boxes, "all", more=egress_restricting(boxes.bridge))
     assert left(site, boxes.web, None) == EVERYTHING | PORTLESS
     assert host_hears(site, boxes.web, HOST) == EVERYTHING
     assert left(site, boxes.twin, None) == set()
 
 
-def test_whoever_is_not_known_may_begin_nothing_beside_who_is_confined(site: Site, boxes: Boxes) -> None:
+def test_an_unknown_address_beside_a_restricted_container_initiates_nothing(site: Site, boxes: Boxes) -> None:
     """An unregistered address beside a restricted container is no way out; a known one without a list is free."""
     load(site, boxes, "none", twin=False)
     assert left(site, boxes.twin, None) == set()
     assert host_hears(site, boxes.twin, HOST) == set()
     load(site, boxes, "none", twin=True)
     assert left(site, boxes.twin, None) == EVERYTHING | PORTLESS
-    assert left(site, boxes.other, None) == EVERYTHING | PORTLESS, "another network is not confined"
+    assert left(site, boxes.other, None) == EVERYTHING | PORTLESS, "another network is not restricted"
     # Neither is an address that it assigns itself.
     boxes.web.ip("addr add 10.222.0.9/32 dev eth0", "addr add 2001:db8:222::9/128 dev eth0 nodad")
-    own = [new_flow("tcp", a, b, 443, next(_ports)) for a, b in
-           ((IPv4Address("10.222.0.9"), Site.OUT4), (IPv6Address("2001:db8:222::9"), Site.OUT6))]  # fmt: skip
+    own = [
+        new_flow("tcp", a, b, 443, next(_ports))
+        for a, b in ((IPv4Address("10.222.0.9"), Site.OUT4), (IPv6Address("2001:db8:222::9"), Site.OUT6))
+    ]
     list(site.sniffer(site.wan).read())
     site.send(own, boxes.web)
     boxes.web.ip("addr del 10.222.0.9/32 dev eth0", "addr del 2001:db8:222::9/128 dev eth0")
@@ -261,7 +276,7 @@ def test_answers_leave(site: Site, boxes: Boxes) -> None:
             assert set(site.host.probe(near).values()) == {"open"}
             assert boxes.twin.probe.udp(str(address), 8080) == "open"
             for far in (site.host, site.wan):
-                assert far.probe.udp(str(address), 9) == "refused", "nobody listens there, and it says so"
+                assert far.probe.udp(str(address), 9) == "refused", "no process listens there, and the host reports it"
 
 
 def test_neighbours_are_found(site: Site, boxes: Boxes) -> None:
@@ -275,7 +290,7 @@ def test_neighbours_are_found(site: Site, boxes: Boxes) -> None:
         assert {boxes.web.probe.tcp(str(out), 443) for out in OUTSIDE} == {"open"}
 
 
-def test_what_neighbours_need_is_all_that_the_host_takes(site: Site, boxes: Boxes) -> None:
+def test_the_host_accepts_only_neighbour_discovery(site: Site, boxes: Boxes) -> None:
     """Solicitations, their replies and multicast reports reach the host; other ICMP of the container does not."""
     load(site, boxes, "none")
     gateway, web = boxes.gateways[1], boxes.web.v6
@@ -289,7 +304,7 @@ def test_what_neighbours_need_is_all_that_the_host_takes(site: Site, boxes: Boxe
     assert {kind for kind, packet in sent.items() if packet in seen} == {131, 133, 135, 136, 143}
 
 
-def test_containers_of_one_network_talk_whatever_is_said(site: Site, boxes: Boxes) -> None:
+def test_containers_of_one_network_talk_whatever_their_egress_label(site: Site, boxes: Boxes) -> None:
     """Within a network no container is restricted, also where the bridge passes its packets to the rules."""
     load(site, boxes, "none")
     for netfilter in (0, 1):
@@ -302,15 +317,15 @@ def test_containers_of_one_network_talk_whatever_is_said(site: Site, boxes: Boxe
             site.host.sysctl({f"net/bridge/bridge-nf-call-{kind}": 0 for kind in ("iptables", "ip6tables")})
 
 
-def test_a_network_is_confined_before_anybody_is_known(site: Site, boxes: Boxes) -> None:
+def test_a_restricted_network_is_so_before_any_container_is_known(site: Site, boxes: Boxes) -> None:
     """On a network whose own options set `none` no container may initiate, from the network's first moment on."""
-    site.load(more={*confining(boxes.bridge), *claimed("br-000000000001")})
+    site.load(more={*egress_restricting(boxes.bridge), *claimed("br-000000000001")})
     assert left(site, boxes.web, None) == left(site, boxes.twin, None) == set()
     assert host_hears(site, boxes.web, HOST) == set()
     assert left(site, boxes.other, None) == EVERYTHING | PORTLESS
 
 
-def test_a_mistake_in_it_lets_nothing_begin(site: Site, dockers: Boxes) -> None:
+def test_a_wrong_egress_label_forbids_every_outbound_flow(site: Site, dockers: Boxes) -> None:
     """Where no start can be refused a wrong `fw.egress` is `none`; the ports that are open stay open."""
     label = parse({"fw.egress": "443 too 203.0.113.7"})
     network, container = (
@@ -318,30 +333,30 @@ def test_a_mistake_in_it_lets_nothing_begin(site: Site, dockers: Boxes) -> None:
         Container("c", "web", label.spec, label.problems),
     )
     endpoint = dataclasses.replace(dockers.web.endpoint, container=container)
-    bridge = claimed(dockers.bridge) | confining(dockers.bridge)
+    bridge = claimed(dockers.bridge) | egress_restricting(dockers.bridge)
     site.load(more={*guest_elements(network, endpoint, of(network, endpoint)), *bridge})
     assert left(site, dockers.web, None) == set()
     with dockers.web.probe.serve(tcp=[80]):
         assert site.wan.probe.tcp(str(dockers.web.v6), 80) == "open"
 
 
-def test_what_may_not_leave_is_counted_for_its_container(site: Site, boxes: Boxes) -> None:
+def test_refused_outbound_packets_are_counted_by_container(site: Site, boxes: Boxes) -> None:
     """`dropped` reports how many packets of each address were refused: outbound, to the host, and inbound.
 
     Packets of other addresses are not counted.
     """
     load(site, boxes, "none", twin=True)
     web, twin = boxes.web, boxes.twin
-    begins = [udp(a, b, 53, next(_ports)) for a, b in pairs(web, OUTSIDE, HOST, OUTSIDE)]
-    site.send(begins, web)
-    comes = [udp(b, a, 53, next(_ports)) for a, b in pairs(web, OUTSIDE)]
-    assert site.deliver(comes, web, None, ping(site.wan.V6, web.v6)) == set()
+    outbound = [udp(a, b, 53, next(_ports)) for a, b in pairs(web, OUTSIDE, HOST, OUTSIDE)]
+    site.send(outbound, web)
+    inbound = [udp(b, a, 53, next(_ports)) for a, b in pairs(web, OUTSIDE)]
+    assert site.deliver(inbound, web, None, ping(site.wan.V6, web.v6)) == set()
     with site.inside():
-        told = site.nft.dropped()
-    assert (told[web.v4], told[web.v6]) == ((1, 3), (1, 3))
-    assert (told[twin.v4], told[twin.v6]) == ((0, 0), (0, 0))
+        dropped = site.nft.dropped()
+    assert (dropped[web.v4], dropped[web.v6]) == ((1, 3), (1, 3))
+    assert (dropped[twin.v4], dropped[twin.v6]) == ((0, 0), (0, 0))
     load(site, boxes, "none")
     with site.inside():
-        told = site.nft.dropped()
-    assert told[web.v4] == (0, 0), "since the table was put there"
-    assert twin.v4 not in told
+        dropped = site.nft.dropped()
+    assert dropped[web.v4] == (0, 0), "counted since the table was loaded"
+    assert twin.v4 not in dropped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -15,12 +16,9 @@ WHY = "upgrade Docker to 29.0.3 or newer"
 
 @pytest.fixture
 def fw(site: Site) -> Iterator[Running]:
-    made = Running(site)
-    try:
+    with closing(Running(site)) as made:
         made.docker.version = "29.0.2"
         yield made.start()
-    finally:
-        made.close()
 
 
 def becomes(fw: Running, version: str) -> None:
@@ -30,7 +28,7 @@ def becomes(fw: Running, version: str) -> None:
     fw.docker.end_streams()
 
 
-def test_nothing_joins_an_engine_that_would_die_of_it_until_it_is_upgraded(fw: Running) -> None:
+def test_networks_are_refused_on_an_engine_that_would_crash_until_it_is_upgraded(fw: Running) -> None:
     """On Docker 29.0.2 networks and containers of the driver are refused with what to do.
 
     The status and the log say so too; nothing half-made is left. Once 29.0.3 answers, without a restart of docker-fw,
@@ -44,7 +42,7 @@ def test_nothing_joins_an_engine_that_would_die_of_it_until_it_is_upgraded(fw: R
     becomes(fw, "29.0.3")
     until(lambda: not fw.status()["unfit"], "the upgrade is known")
     fw.well("CreateNetwork", network)
-    fw.end(fw.begin(network, 2))
+    fw.stop_container(fw.start_container(network, 2))
     # A network from before a downgrade: its containers are refused before Docker has a gateway to remove from them.
     becomes(fw, "29.0.0")
     until(lambda: WHY in fw.status()["unfit"], "the downgrade is known")
@@ -52,7 +50,7 @@ def test_nothing_joins_an_engine_that_would_die_of_it_until_it_is_upgraded(fw: R
     fw.well("DeleteNetwork", network)
 
 
-def test_dockers_own_networks_are_guarded_there_as_ever(fw: Running) -> None:
+def test_docker_networks_are_still_protected_there(fw: Running) -> None:
     """Only docker-fw networks are refused: on Docker's bridge a container's label opens its port, the rest is closed.
 
     A removed container's exception is removed with it.
@@ -61,11 +59,7 @@ def test_dockers_own_networks_are_guarded_there_as_ever(fw: Running) -> None:
     with site.inside():
         site.sysctl.forward({2, 10})
     box = site.docker_box("docker0", 7)
-    fw.docker.networks["b" * 64] = {
-        "Id": "b" * 64, "Name": "bridge", "Driver": "bridge", "Containers": {},
-        "Options": {"com.docker.network.bridge.name": "docker0"},
-        "IPAM": {"Config": [{"Subnet": "10.7.0.0/24"}, {"Subnet": "2001:db8:7::/64"}]},
-    }  # fmt: skip
+    fw.docker.bridge_network("b" * 64, "bridge", "10.7.0.0/24", "2001:db8:7::/64", bridge="docker0")
     fw.docker.container("web", box.endpoint.id, "b" * 64, {"fw.allow": "8080"})
     attached = fw.docker.containers[box.endpoint.id]["NetworkSettings"]["Networks"]["net"]
     attached.update(IPAddress=str(box.v4), GlobalIPv6Address=str(box.v6))

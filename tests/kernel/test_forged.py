@@ -71,7 +71,8 @@ def friendly(site: Site, boxes: Boxes) -> Boxes:
     ports = tuple(Published("udp", any_, 15353, 53) for any_ in (IPv4Address("0.0.0.0"), IPv6Address("::")))
     site.load(
         site.known(boxes.ours, *rules),
-        more=site.guarded(boxes.docker, ONE, *rules, published=ports) | site.guarded(boxes.docker_too, TWO),
+        more=site.docker_elements(boxes.docker, ONE, *rules, published=ports)
+        | site.docker_elements(boxes.docker_too, TWO),
     )
     return boxes
 
@@ -90,7 +91,7 @@ def to(target: tuple[Any, Any], source: Any) -> Any:
 
 @pytest.mark.parametrize("forger", ["docker_too", "ours_too"])
 @pytest.mark.parametrize("target", ["ours", "docker", "host port", "outside"])
-def test_a_flow_begins_where_its_source_belongs(site: Site, friendly: Boxes, forger: str, target: str) -> None:
+def test_a_flow_opens_only_where_its_source_belongs(site: Site, friendly: Boxes, forger: str, target: str) -> None:
     """A container gains nothing from the address of a source to which a port is open.
 
     Not at another network's container, and not at docker-proxy's port; an accomplice cannot be made to reply either.
@@ -101,15 +102,15 @@ def test_a_flow_begins_where_its_source_belongs(site: Site, friendly: Boxes, for
         "host port": (Site.HOST4, Site.HOST6), "outside": (Site.OUT4, Site.OUT6),
     }  # fmt: skip
     there, port = ends[target], 15353 if target == "host port" else 53
-    lies = [new_flow(proto, a, to(there, a), port, next(_ports)) for a in forged(who) for proto in ("udp", "sctp")]
-    lies += [ping(a, to(there, a)) for a in forged(who)]
+    packets = [new_flow(proto, a, to(there, a), port, next(_ports)) for a in forged(who) for proto in ("udp", "sctp")]
+    packets += [ping(a, to(there, a)) for a in forged(who)]
     last = ping(who.v6, there[1])
     ears = {"ours": friendly.ours, "docker": friendly.docker, "outside": site.wan}
     ear = site.listener if target == "host port" else site.sniffer(ears[target])
     list(ear.read())
-    site.send([*lies, last], who)
+    site.send([*packets, last], who)
     (seen,) = arrived([ear], last)
-    assert seen & set(lies) == set()
+    assert seen & set(packets) == set()
     # The same from where the sources belong.
     true = [udp(Site.OUT4, to(there, Site.OUT4), port, next(_ports)), udp(Site.OUT6, there[1], port, next(_ports))]
     if target != "outside":
@@ -119,36 +120,39 @@ def test_a_flow_begins_where_its_source_belongs(site: Site, friendly: Boxes, for
         assert seen >= set(true)
 
 
-def test_what_is_not_tracked_is_judged_as_well(site: Site, friendly: Boxes) -> None:
+def test_untracked_forged_packets_are_dropped(site: Site, friendly: Boxes) -> None:
     """On a host that does not track some flows (notrack), a forged packet of them is dropped as well."""
     rules = "chain c { type filter hook prerouting priority raw\n udp dport 53 notrack\n }"
-    site.run("nft", "-f", "-", input=f"table inet blind {{\n{rules}\n}}\n")
+    site.run("nft", "-f", "-", input=f"table inet untracked {{\n{rules}\n}}\n")
     try:
         ours, who = (friendly.ours.v4, friendly.ours.v6), friendly.docker_too
-        lies = [udp(a, to(ours, a), 53, next(_ports)) for a in forged(who)]
-        assert site.deliver(lies, friendly.ours, who, ping(who.v6, friendly.ours.v6)) == set()
+        packets = [udp(a, to(ours, a), 53, next(_ports)) for a in forged(who)]
+        assert site.deliver(packets, friendly.ours, who, ping(who.v6, friendly.ours.v6)) == set()
         true = [udp(Site.OUT4, friendly.ours.v4, 53, next(_ports)), udp(Site.OUT6, friendly.ours.v6, 53, next(_ports))]
         assert site.deliver(true, friendly.ours) == set(true)
     finally:
-        site.run("nft", "delete", "table", "inet", "blind")
+        site.run("nft", "delete", "table", "inet", "untracked")
 
 
-def test_a_packet_that_belongs_to_no_flow_is_judged_as_well(site: Site, friendly: Boxes) -> None:
+def test_a_forged_packet_of_no_flow_is_dropped(site: Site, friendly: Boxes) -> None:
     """A segment that connection tracking calls invalid leaves a network only with a source that belongs there."""
     who = friendly.docker_too
-    lies = [tcp(a, to((Site.OUT4, Site.OUT6), a), 80, next(_ports), 0x06) for a in forged(who)]
-    assert site.deliver(lies, site.wan, who, ping(who.v6, Site.OUT6)) == set()
+    packets = [tcp(a, to((Site.OUT4, Site.OUT6), a), 80, next(_ports), 0x06) for a in forged(who)]
+    assert site.deliver(packets, site.wan, who, ping(who.v6, Site.OUT6)) == set()
 
 
 @pytest.mark.parametrize("where", ["ours_too", "docker_too"])
-def test_a_router_on_a_network_passes_where_the_host_has_the_way_back(site: Site, friendly: Boxes, where: str) -> None:
+def test_a_router_on_a_network_passes_where_the_host_has_a_route_back(site: Site, friendly: Boxes, where: str) -> None:
     """Packets from behind a router container pass if the host has a route back through it, else not.
 
     The container is a VPN or router that does not masquerade.
     """
     who: Box = getattr(friendly, where)
-    bridge = TWO if where == "docker_too" else next(n for n in site.networks.values() if n.gateway4 and
-                                                    who.v4 in n.gateway4.network).bridge  # fmt: skip
+    bridge = (
+        TWO
+        if where == "docker_too"
+        else next(n for n in site.networks.values() if n.gateway4 and who.v4 in n.gateway4.network).bridge
+    )
     ours = (friendly.ours.v4, friendly.ours.v6)
     behind = [udp(a, to(ours, a), 53, next(_ports)) for a in ("192.0.2.9", "2001:db8:77::9")]
     last = ping(who.v6, friendly.ours.v6)
@@ -161,7 +165,7 @@ def test_a_router_on_a_network_passes_where_the_host_has_the_way_back(site: Site
         site.host.ip(*(f"route del {route} dev {bridge}" for route in routes))
 
 
-def test_who_has_no_address_yet_asks_for_one(site: Site, friendly: Boxes) -> None:
+def test_a_container_without_an_address_can_request_one(site: Site, friendly: Boxes) -> None:
     """Packets with an unspecified or link-local source reach the host.
 
     The unspecified source is that of DHCP, of duplicate address detection and of multicast reports.
@@ -202,7 +206,7 @@ def test_who_has_no_address_yet_asks_for_one(site: Site, friendly: Boxes) -> Non
 
 
 @pytest.mark.parametrize("kind", ["ours_too", "docker_too"])
-def test_within_a_network_the_bridge_asks_nobody(site: Site, friendly: Boxes, kind: str) -> None:
+def test_neighbours_may_use_any_source_address(site: Site, friendly: Boxes, kind: str) -> None:
     """Where br_netfilter passes a bridge's internal packets to the rules, neighbours talk from any address."""
     who: Box = getattr(friendly, kind)
     number = 2 if kind == "ours_too" else 101
@@ -222,7 +226,7 @@ def _network(site: Site, box: Box) -> Any:
     return next(n for n in site.networks.values() if n.gateway4 and box.v4 in n.gateway4.network)
 
 
-def test_a_bridge_that_is_left_alone_is_asked_nothing(site: Site, friendly: Boxes) -> None:
+def test_behind_an_unmanaged_bridge_any_source_is_accepted(site: Site, friendly: Boxes) -> None:
     """An unmanaged bridge (virtual machines, a LAN) is a link like any other.
 
     Hosts behind it may use any address that is no container's.
@@ -234,8 +238,8 @@ def test_a_bridge_that_is_left_alone_is_asked_nothing(site: Site, friendly: Boxe
     ours = (friendly.ours.v4, friendly.ours.v6)
     packets = [udp(a, to(ours, a), 53, next(_ports)) for a in ("192.0.2.9", "2001:db8:77::9")]
     assert site.deliver(packets, friendly.ours, friend, ping(friend.v6, friendly.ours.v6)) == set(packets)
-    lies = [udp(a, to(ours, a), 53, next(_ports)) for a in ("10.2.0.2", "2001:db8:2::2")]
-    assert site.deliver(lies, friendly.ours, friend, ping(friend.v6, friendly.ours.v6)) == set()
+    packets = [udp(a, to(ours, a), 53, next(_ports)) for a in ("10.2.0.2", "2001:db8:2::2")]
+    assert site.deliver(packets, friendly.ours, friend, ping(friend.v6, friendly.ours.v6)) == set()
 
 
 def test_protocols_without_ports_as_well(site: Site, friendly: Boxes) -> None:
@@ -243,23 +247,24 @@ def test_protocols_without_ports_as_well(site: Site, friendly: Boxes) -> None:
     protos = ("gre", "esp", "ah")
     site.load(site.known(friendly.ours, *(Rule(proto, 0, 0, FRIENDS) for proto in protos)))
     who, ours = friendly.docker_too, (friendly.ours.v4, friendly.ours.v6)
-    lies: list[Packet] = [portless(proto, a, to(ours, a)) for a in forged(who) for proto in protos]
-    assert site.deliver(lies, friendly.ours, who, ping(who.v6, friendly.ours.v6)) == set()
+    packets: list[Packet] = [portless(proto, a, to(ours, a)) for a in forged(who) for proto in protos]
+    assert site.deliver(packets, friendly.ours, who, ping(who.v6, friendly.ours.v6)) == set()
 
 
-def test_nobody_comes_from_the_hosts_own_address(site: Site, friendly: Boxes) -> None:
+def test_the_hosts_own_address_as_a_source_gains_nothing(site: Site, friendly: Boxes) -> None:
     """An outsider with an address of the host, which may be in a network to which a port is open, gains nothing.
 
     It reaches neither a container nor docker-proxy's port. (Linux checks only IPv4 sources for such martians.)
     """
     own = [Site.HOST6, IPv6Address("2001:db8:2::1"), IPv6Address("2001:db8:101::1")]
     for to_, port, ear in (
-        (friendly.ours.v6, 53, site.sniffer(friendly.ours)), (friendly.docker.v6, 53, site.sniffer(friendly.docker)),
+        (friendly.ours.v6, 53, site.sniffer(friendly.ours)),
+        (friendly.docker.v6, 53, site.sniffer(friendly.docker)),
         (Site.HOST6, 15353, site.listener),
-    ):  # fmt: skip
-        lies = [udp(a, to_, port, next(_ports)) for a in own]
+    ):
+        packets = [udp(a, to_, port, next(_ports)) for a in own]
         list(ear.read())
         last = ping(Site.OUT6, to_)
-        site.send([*lies, last])
+        site.send([*packets, last])
         (seen,) = arrived([ear], last)
-        assert seen & set(lies) == set()
+        assert seen & set(packets) == set()

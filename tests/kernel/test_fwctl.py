@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class Fw(Running):
 
     def web(self, net: Body, number: int = 2, labels: dict[str, str] | None = None) -> tuple[Body, NamedNetns]:
         """Start a container, c2 for number 2; return it and its network namespace."""
-        endpoint = self.begin(net, number, labels)
+        endpoint = self.start_container(net, number, labels)
         return endpoint, self.move(endpoint)
 
     def seen(self, *ports: int, address: str = "10.1.0.2", source: str | None = None) -> set[int]:
@@ -54,11 +54,8 @@ class Fw(Running):
 
 @pytest.fixture
 def fw(site: Site) -> Iterator[Fw]:
-    made = Fw(site)
-    try:
+    with closing(Fw(site)) as made:
         yield made.start()  # type: ignore[misc]
-    finally:
-        made.close()
 
 
 class Talk:
@@ -69,9 +66,9 @@ class Talk:
             self._sock = socket.create_connection(("10.1.0.2", port), 2)
         self._sock.settimeout(1)
         assert self._sock.recv(1000)
-        assert self.goes_on()
+        assert self.continues()
 
-    def goes_on(self) -> bool:
+    def continues(self) -> bool:
         self._sock.sendall(b"still there?")
         try:
             return b"?" in self._sock.recv(1000)
@@ -121,20 +118,20 @@ def test_an_override_ends_by_itself_with_its_flows(fw: Fw) -> None:
     with talking(fw, box) as talk:
         until(fw.drops_in, "it has ended", 5)
         assert 1 < time.monotonic() - began < 4
-        until(lambda: not talk.goes_on(), "it is cut")
+        until(lambda: not talk.continues(), "it is cut")
     assert fw.kept()["overrides"] == []
     assert "has expired" in fw.log.read_text()
 
 
-def test_deny_cuts_who_is_in(fw: Fw) -> None:
+def test_deny_cuts_established_connections(fw: Fw) -> None:
     """An established connection is cut, not only the next one refused."""
     _, box = fw.web(network(fw), labels={"fw.allow": "9000"})
     with talking(fw, box) as talk:
         fw.fwctl("deny", "c2", "9000", "--for", "1h")
-        until(lambda: not talk.goes_on(), "it is cut")
+        until(lambda: not talk.continues(), "it is cut")
 
 
-def test_overrides_stand_over_restarts(fw: Fw) -> None:
+def test_overrides_survive_restarts(fw: Fw) -> None:
     """Overrides survive a kill of the worker and a restart of docker-fw; an expired one does not return."""
     fw.web(network(fw))
     fw.fwctl("allow", "c2", "9000", "9001")
@@ -160,19 +157,19 @@ def test_while_docker_fw_is_stopped_nothing_is_open_for_a_time(fw: Fw) -> None:
         assert fw.seen(22, 80, 9001) == {22, 80, 9001}
         fw.stop()
         assert fw.seen(22, 80, 9000, 9001) == {80, 9001}
-        until(lambda: not talk.goes_on(), "it is cut")
+        until(lambda: not talk.continues(), "it is cut")
     fw.start()
     assert fw.seen(22, 80, 9000, 9001) == {22, 80, 9000, 9001}
 
 
-def test_overrides_go_with_the_container(fw: Fw) -> None:
+def test_overrides_end_with_the_container(fw: Fw) -> None:
     """Overrides end when Docker no longer lists the container; one of the same name has its own labels only."""
     net = network(fw)
     endpoint, _ = fw.web(net)
     fw.fwctl("allow", "c2", "9000")
-    fw.end(endpoint)
+    fw.stop_container(endpoint)
     del fw.docker.containers[endpoint["EndpointID"]]
-    fw.docker.event("network", "create")  # look at everything
+    fw.docker.event("network", "create")  # list everything
     until(lambda: fw.kept()["overrides"] == [], "it is forgotten", 10)
     fw.web(net, 3)  # which gets the ID that the other one had, as the fake Docker numbers them
     assert fw.seen(80, 9000, address="10.1.0.3") == {80}
@@ -181,7 +178,7 @@ def test_overrides_go_with_the_container(fw: Fw) -> None:
 # --- bans -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_banned_address_reaches_nobody(fw: Fw) -> None:
+def test_a_banned_address_reaches_nothing(fw: Fw) -> None:
     """A banned address reaches neither a container, nor a published port, nor the host, in both families.
 
     Established connections end, too.
@@ -198,10 +195,10 @@ def test_a_banned_address_reaches_nobody(fw: Fw) -> None:
     with talking(fw, box) as talk:
         fw.fwctl("ban", OUT4)
         assert reached() == [False, True] * 3
-        until(lambda: not talk.goes_on(), "it is cut")
+        until(lambda: not talk.continues(), "it is cut")
     fw.fwctl("ban", OUT6, "--for", "1h")
     assert reached() == [False] * 6
-    assert box.probe.tcp(OUT4, 80, timeout=0.4) == "silent"  # nor does anybody reach it
+    assert box.probe.tcp(OUT4, 80, timeout=0.4) == "silent"  # nor can any container reach it
     assert "permanent" in fw.fwctl("bans")
     fw.kill_worker()
     assert reached() == [False] * 6
@@ -234,7 +231,7 @@ def test_the_host_does_not_ban_itself(fw: Fw) -> None:
     assert fw.kept()["bans"] == {}
 
 
-def test_a_blocklist_holds_up_no_container(fw: Fw) -> None:
+def test_a_blocklist_delays_no_container(fw: Fw) -> None:
     """The CrowdSec bouncer adds 20,000 addresses at once; meanwhile and later containers start as fast as before."""
     net = network(fw)
     lines = "".join(
@@ -262,7 +259,7 @@ def test_a_blocklist_holds_up_no_container(fw: Fw) -> None:
     slowest = 0.0
     for number in range(2, 200):
         began = time.monotonic()
-        fw.end(fw.begin(net, number))
+        fw.stop_container(fw.start_container(net, number))
         slowest = max(slowest, time.monotonic() - began)
         if bouncer.poll() is not None:
             break
@@ -270,7 +267,7 @@ def test_a_blocklist_holds_up_no_container(fw: Fw) -> None:
     assert slowest < 10  # on a busy machine, too
     assert len(ask(str(fw.socket), "/bans")["bans"]) == 20_000
     began = time.monotonic()
-    fw.end(fw.begin(net, 250))
+    fw.stop_container(fw.start_container(net, 250))
     fw.fwctl("ban", OUT4)
     assert time.monotonic() - began < 5
     assert fw.table().count("100.64.1.1 timeout") == 1
@@ -301,7 +298,7 @@ def test_explain_says_what_packets_do(fw: Fw) -> None:
     wrong: list[Any] = []
     tried = 0
 
-    def holds(source: str, probe: Any, target: str, address: str, port: int) -> None:
+    def agrees(source: str, probe: Any, target: str, address: str, port: int) -> None:
         nonlocal tried
         family = 6 if ":" in address else 4
         asked = ask(str(fw.socket), "/explain", {"from": source, "to": target, "what": str(port), "family": family})
@@ -314,20 +311,20 @@ def test_explain_says_what_packets_do(fw: Fw) -> None:
     for name, places in addresses.items():
         for address in places:
             for port in ports:
-                holds(OUT6 if ":" in address else OUT4, fw.site.wan.probe, name, address, port)
+                agrees(OUT6 if ":" in address else OUT4, fw.site.wan.probe, name, address, port)
             for source in ("c4", "c2"):
                 if source != name:
                     for port in (80, 9000, 9002):
-                        holds(source, boxes[source][1].probe, name, address, port)
+                        agrees(source, boxes[source][1].probe, name, address, port)
     for host in (str(fw.site.HOST4), str(fw.site.HOST6)):
         for port in (19000, 19001, 2222):
-            holds(OUT6 if ":" in host else OUT4, fw.site.wan.probe, host, host, port)
+            agrees(OUT6 if ":" in host else OUT4, fw.site.wan.probe, host, host, port)
             for source in ("c2", "c4"):
-                holds(source, boxes[source][1].probe, host, host, port)
+                agrees(source, boxes[source][1].probe, host, host, port)
     for source in ("c4", "c5"):
         for address in (OUT4, OUT6):
             for port in (80, 9000):
-                holds(source, boxes[source][1].probe, address, address, port)
+                agrees(source, boxes[source][1].probe, address, address, port)
     assert wrong == []
     assert tried > 80
 
@@ -343,7 +340,7 @@ def test_explain_ends_with_its_status(fw: Fw) -> None:
 # --- plan -------------------------------------------------------------------------------------------------------------
 
 
-def test_what_somebody_changed_is_put_right(fw: Fw) -> None:
+def test_changes_by_other_programs_are_undone(fw: Fw) -> None:
     """An extra or a missing element, in any set, is noticed and corrected, and flows that it let in are cut.
 
     The rest stays in use. A set that is not docker-fw's is left alone, and `plan` reports it.
@@ -359,27 +356,34 @@ def test_what_somebody_changed_is_put_right(fw: Fw) -> None:
         "delete element inet docker-fw allow6 { 2001:db8:1::2 . tcp . 80 }",
         "delete element inet docker-fw banned6_48 { 2001:db8:77:: }",
         "add element inet docker-fw banned4 { 203.0.113.9 timeout 1h }",
-        "flush set inet docker-fw egress_restricted", "flush set inet docker-fw banned4",
-    ):  # fmt: skip
+        "flush set inet docker-fw egress_restricted",
+        "flush set inet docker-fw banned4",
+    ):
         fw.site.run("nft", change)
         until(lambda: fw.fwctl("plan", status=1).splitlines()[1:] == ["- set theirs"], f"put right: {change}")
 
 
-def test_plan_of_settings_is_what_they_bring(fw: Fw) -> None:
+def test_plan_of_settings_lists_what_they_change(fw: Fw) -> None:
     """The elements that a plan would add and remove are those that change when docker-fw starts with the settings."""
     fw.web(network(fw), labels={"fw.allow": "8080"})
     fw.publish(fw.web(network(fw, 2), 3)[0], 19000, 9000)
-    settings = {"FW_ALLOW": "9100, 9200 from 192.0.2.0/24", "FW_DENY": "22", "FW_EGRESS": "443",
-                "FW_RATE": "80 5/minute", "FW_DOCKERD_PORTS": "2375", "FW_PUBLISHED": "allow"}  # fmt: skip
+    settings = {
+        "FW_ALLOW": "9100, 9200 from 192.0.2.0/24",
+        "FW_DENY": "22",
+        "FW_EGRESS": "443",
+        "FW_RATE": "80 5/minute",
+        "FW_DOCKERD_PORTS": "2375",
+        "FW_PUBLISHED": "allow",
+    }
     before = elements(fw)
-    told = json.loads(fw.fwctl("plan", "--json", *(f"{name}={value}" for name, value in settings.items()), status=1))
-    assert told["drift"] == []
-    planned = {sign: {line["text"] for line in told["elements"] if line["sign"] == sign} for sign in "+-"}
+    plan = json.loads(fw.fwctl("plan", "--json", *(f"{name}={value}" for name, value in settings.items()), status=1))
+    assert plan["drift"] == []
+    planned = {sign: {line["text"] for line in plan["elements"] if line["sign"] == sign} for sign in "+-"}
     assert elements(fw) == before
     fw.stop()
     fw.environ.update(settings)
     fw.start()
-    until(lambda: "confined before" not in str(fw.kept()) and fw.status()["listening"], "Docker has been asked", 10)
+    until(lambda: fw.status()["listening"], "Docker has been asked", 10)
     after = elements(fw)
     # Ports that docker-fw itself reserves on the host are known to be no container's once Docker has answered.
     after = {text for text in after if not text.startswith("host_own")}
@@ -400,7 +404,7 @@ def elements(fw: Fw) -> set[str]:
     return {f"{e.set} {element_text(e)}" for e in there if not SETS[e.set.partition("__")[0]].raw}
 
 
-def test_a_wrong_setting_is_told(fw: Fw) -> None:
+def test_a_wrong_setting_is_reported(fw: Fw) -> None:
     """A wrong setting is reported as at a start, with status 2: the answer is unknown."""
     assert "did you mean" not in fw.fwctl("plan", "FW_ALOW=80", status=2)
     assert 'FW_ALLOW="808O": "808O" is not a port' in fw.fwctl("plan", "FW_ALLOW=808O", status=2)
@@ -409,7 +413,7 @@ def test_a_wrong_setting_is_told(fw: Fw) -> None:
 # --- export -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_exported_file_loads_by_itself_and_holds(fw: Fw) -> None:
+def test_the_exported_file_loads_by_itself_and_filters_the_same(fw: Fw) -> None:
     """The file loads in an empty network namespace with this machine's nft, twice.
 
     In the place of docker-fw's own table it accepts the same packets.
@@ -448,7 +452,7 @@ def _nft(*arguments: str, text: str = "") -> str:
     return done.stdout
 
 
-# --- the door ---------------------------------------------------------------------------------------------------------
+# --- the socket -------------------------------------------------------------------------------------------------------
 
 
 def test_status_watch_sees_a_change(fw: Fw) -> None:
@@ -467,7 +471,7 @@ def test_status_watch_sees_a_change(fw: Fw) -> None:
         assert process.wait(10) == 0
 
 
-def test_drops_are_counted_for_whom_they_were(fw: Fw) -> None:
+def test_drops_are_counted_by_container(fw: Fw) -> None:
     """`fwctl status` counts dropped packets to a container, and from it."""
     fw.web(network(fw))
     assert "dropped:" not in fw.fwctl("status")
@@ -485,7 +489,7 @@ def test_many_ask_and_change_at_once(fw: Fw) -> None:
 
     def life(number: int) -> None:
         for _ in range(5):
-            fw.end(fw.begin(net, number))
+            fw.stop_container(fw.start_container(net, number))
 
     def asks(_: int) -> None:
         for _ in range(5):

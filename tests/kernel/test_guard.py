@@ -58,25 +58,25 @@ BASE = {"22/tcp", "80/tcp", "443/tcp"}
 
 
 @pytest.mark.parametrize("which", ["web", "chosen"])
-def test_a_bridge_of_dockers_is_closed_before_anybody_knows_it(site: Site, boxes: Boxes, which: str) -> None:
+def test_a_docker_bridge_is_closed_before_any_container_is_known(site: Site, boxes: Boxes, which: str) -> None:
     """With an empty table only ICMP reaches a container on a bridge, whatever the bridge's name."""
     site.load()
     assert arriving(site, getattr(boxes, which)) == set()
 
 
-def test_the_base_opens_with_the_knowledge_of_the_container(site: Site, boxes: Boxes) -> None:
+def test_the_base_opens_once_the_container_is_known(site: Site, boxes: Boxes) -> None:
     """An address has its base ports once its container is known, on its own bridge of any name, and on no other."""
-    site.load(more=site.guarded(boxes.web, BR_DOCKER))
+    site.load(more=site.docker_elements(boxes.web, BR_DOCKER))
     assert arriving(site, boxes.web) == BASE
     assert arriving(site, boxes.other) == set()
-    site.load(more=site.guarded(boxes.chosen, CHOSEN))
+    site.load(more=site.docker_elements(boxes.chosen, CHOSEN))
     assert arriving(site, boxes.chosen) == BASE
 
 
 # --- which bridges are protected --------------------------------------------------------------------------------------
 
 
-def test_a_foreign_bridge_is_left_alone(site: Site, boxes: Boxes) -> None:
+def test_an_unmanaged_bridge_is_left_alone(site: Site, boxes: Boxes) -> None:
     """A bridge of another owner (libvirt, br-lan) is reachable on every port, as without docker-fw."""
     everything = {f"{port}/{proto}" for port in (21, 22, 53, 80, 443, 8080) for proto in PROTOS}
     site.load(more=[Element("unmanaged", (site.index(CHOSEN),))])
@@ -85,7 +85,7 @@ def test_a_foreign_bridge_is_left_alone(site: Site, boxes: Boxes) -> None:
     assert arriving(site, boxes.web, boxes.chosen) == set()
 
 
-def test_a_foreign_bridges_name_means_nothing(site: Site) -> None:
+def test_an_exemption_is_of_the_bridge_not_of_its_name(site: Site) -> None:
     """A bridge is removed and another of its name is created: the exemption does not carry over."""
     old = site.docker_box("net7", 104)
     number = site.index("net7")
@@ -103,7 +103,7 @@ def test_other_networks_come_from_outside_too(site: Site, boxes: Boxes) -> None:
     The same is true from a container on a docker-fw network.
     """
     ours = site.box(site.network(7), 2)
-    site.load(site.known(ours, Rule("tcp", 8080, 8080)), more=site.guarded(boxes.web, BR_DOCKER))
+    site.load(site.known(ours, Rule("tcp", 8080, 8080)), more=site.docker_elements(boxes.web, BR_DOCKER))
     assert arriving(site, boxes.web, boxes.other) == BASE
     assert arriving(site, boxes.web, ours) == BASE
     assert arriving(site, ours, boxes.web) == {*BASE, "8080/tcp"}
@@ -134,7 +134,7 @@ def test_containers_of_one_network_talk_freely(site: Site, boxes: Boxes, netfilt
 
 def test_the_host_and_replies_and_the_way_out(site: Site, boxes: Boxes) -> None:
     """The host reaches every port of a container; a container reaches every address, and the replies arrive."""
-    site.load(more=site.guarded(boxes.web, BR_DOCKER, known=False))
+    site.load(more=site.docker_elements(boxes.web, BR_DOCKER, known=False))
     with boxes.web.probe.serve(tcp=[5432], udp=[53]), site.wan.probe.serve(tcp=[9001], udp=[9001]):
         inside = [("tcp", str(boxes.web.v6), 5432), ("udp", str(boxes.web.v4), 53)]
         assert set(site.host.probe(inside).values()) == {"open"}
@@ -145,17 +145,21 @@ def test_the_host_and_replies_and_the_way_out(site: Site, boxes: Boxes) -> None:
 
 def test_ping_and_errors_pass_and_redirects_do_not(site: Site, boxes: Boxes) -> None:
     """Useful ICMP reaches a container on a bridge of Docker's: echo, and errors for path MTU discovery."""
-    site.load(more=site.guarded(boxes.web, BR_DOCKER))
+    site.load(more=site.docker_elements(boxes.web, BR_DOCKER))
     about4, about6 = tcp(boxes.web.v4, Site.OUT4, 443, 1), tcp(boxes.web.v6, Site.OUT6, 443, 1)
-    good = [ping(Site.OUT4, boxes.web.v4), ping(Site.OUT6, boxes.web.v6), icmp_error(Site.OUT4, about4, 3, 4, 1280),
-            icmp_error(Site.OUT6, about6, 2, 0, 1280)]  # fmt: skip
+    good = [
+        ping(Site.OUT4, boxes.web.v4),
+        ping(Site.OUT6, boxes.web.v6),
+        icmp_error(Site.OUT4, about4, 3, 4, 1280),
+        icmp_error(Site.OUT6, about6, 2, 0, 1280),
+    ]
     bad = [icmp(Site.OUT4, boxes.web.v4, 13, 0, bytes(16)), icmp(Site.OUT6, boxes.web.v6, 139, 0, bytes(16))]
     assert site.deliver([*good, *bad], boxes.web) == set(good)
 
 
 def test_a_forged_source_opens_no_way_back(site: Site, boxes: Boxes) -> None:
     """Only the container itself opens a flow with its source address, so that no forged reply passes as established."""
-    site.load(more=site.guarded(boxes.web, BR_DOCKER) | site.guarded(boxes.other, "br-ba9876543210"))
+    site.load(more=site.docker_elements(boxes.web, BR_DOCKER) | site.docker_elements(boxes.other, "br-ba9876543210"))
     # The outsider forges the container's source address, from the outside and from another bridge.
     for source in (None, boxes.other):
         forged = [tcp(boxes.web.v6, Site.OUT6, 4444, 8080), tcp(boxes.web.v4, Site.OUT4, 4444, 8080)]
@@ -166,24 +170,32 @@ def test_a_forged_source_opens_no_way_back(site: Site, boxes: Boxes) -> None:
 
 def test_an_internal_network_of_dockers_is_shut_without_dockers_rules(site: Site, boxes: Boxes) -> None:
     """No packet, not even ping, enters or leaves it without Docker's rules either; the host and it reach each other."""
-    inner = site.guarded(boxes.web, BR_DOCKER, Rule("tcp", 8080, 8080), internal=True)
+    inner = site.docker_elements(boxes.web, BR_DOCKER, Rule("tcp", 8080, 8080), internal=True)
     ours = next((b for b in site.boxes if b.network), None) or site.box(site.network(7), 2)
-    for elements, passes in ((site.guarded(boxes.web, BR_DOCKER), True), (inner, False)):
-        site.load(site.known(ours), more={*elements, *site.guarded(boxes.other, "br-ba9876543210")})
-        comes = [
+    for elements, passes in ((site.docker_elements(boxes.web, BR_DOCKER), True), (inner, False)):
+        site.load(site.known(ours), more={*elements, *site.docker_elements(boxes.other, "br-ba9876543210")})
+        inbound = [
             packet
             for pair in [(Site.OUT4, boxes.web.v4), (Site.OUT6, boxes.web.v6)]
             for packet in (ping(*pair), tcp(*pair, 80, next(_ports)))
         ]
-        assert site.deliver(comes, boxes.web, None, ping(Site.HOST6, boxes.web.v6), witness=site.host) == (
-            set(comes) if passes else set()
+        assert site.deliver(inbound, boxes.web, None, ping(Site.HOST6, boxes.web.v6), witness=site.host) == (
+            set(inbound) if passes else set()
         )
-        for target, four, six in ((site.wan, Site.OUT4, Site.OUT6), (ours, ours.v4, ours.v6),
-                                  (boxes.other, boxes.other.v4, boxes.other.v6)):  # fmt: skip
-            goes = [flow for a, b in ((boxes.web.v4, four), (boxes.web.v6, six)) for flow in
-                    (ping(a, b), tcp(a, b, 80, next(_ports)))]  # fmt: skip
+        for target, four, six in (
+            (site.wan, Site.OUT4, Site.OUT6),
+            (ours, ours.v4, ours.v6),
+            (boxes.other, boxes.other.v4, boxes.other.v6),
+        ):
+            outbound = [
+                flow
+                for a, b in ((boxes.web.v4, four), (boxes.web.v6, six))
+                for flow in (ping(a, b), tcp(a, b, 80, next(_ports)))
+            ]
             last = ping(Site.HOST6, six)
-            assert site.deliver(goes, target, boxes.web, last, witness=site.host) == (set(goes) if passes else set())
+            assert site.deliver(outbound, target, boxes.web, last, witness=site.host) == (
+                set(outbound) if passes else set()
+            )
     assert boxes.web.probe.ping("2001:db8:100::1") == "open"
     with boxes.web.probe.serve(tcp=[5432]):
         assert site.host.probe.tcp(str(boxes.web.v6), 5432) == "open"
@@ -201,7 +213,9 @@ def test_dockers_drop_is_overruled_only_where_a_network_is_routed(
 ) -> None:
     """The mark is on packets accepted from outside to a routed network, never on those between two Docker bridges."""
     ours = next((b for b in site.boxes if b.network), None) or site.box(site.network(7), 2)
-    guest = site.guarded(boxes.web, BR_DOCKER, mode4=mode, mode6=mode) | site.guarded(boxes.other, "br-ba9876543210")
+    guest = site.docker_elements(boxes.web, BR_DOCKER, mode4=mode, mode6=mode) | site.docker_elements(
+        boxes.other, "br-ba9876543210"
+    )
     site.load(site.known(ours), more=guest)
     start = {"outside": None, "another": boxes.other, "ours": ours}[source]
     froms = (Site.OUT4, Site.OUT6) if start is None else (start.v4, start.v6)
@@ -215,7 +229,7 @@ def test_dockers_drop_is_overruled_only_where_a_network_is_routed(
 
 
 def published(box: Box, *ports: Published, allow: tuple[Rule, ...] = (), setting: bool = False) -> set[Element]:
-    return Site.guarded(box, BR_DOCKER, *allow, published=ports, defaults=Defaults(published=setting))
+    return Site.docker_elements(box, BR_DOCKER, *allow, published=ports, defaults=Defaults(published=setting))
 
 
 def test_docker_proxys_port_is_as_closed_as_the_containers(site: Site, boxes: Boxes) -> None:
@@ -249,8 +263,8 @@ def test_a_neighbours_published_port_is_no_way_to_anothers(site: Site, boxes: Bo
     mine += [Published("tcp", any4, 15433, 5432), Published("tcp", any6, 15434, 5432)]
     theirs = [Published("tcp", host, 15432, 5432) for host in (Site.HOST4, Site.HOST6)]
     theirs += [Published("tcp", any6, 15433, 5432), Published("tcp", any4, 15434, 5432)]
-    elements = site.guarded(boxes.web, BR_DOCKER, published=tuple(mine))
-    elements |= site.guarded(boxes.other, "br-ba9876543210", published=tuple(theirs))
+    elements = site.docker_elements(boxes.web, BR_DOCKER, published=tuple(mine))
+    elements |= site.docker_elements(boxes.other, "br-ba9876543210", published=tuple(theirs))
     site.load(more=elements if watched else elements - set(WATCHED))
     hosts = (more4, more6, Site.HOST4, Site.HOST6)
     tried = [("tcp", str(host), port) for host in hosts for port in (15432, 15433, 15434)]
@@ -265,7 +279,7 @@ def test_a_neighbours_published_port_is_no_way_to_anothers(site: Site, boxes: Bo
             assert {t for t, v in box.probe(tried, timeout=0.3).items() if v == "open"} == reached
 
 
-def test_what_docker_proxy_says_to_a_neighbour_goes_to_no_other_network(site: Site, boxes: Boxes) -> None:
+def test_docker_proxys_packets_to_a_neighbour_reach_no_other_network(site: Site, boxes: Boxes) -> None:
     """docker-proxy's side of a closed port opens a flow to the port's own network only.
 
     It does so from the address and in the family that is published there: another network's equal port number lets
@@ -275,8 +289,10 @@ def test_what_docker_proxy_says_to_a_neighbour_goes_to_no_other_network(site: Si
     site.host.ip(f"addr replace {more6}/64 dev eth0 nodad")
     mine = (Published("udp", more6, 15353, 53), Published("udp", IPv4Address("0.0.0.0"), 15354, 53))
     theirs = (Published("udp", Site.HOST6, 15353, 53), Published("udp", IPv6Address("::"), 15354, 53))
-    site.load(more=site.guarded(boxes.web, BR_DOCKER, published=mine)
-              | site.guarded(boxes.other, "br-ba9876543210", published=theirs))  # fmt: skip
+    site.load(
+        more=site.docker_elements(boxes.web, BR_DOCKER, published=mine)
+        | site.docker_elements(boxes.other, "br-ba9876543210", published=theirs)
+    )
     web = boxes.web
     spec = {
         udp(more6, web.v6, 9, 15353): True, udp(Site.HOST6, web.v6, 9, 15353): False,
@@ -290,7 +306,7 @@ def test_what_docker_proxy_says_to_a_neighbour_goes_to_no_other_network(site: Si
     assert passed == {packet for packet, passes in spec.items() if passes}
 
 
-def test_a_flow_by_docker_proxy_that_was_cut_does_not_come_back(site: Site, boxes: Boxes) -> None:
+def test_a_cut_flow_by_docker_proxy_is_not_reopened(site: Site, boxes: Boxes) -> None:
     """A client talks through docker-proxy to a port that closes: its flow is cut.
 
     The proxy's next packet does not reopen it, over UDP and TCP.
@@ -311,7 +327,7 @@ for say in (lambda: c.send(b"more"), lambda: u.sendto(b"more", peer)):
         say()
     except OSError:  # refused by the host's own output
         pass
-print("said", flush=True)
+print("sent", flush=True)
 c.settimeout(3); u.settimeout(3)
 for read in (c.recv, u.recv):
     try:
@@ -346,7 +362,7 @@ for s in (t, u):
                 conntrack.cut_published(port)
             server.stdin.write("\n")
             server.stdin.flush()
-            assert server.stdout.readline() == "said\n"
+            assert server.stdout.readline() == "sent\n"
             outsider.stdin.write("\n")
             outsider.stdin.flush()
             assert [server.stdout.readline(), server.stdout.readline()] == ["nothing\n", "nothing\n"]
@@ -358,13 +374,13 @@ for s in (t, u):
         server.communicate()
 
 
-def test_udp_that_was_cut_is_not_brought_back_by_the_container(site: Site, boxes: Boxes) -> None:
+def test_cut_udp_is_not_reopened_by_the_container(site: Site, boxes: Boxes) -> None:
     """An open UDP port closes while a peer is talking: the flow is cut.
 
     The container's next datagram to that peer opens no new flow; its other datagrams do.
     """
-    opened = site.guarded(boxes.web, BR_DOCKER, Rule("udp", 5353, 5353))
-    closed = site.guarded(boxes.web, BR_DOCKER)
+    opened = site.docker_elements(boxes.web, BR_DOCKER, Rule("udp", 5353, 5353))
+    closed = site.docker_elements(boxes.web, BR_DOCKER)
     for out, mine, subnet in (
         (Site.OUT4, boxes.web.v4, IPv4Network("10.100.0.0/24")),
         (Site.OUT6, boxes.web.v6, IPv6Network("2001:db8:100::/64")),
@@ -387,12 +403,12 @@ def test_udp_that_was_cut_is_not_brought_back_by_the_container(site: Site, boxes
         assert site.deliver([asked], boxes.web) == set()
 
 
-def test_a_container_whose_connection_the_host_forgot_is_told(site: Site, boxes: Boxes) -> None:
+def test_an_untracked_connection_of_a_container_is_reset(site: Site, boxes: Boxes) -> None:
     """An untracked connection of a container (opened before docker-fw started) ends with a reset.
 
     So it reconnects at once, and nothing hangs.
     """
-    site.load(more=site.guarded(boxes.web, BR_DOCKER))
+    site.load(more=site.docker_elements(boxes.web, BR_DOCKER))
     segment = tcp(boxes.web.v6, Site.OUT6, 9001, next(_ports), 0x18, 1)
     sniffer = site.sniffer(boxes.web)
     list(sniffer.read())
@@ -403,7 +419,7 @@ def test_a_container_whose_connection_the_host_forgot_is_told(site: Site, boxes:
         seen.update(sniffer.read())
         return any(p.proto == 6 and p.src == segment.dst and p.data[13] & 0x04 for p in seen)
 
-    until(reset, "the container is told")
+    until(reset, "the connection is reset")
 
 
 def test_a_virtual_machines_connection_survives_the_wait(site: Site, boxes: Boxes) -> None:
@@ -423,7 +439,7 @@ def test_a_virtual_machines_connection_survives_the_wait(site: Site, boxes: Boxe
     assert site.deliver([segment], site.wan, boxes.chosen) == {segment}
 
 
-def test_where_containers_may_not_talk_neither_may_they_by_docker_proxy(site: Site, boxes: Boxes) -> None:
+def test_without_icc_docker_proxy_is_no_way_around(site: Site, boxes: Boxes) -> None:
     """On a network with enable_icc=false (swarm's docker_gwbridge) a closed published port is closed to the others."""
     port = Published("tcp", IPv6Address("::"), 15432, 5432)
     network = BridgeNetwork("d" * 64, "docker_gwbridge", BR_DOCKER, flat=False)
@@ -474,25 +490,31 @@ def test_with_the_setting_a_published_port_is_open_by_itself(site: Site, boxes: 
 # --- the kernel's reports of links ------------------------------------------------------------------------------------
 
 
-def test_links_are_told_as_they_come_and_go(site: Site) -> None:
+def test_added_and_removed_links_are_reported(site: Site) -> None:
     """A bridge is reported when it is added and removed, a port when it leaves; the list agrees."""
     with site.inside():
         changes = link_monitor.Changes()
         try:
-            site.host.ip("link add br-feedfeedfeed type bridge", "link add vp0 type veth peer name vp1",
-                         "link set vp0 master br-feedfeedfeed")  # fmt: skip
+            site.host.ip(
+                "link add br-feedfeedfeed type bridge",
+                "link add vp0 type veth peer name vp1",
+                "link set vp0 master br-feedfeedfeed",
+            )
             there = {link.name: link for link in link_monitor.links().values()}
             bridge = there["br-feedfeedfeed"]
             assert bridge == Link(bridge.index, "br-feedfeedfeed", bridge=True)
             assert there["vp0"].master == bridge.index
             site.host.ip("link del vp0", "link del br-feedfeedfeed")
-            told: list[Told] = []
-            until(lambda: bool(told.extend(changes.read())) or Told("went", bridge) in told, "the bridge's end is told")
+            reports: list[Told] = []
+            until(
+                lambda: bool(reports.extend(changes.read())) or Told("went", bridge) in reports,
+                "the bridge's removal is reported",
+            )
         finally:
             changes.close()
-    assert Told("came", bridge) in told
+    assert Told("came", bridge) in reports
     port = there["vp0"]
-    left = [t for t in told if t.link and t.link.index == port.index]
+    left = [t for t in reports if t.link and t.link.index == port.index]
     assert any(t.link and t.link.master == bridge.index for t in left)
     assert left[-1].what == "went"
 
@@ -509,7 +531,7 @@ def test_a_bridge_that_docker_may_have_taken_is_closed_at_once(fw: Running) -> N
     until(lambda: "vm0" in fw.status()["foreign"], "the bridge is left alone", 15)
     fw.docker.mode = "hang"
     fw.docker.event("network", "create")
-    until(lambda: fw.status()["foreign"] == [], "it is not")
+    until(lambda: fw.status()["foreign"] == [], "it is not exempt any more")
     until(lambda: re.search("closed until Docker's API answers: .*vm0", fw.log.read_text()), "the log says so", 15)
     fw.docker.mode = "answer"
     until(lambda: "vm0" in fw.status()["foreign"], "it is left alone again", 15)

@@ -55,8 +55,9 @@ def test_a_container_opens_no_port_by_what_it_says_to_an_ftp_server(site: Site) 
     site.run("nft", "-f", "-", input=HELPER)
     with (
         listening(site.wan.path, site.OUT4, 21) as server,
-        listening(box.path, box.v4, 5432), listening(box.path, box.v4, 8080),
-    ):  # fmt: skip
+        listening(box.path, box.v4, 5432),
+        listening(box.path, box.v4, 8080),
+    ):
         with inside(box.path):
             control = socket.create_connection((str(site.OUT4), 21), 5)
         there, _ = server.accept()

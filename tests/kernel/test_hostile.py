@@ -179,7 +179,7 @@ def part(packet: Packet, place: int) -> Packet:
     return extended(packet, 44, struct.pack("!BHI", 0, place | 1, 77))
 
 
-def test_who_speaks_in_its_own_name_is_heard(bound: list[Box]) -> None:
+def test_packets_with_the_containers_own_addresses_pass(bound: list[Box]) -> None:
     """With its own MAC and addresses, a container's traffic with neighbours passes, fragments as well."""
     victim, _, hostile = bound
     own, fe80 = hostile.endpoint.mac, lladdr(hostile)
@@ -196,7 +196,9 @@ def test_who_speaks_in_its_own_name_is_heard(bound: list[Box]) -> None:
         "a solicitation": discovery(neighbour(135, OWN6, "2001:db8:1::2", own)),
         "an advertisement": discovery(neighbour(136, fe80, OWN6, own)),
         "an advertisement of its link-local address": discovery(neighbour(136, fe80, fe80, own)),
-        "whether somebody has its address": discovery(icmp("::", ALL, 135, body=bytes(4) + packed(OWN6) + tail())),
+        "duplicate address detection for its address": discovery(
+            icmp("::", ALL, 135, body=bytes(4) + packed(OWN6) + tail())
+        ),
         "a report of its groups": discovery(icmp("::", "ff02::16", 143, body=bytes(4) + os.urandom(40))),
         "an echo request": discovery(ping(OWN6, ALL)),
         "a report of its IPv4 groups": igmp("224.0.0.22", 0x22),
@@ -204,7 +206,7 @@ def test_who_speaks_in_its_own_name_is_heard(bound: list[Box]) -> None:
     assert heard(victim, hostile, frames) == set(frames)
 
 
-def test_nobody_speaks_in_anothers_name(bound: list[Box]) -> None:
+def test_no_packet_leaves_with_anothers_address(bound: list[Box]) -> None:
     """No packet leaves with a source address that is not the container's own, and no claim to another's address.
 
     This covers the neighbours' and the host's addresses, in ARP, neighbour discovery, fragments and VLANs, and behind
@@ -221,7 +223,7 @@ def test_nobody_speaks_in_anothers_name(bound: list[Box]) -> None:
         "no IPv4": datagram("0.0.0.0", "255.255.255.255"),
         "a neighbour's IPv6": datagram(NEXT6, "2001:db8:1::2"),
         "the host's IPv6": datagram(GATE6, "2001:db8:1::2"),
-        "a private address that nobody gave it": datagram("2001:db8:1:0:a5:1c3:77:9", "2001:db8:1::2"),
+        "a private address that it was not given": datagram("2001:db8:1:0:a5:1c3:77:9", "2001:db8:1::2"),
         "a neighbour's link-local address": datagram(lladdr(nextdoor), ALL),
         "an invented link-local address": datagram("fe80::1", ALL),
         "IPv4 within IPv6": datagram("::ffff:10.1.0.3", "2001:db8:1::2"),
@@ -232,7 +234,7 @@ def test_nobody_speaks_in_anothers_name(bound: list[Box]) -> None:
         "ARP for the host": arp(2, own, GATE4),
         "an ARP request as the host": arp(1, own, GATE4),
         "ARP with a neighbour's MAC": arp(2, nextdoor.endpoint.mac, OWN4),
-        "an ARP reply from nobody": arp(2, own, "0.0.0.0"),
+        "an ARP reply from no address": arp(2, own, "0.0.0.0"),
         "ARP of another kind of link": arp(2, own, NEXT4, kind=6),
         "an advertisement for a neighbour": discovery(neighbour(136, fe80, NEXT6, own)),
         "and from its address": discovery(neighbour(136, NEXT6, NEXT6, own)),
@@ -260,7 +262,7 @@ def test_nobody_speaks_in_anothers_name(bound: list[Box]) -> None:
     assert heard(victim, hostile, frames) == set()
 
 
-def test_the_host_is_not_told_lies_either(site: Site, bound: list[Box]) -> None:
+def test_the_hosts_neighbour_entries_stay_true(site: Site, bound: list[Box]) -> None:
     """The host's entry for a neighbour's MAC stays, whatever another container claims: none is reached in its place."""
     _, nextdoor, hostile = bound
     own = hostile.endpoint.mac
@@ -269,12 +271,12 @@ def test_the_host_is_not_told_lies_either(site: Site, bound: list[Box]) -> None:
     for address, true in addresses.items():
         site.host.ip(f"neigh replace {address} lladdr {true} dev {bridge} nud stale")
     try:
-        lies = {
+        claims = {
             "ARP": arp(2, own, NEXT4, target=GATE4), "ARP, asked": arp(1, own, NEXT4, target=GATE4),
             "ND": discovery(neighbour(136, lladdr(hostile), NEXT6, own)),
             "ND, asked": discovery(neighbour(135, NEXT6, GATE6, own)),
         }  # fmt: skip
-        heard(bound[0], hostile, lies)
+        heard(bound[0], hostile, claims)
         known = site.run("ip", "neigh", "show", "dev", bridge).stdout.splitlines()
         assert {line.split()[0]: line.split()[2] for line in known if line.split()[0] in addresses} == addresses
     finally:
@@ -282,7 +284,7 @@ def test_the_host_is_not_told_lies_either(site: Site, bound: list[Box]) -> None:
             site.host.ip(f"neigh replace {address} lladdr {true} dev {bridge} nud permanent")
 
 
-def test_what_is_opened_for_another_is_not_had_by_its_address(site: Site, boxes: list[Box]) -> None:
+def test_a_neighbours_address_gains_nothing(site: Site, boxes: list[Box]) -> None:
     """A container that takes a neighbour's address gets no packet out with it.
 
     Neither a reply to the outsider who opened a flow, nor a flow of its own.
@@ -306,14 +308,16 @@ def test_a_port_whose_container_is_not_known_keeps_its_network(site: Site, boxes
 
 
 @pytest.mark.parametrize("kind", ["ours", "Docker's"])
-def test_nothing_comes_round_the_bridge_by_its_own_addresses(site: Site, kind: str) -> None:
+def test_frames_to_a_bridges_own_addresses_bypass_no_rule(site: Site, kind: str) -> None:
     """Frames to 01:80:c2:00:00:00-0f, which a bridge consumes itself, bring the host no packet past its rules.
 
     This holds for any source, on any kind of network.
     """
     box = site.box(site.network(4), 2) if kind == "ours" else site.docker_box("br-aaaaaaaaaaaa", 9)
     net = 4 if kind == "ours" else 9
-    site.load(*([known(box)] if kind == "ours" else []), more=site.guarded(box, "br-aaaaaaaaaaaa") if net == 9 else ())
+    site.load(
+        *([known(box)] if kind == "ours" else []), more=site.docker_elements(box, "br-aaaaaaaaaaaa") if net == 9 else ()
+    )
     own = box.endpoint.mac or box.run(["cat", "/sys/class/net/eth0/address"]).stdout.strip()
     for source, host in (("203.0.113.9", f"10.{net}.0.1"), ("2001:db8:77::9", f"2001:db8:{net}::1")):
         family = socket.AF_INET6 if ":" in host else socket.AF_INET

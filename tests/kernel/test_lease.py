@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -19,7 +20,7 @@ from tests.kernel.site import Box, Site
 from tests.kernel.talks import Talks
 from tests.waiting import until
 
-GUARDED = "b" * 64
+DOCKER_NETWORK = "b" * 64
 #: Docker's container; its published port, at docker-proxy's; a container on a docker-fw network.
 DOCKERS = {("10.7.0.2", 8080), ("2001:db8:7::2", 8080), ("198.51.100.1", 18080), ("2001:db8:ffff::1", 18080)}
 OURS = {("10.1.0.2", 8080), ("2001:db8:1::2", 8080)}
@@ -37,26 +38,22 @@ class Brief(Running):
         """Add a container on a Docker bridge, and one on a docker-fw network."""
         network = self.network(1)
         self.well("CreateNetwork", network)
-        ours = self.move(self.begin(network, 2, {"fw.allow": "8080"}))
+        ours = self.move(self.start_container(network, 2, {"fw.allow": "8080"}))
         box = self.site.docker_box("docker0", 7)
-        self.docker.networks[GUARDED] = {
-            "Id": GUARDED, "Name": "bridge", "Driver": "bridge", "Containers": {},
-            "Options": {"com.docker.network.bridge.name": "docker0"},
-            "IPAM": {"Config": [{"Subnet": "10.7.0.0/24"}, {"Subnet": "2001:db8:7::/64"}]},
-        }  # fmt: skip
-        self.docker.container("web", box.endpoint.id, GUARDED, {"fw.allow": "8080"})
-        told = self.docker.containers[box.endpoint.id]
-        told["NetworkSettings"]["Networks"]["net"].update(IPAddress=str(box.v4), GlobalIPv6Address=str(box.v6))
+        self.docker.bridge_network(DOCKER_NETWORK, "bridge", "10.7.0.0/24", "2001:db8:7::/64", bridge="docker0")
+        self.docker.container("web", box.endpoint.id, DOCKER_NETWORK, {"fw.allow": "8080"})
+        listed = self.docker.containers[box.endpoint.id]
+        listed["NetworkSettings"]["Networks"]["net"].update(IPAddress=str(box.v4), GlobalIPv6Address=str(box.v6))
         port = {"PrivatePort": 8080, "PublicPort": 18080, "Type": "tcp"}
-        told["Ports"] = [{"IP": ip, **port} for ip in ("0.0.0.0", "::")]
+        listed["Ports"] = [{"IP": ip, **port} for ip in ("0.0.0.0", "::")]
         self.docker.event("network", "create")
         return box, ours
 
     def open(self) -> set[tuple[str, int]]:
         """Return where a new connection from outside is accepted."""
         asked = [("tcp", address, port) for address, port in sorted(DOCKERS | OURS)]
-        told = self.site.wan.probe(asked, timeout=0.3)
-        return {(address, port) for (_, address, port), word in told.items() if word == "open"}
+        verdicts = self.site.wan.probe(asked, timeout=0.3)
+        return {(address, port) for (_, address, port), word in verdicts.items() if word == "open"}
 
     def kill(self) -> None:
         """Kill all of it by SIGKILL."""
@@ -71,11 +68,11 @@ class Brief(Running):
 def lasts(site: Site) -> list[float]:
     """Return the seconds that the lease still lasts, for each family."""
     shown = site.run("nft", "list", "set", "inet", "docker-fw", "lease").stdout
-    told = re.findall(r"expires (?:(\d+)s)?(?:(\d+)ms)?", shown)
-    return [int(seconds or 0) + int(more or 0) / 1000 for seconds, more in told]
+    expiries = re.findall(r"expires (?:(\d+)s)?(?:(\d+)ms)?", shown)
+    return [int(seconds or 0) + int(more or 0) / 1000 for seconds, more in expiries]
 
 
-def test_it_is_renewed_whatever_is_left_of_it(site: Site) -> None:
+def test_a_lease_is_renewed_to_its_full_time(site: Site) -> None:
     """A renewal gives the full time again, whether the lease is active or expired.
 
     If the table is absent, an error is raised.
@@ -95,14 +92,11 @@ def test_it_is_renewed_whatever_is_left_of_it(site: Site) -> None:
 
 @pytest.fixture
 def fw(site: Site) -> Iterator[Brief]:
-    made = Brief(site)
-    try:
+    with closing(Brief(site)) as made:
         yield made.start()  # type: ignore[misc]
-    finally:
-        made.close()
 
 
-def test_killed_for_good_or_stuck_it_leaves_nothing_of_dockers_open(fw: Brief) -> None:
+def test_killed_or_stopped_docker_fw_leaves_no_docker_network_open(fw: Brief) -> None:
     """Docker's containers stay open while docker-fw runs, and close within the lease's time after it stops.
 
     It stops by SIGSTOP, or by SIGKILL without a restart. Then no new client reaches Docker's containers or their
@@ -112,21 +106,23 @@ def test_killed_for_good_or_stuck_it_leaves_nothing_of_dockers_open(fw: Brief) -
     site = fw.site
     box, ours = fw.seat()
     with (
-        Talks() as talks, box.probe.serve(tcp=[8080]), ours.probe.serve(tcp=[8080]),
+        Talks() as talks,
+        box.probe.serve(tcp=[8080]),
+        ours.probe.serve(tcp=[8080]),
         site.host.probe.serve(tcp=[18080]),
-    ):  # fmt: skip
+    ):
         until(lambda: fw.open() == DOCKERS | OURS, "all is open", 10)
         began = time.monotonic()
         talks.open("in", "tcp", site.wan, box, str(box.v6), 443)
         until(lambda: time.monotonic() > began + 1.5 and fw.open() == DOCKERS | OURS, "it has been renewed", 10)
         os.kill(fw.worker(), signal.SIGSTOP)
         try:
-            until(lambda: fw.open() == OURS, "what nobody watches is closed", 10)
+            until(lambda: fw.open() == OURS, "Docker networks are closed", 10)
             assert talks.going("in") == {"in"}
         finally:
             os.kill(fw.worker(), signal.SIGCONT)
-        until(lambda: fw.open() == DOCKERS | OURS, "it goes on, and all is open", 10)
+        until(lambda: fw.open() == DOCKERS | OURS, "it runs again, and all is open", 10)
         assert fw.status()["watched"]
         fw.kill()
-        until(lambda: fw.open() == OURS, "what nobody watches is closed", 10)
+        until(lambda: fw.open() == OURS, "Docker networks are closed", 10)
         assert talks.going("in") == {"in"}

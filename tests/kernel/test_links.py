@@ -147,7 +147,9 @@ def test_another_networks_bridge_is_taken_too(site: Site, links: Links) -> None:
     ],
     ids=str,
 )
-def test_what_the_kernel_refuses_leaves_nothing(site: Site, links: Links, fields: dict[str, Any], words: str) -> None:
+def test_a_bridge_that_the_kernel_refuses_leaves_nothing(
+    site: Site, links: Links, fields: dict[str, Any], words: str
+) -> None:
     """A name or an MTU that the kernel refuses is an error that names it, and no half-made bridge remains."""
     with pytest.raises(FwError, match=words):
         links.make_bridge(dataclasses.replace(NETWORK, **fields))
@@ -177,7 +179,7 @@ def test_the_bridges_mac_stays(site: Site, links: Links) -> None:
     assert re.findall(r"link/ether (\S+)", shown(site, "link", "show", NETWORK.bridge)) == before
 
 
-def test_deleting_twice_is_well(site: Site, links: Links) -> None:
+def test_deleting_twice_is_no_error(site: Site, links: Links) -> None:
     """A repeated call for a deleted link raises no error."""
     links.make_bridge(NETWORK)
     links.delete_bridge(NETWORK)
@@ -185,7 +187,7 @@ def test_deleting_twice_is_well(site: Site, links: Links) -> None:
     assert names(site) == set()
 
 
-def test_bridges_are_told_apart(site: Site, links: Links) -> None:
+def test_docker_fw_bridges_are_recognised(site: Site, links: Links) -> None:
     """docker-fw bridges are known by their device group, whatever their names; others' bridges are not."""
     links.make_bridge(dataclasses.replace(NETWORK, bridge="front0"))
     site.host.ip("link add br0 type bridge", "link add fw-false type bridge", "link add v0 type veth peer name v1")
@@ -205,8 +207,12 @@ def test_a_bridge_of_an_odd_name_is_not_ours(site: Site, links: Links, name: str
 def test_the_links_of_the_default_route(site: Site, links: Links) -> None:
     """The host's uplink is known, in either family."""
     assert links.default_route_links() == {"eth0"}
-    site.host.ip("link add br0 type bridge", "link set br0 up", "addr add 10.50.0.2/24 dev br0",
-                 "route add default via 10.50.0.1 metric 9")  # fmt: skip
+    site.host.ip(
+        "link add br0 type bridge",
+        "link set br0 up",
+        "addr add 10.50.0.2/24 dev br0",
+        "route add default via 10.50.0.1 metric 9",
+    )
     assert links.default_route_links() == {"eth0", "br0"}
 
 
@@ -292,7 +298,7 @@ def test_a_container_side_whose_name_is_taken(site: Site, links: Links) -> None:
     assert names(site) == {NETWORK.bridge, container_side(ENDPOINT.id)}
 
 
-def test_what_a_crash_left_is_swept_and_what_lives_is_not(site: Site, links: Links) -> None:
+def test_remains_of_a_crash_are_removed_and_pairs_in_use_are_not(site: Site, links: Links) -> None:
     """At a start, pairs without an endpoint are removed; those of endpoints, of containers and of others remain.
 
     A pair whose inner side is in a container is in use, even if docker-fw's state was lost: its container keeps its
@@ -307,8 +313,13 @@ def test_what_a_crash_left_is_swept_and_what_lives_is_not(site: Site, links: Lin
     site.host.ip(f"link set {container_side(used.id)} netns {box.name}", "link add fwvnot type veth peer name fwcnot")
     links.sweep({host_side(ENDPOINT.id)})
     assert names(site) == {
-        NETWORK.bridge, host_side(ENDPOINT.id), container_side(ENDPOINT.id), host_side(used.id), "fwvnot", "fwcnot"
-    }  # fmt: skip
+        NETWORK.bridge,
+        host_side(ENDPOINT.id),
+        container_side(ENDPOINT.id),
+        host_side(used.id),
+        "fwvnot",
+        "fwcnot",
+    }
 
 
 def test_after_a_bridge_was_lost_its_containers_come_back(site: Site, links: Links) -> None:
@@ -372,7 +383,7 @@ def test_links_are_used_from_many_threads(site: Site) -> None:
     assert shown(site, "link", "show", "master", NETWORK.bridge).count("mtu 1400") == 48
 
 
-def test_a_full_bridge_is_told(site: Site, links: Links) -> None:
+def test_a_full_bridge_is_reported(site: Site, links: Links) -> None:
     """The kernel gives a bridge 1,023 ports: the next container is refused with what to do, and no pair remains."""
     links.make_bridge(NETWORK)
     # As a group they are removed at once: one by one the kernel waits for each.
@@ -453,7 +464,7 @@ def test_a_router_advertised_default_route_survives(fresh: Site) -> None:
     until(learned, "the host hears its router while forwarding")
 
 
-def test_where_sysctls_cannot_be_written_the_user_is_told(fresh: Site) -> None:
+def test_where_sysctls_cannot_be_written_the_error_names_the_mount(fresh: Site) -> None:
     """A read-only /proc/sys (a plugin without its mount) is an error that names the sysctl and the mount."""
     with pytest.raises(FwError, match=r"could not set net\.ipv4\.ip_forward=1: .*writable at /nowhere"):
         Sysctl("/nowhere").forward({2})

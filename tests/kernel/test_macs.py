@@ -28,12 +28,6 @@ def wanting(fw: Running, network: Body, number: int, mac: str) -> Body:
     return {**endpoint, "Interface": {**endpoint["Interface"], "MacAddress": mac}}
 
 
-def begin(fw: Running, endpoint: Body, name: str) -> Body:
-    fw.docker.container(name, endpoint["EndpointID"], endpoint["NetworkID"])
-    fw.well("CreateEndpoint", endpoint)
-    return {**endpoint, "Joined": fw.well("Join", endpoint)}
-
-
 def test_a_mac_that_is_taken_is_refused(fw: Running) -> None:
     """A container with an unusable MAC does not start, with a message that says why, and nothing of it is left.
 
@@ -43,9 +37,9 @@ def test_a_mac_that_is_taken_is_refused(fw: Running) -> None:
     one, two = fw.network(1), fw.network(2)
     fw.well("CreateNetwork", one)
     fw.well("CreateNetwork", two)
-    first = begin(fw, wanting(fw, one, 2, CHOSEN), "web")
-    made = begin(fw, fw.endpoint(one, 3), "db")
-    standing = fw.standing()
+    first = fw.join(wanting(fw, one, 2, CHOSEN), "web")
+    made = fw.join(fw.endpoint(one, 3), "db")
+    before = fw.current_state()
     wrong = {
         CHOSEN: "belongs to container web",
         CHOSEN.upper(): "belongs to container web",
@@ -59,11 +53,11 @@ def test_a_mac_that_is_taken_is_refused(fw: Running) -> None:
         error = fw.driver("CreateEndpoint", wanting(fw, one, 9, mac))["Err"]
         assert f"MAC address {mac.lower()} {why}" in error
         assert "--mac-address" in error
-    assert fw.standing() == standing
-    other = begin(fw, wanting(fw, two, 2, CHOSEN), "elsewhere")
+    assert fw.current_state() == before
+    other = fw.join(wanting(fw, two, 2, CHOSEN), "elsewhere")
     for endpoint in (first, made, other):
-        fw.end(endpoint)
-    begin(fw, wanting(fw, one, 9, CHOSEN), "next")  # it is free again
+        fw.stop_container(endpoint)
+    fw.join(wanting(fw, one, 9, CHOSEN), "next")  # it is free again
 
 
 def test_of_many_that_want_one_mac_at_once_one_gets_it(fw: Running) -> None:
@@ -76,29 +70,29 @@ def test_of_many_that_want_one_mac_at_once_one_gets_it(fw: Running) -> None:
     assert sum("Err" not in reply for reply in replies) == 1
 
 
-def test_a_mac_is_kept_over_a_restart_and_goes_with_its_container(fw: Running) -> None:
+def test_a_mac_is_kept_over_a_restart_and_freed_with_its_container(fw: Running) -> None:
     """After docker-fw was killed and restarted the MAC is still taken.
 
     A container that ended without a call no longer owns it: the next one has the MAC, and the old address is closed.
     """
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    first = begin(fw, wanting(fw, network, 2, CHOSEN), "web")
+    first = fw.join(wanting(fw, network, 2, CHOSEN), "web")
     fw.move(first)
     fw.kill_worker()
     assert "belongs to container web" in fw.driver("CreateEndpoint", wanting(fw, network, 3, CHOSEN))["Err"]
     assert fw.opens("10.1.0.2") == BASE
     fw.site.host.ip(f"link del {host_side(first['EndpointID'])}")
-    begin(fw, wanting(fw, network, 3, CHOSEN), "next")
+    fw.join(wanting(fw, network, 3, CHOSEN), "next")
     assert fw.opens("10.1.0.2") == set()
     assert fw.opens("10.1.0.3") == BASE
 
 
-def test_docker_fw_makes_no_mac_that_somebody_chose(fw: Running) -> None:
+def test_docker_fw_generates_no_mac_that_a_container_chose(fw: Running) -> None:
     """A container may choose the MAC that the next one's address would give: that one still starts."""
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    begin(fw, wanting(fw, network, 2, "02:42:0a:01:00:03"), "web")
+    fw.join(wanting(fw, network, 2, "02:42:0a:01:00:03"), "web")
     mac = fw.well("CreateEndpoint", fw.endpoint(network, 3))["Interface"]["MacAddress"]
     assert mac != "02:42:0a:01:00:03"
     assert int(mac[:2], 16) & 3 == 2

@@ -22,11 +22,7 @@ NAMES = ('"; flush ruleset; "', "-x", "../../etc", "* {", "a\n\x1b[2J", "\u202eg
 def network(fw: Running, number: int, bridge: str, name: str) -> str:
     """Return a network of Docker's bridge driver."""
     identity = f"{number:012x}".ljust(64, "d")
-    fw.docker.networks[identity] = {
-        "Id": identity, "Name": name, "Driver": "bridge", "Containers": {},
-        "Options": {"com.docker.network.bridge.name": bridge},
-        "IPAM": {"Config": [{"Subnet": f"10.{number}.0.0/24"}, {"Subnet": f"2001:db8:{number}::/64"}]},
-    }  # fmt: skip
+    fw.docker.bridge_network(identity, name, f"10.{number}.0.0/24", f"2001:db8:{number}::/64", bridge=bridge)
     return identity
 
 
@@ -58,7 +54,7 @@ def test_odd_names_are_closed_alone_and_nft_never_reads_them(fw: Running) -> Non
         fw.docker.container(name, f"{number:x}".ljust(64, "f"), good, {"fw.allow": "8080"})
     fw.start()
     rules = site.run("nft", "-s", "list", "chain", "inet", "docker-fw", "forward").stdout
-    until(lambda: fw.opens(str(right.v4)) >= {"8080/6"}, "who is on a bridge of a right name is opened")
+    until(lambda: fw.opens(str(right.v4)) >= {"8080/6"}, "a container on a bridge with a valid name is opened")
     with odd.probe.serve(tcp=[8080]), right.probe.serve(tcp=[8080]):
         for address in (right.v4, right.v6):
             assert site.wan.probe.tcp(str(address), 8080) == "open"
@@ -75,7 +71,7 @@ def test_odd_names_are_closed_alone_and_nft_never_reads_them(fw: Running) -> Non
     for text in (exported, at_boot):
         for name in (*DOCKERS, *OTHERS, *NAMES):
             assert f'"{name}"' not in text
-    told = json.dumps(fw.status())
-    assert json.dumps(NAMES[0])[1:-1] in told
+    status = json.dumps(fw.status())
+    assert json.dumps(NAMES[0])[1:-1] in status
     assert all(line.isprintable() and len(line) < 9000 for line in fw.log.read_text().split("\n"))
     assert site.run("nft", "-s", "list", "chain", "inet", "docker-fw", "forward").stdout == rules

@@ -33,7 +33,7 @@ from tests.waiting import until
 
 #: A group of the tests' own, reported without any limit.
 GROUP = 77
-CONFINED = PolicySpec(egress=())
+NO_EGRESS = PolicySpec(egress=())
 
 
 class Known:
@@ -47,7 +47,7 @@ class Known:
             return question(self._inventory)
 
 
-class Told:
+class SiteDropLog:
     """A drop log that runs on the site's host."""
 
     def __init__(self, site: Site, *endpoints: Endpoint) -> None:
@@ -57,7 +57,7 @@ class Told:
         with site.inside():
             self._thread = threading.Thread(target=self.log.drop_loop, daemon=True)
             self._thread.start()
-        until(lambda: self.log._source is not None, "the group is ours")
+        until(lambda: self.log._source is not None, "docker-fw has its group")
 
     def next(self) -> list[Drop]:
         """Return the packets reported within a second; the test promises at least one."""
@@ -85,12 +85,12 @@ def boxes(site: Site) -> tuple[Box, Box]:
 
 
 @contextmanager
-def listening(site: Site, *endpoints: Endpoint) -> Iterator[Told]:
-    told = Told(site, *endpoints)
+def listening(site: Site, *endpoints: Endpoint) -> Iterator[SiteDropLog]:
+    drops = SiteDropLog(site, *endpoints)
     try:
-        yield told
+        yield drops
     finally:
-        told.end()
+        drops.end()
 
 
 # --- one drop -----------------------------------------------------------------------------------------------------
@@ -104,9 +104,9 @@ def test_a_drop_shows_with_its_containers_name_within_a_second(
     web, _ = boxes
     source, target = (Site.OUT4, web.v4) if version == 4 else (Site.OUT6, web.v6)
     assert web.network
-    with listening(site, site.known(web)) as told:
+    with listening(site, site.known(web)) as drops:
         site.send([tcp(source, target, 5432, 40000)])
-        drop = told.one()
+        drop = drops.one()
     of = drop.header
     assert (of.source, of.target, of.proto, of.port, of.from_port) == (source, target, "tcp", 5432, 40000)
     assert (drop.direction, drop.container, drop.source) == ("to", "web", None)
@@ -116,16 +116,16 @@ def test_a_drop_shows_with_its_containers_name_within_a_second(
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_what_a_confined_container_may_not_begin_shows(site: Site, boxes: tuple[Box, Box], version: int) -> None:
+def test_drops_of_an_egress_restricted_container_are_reported(site: Site, boxes: tuple[Box, Box], version: int) -> None:
     """With `fw.egress: none` an outbound packet, and one to the host, are outbound drops of the container."""
     web, _ = boxes
     assert web.network
     source, outside = (web.v4, Site.OUT4) if version == 4 else (web.v6, Site.OUT6)
-    with listening(site, site.known(web, spec=CONFINED)) as told:
+    with listening(site, site.known(web, spec=NO_EGRESS)) as drops:
         site.send([udp(source, outside, 53, 40000)], web)
-        away = told.one()
+        away = drops.one()
         site.send([tcp(source, Site.HOST4 if version == 4 else Site.HOST6, 2375, 40000)], web)
-        home = told.one()
+        home = drops.one()
     assert (away.direction, away.container, away.header.port) == ("by", "web", 53)
     assert (away.came_by, away.went_by) == (web.network.bridge, "eth0")
     assert (home.direction, home.container, home.header.port) == ("by", "web", 2375)
@@ -134,12 +134,12 @@ def test_what_a_confined_container_may_not_begin_shows(site: Site, boxes: tuple[
     assert "may open no connections" in home.reason
 
 
-def test_what_is_accepted_is_not_told(site: Site, boxes: tuple[Box, Box]) -> None:
+def test_accepted_packets_are_not_reported(site: Site, boxes: tuple[Box, Box]) -> None:
     """Only drops are reported: neither packets that the policy accepts, nor ICMP that is always accepted."""
     web, _ = boxes
-    with listening(site, site.known(web)) as told:
+    with listening(site, site.known(web)) as drops:
         site.send([tcp(Site.OUT6, web.v6, 80, 40001), icmp(Site.OUT6, web.v6, 128), tcp(Site.OUT6, web.v6, 81, 40001)])
-        assert told.one().header.port == 81
+        assert drops.one().header.port == 81
 
 
 def test_any_protocol_shows(site: Site, boxes: tuple[Box, Box]) -> None:
@@ -149,10 +149,10 @@ def test_any_protocol_shows(site: Site, boxes: tuple[Box, Box]) -> None:
         Packet(Site.OUT6.packed, web.v6.packed, proto, data)
         for proto, data in ((47, bytes(4)), (89, b"x"), (59, b""), (17, bytes(8)), (132, bytes(1200)))
     ]
-    with listening(site, site.known(web)) as told:
+    with listening(site, site.known(web)) as drops:
         site.send(packets)
         found: list[Drop] = []
-        until(lambda: found.extend(told.next()) or len(found) >= len(packets), "each is told")  # type: ignore[func-returns-value]
+        until(lambda: found.extend(drops.next()) or len(found) >= len(packets), "each is reported")  # type: ignore[func-returns-value]
     assert {drop.header.proto for drop in found} == {"gre", "89", "59", "udp", "sctp"}
     assert {drop.container for drop in found} == {"web"}
 
@@ -160,20 +160,20 @@ def test_any_protocol_shows(site: Site, boxes: tuple[Box, Box]) -> None:
 # --- many ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_flood_fills_nothing_and_hides_nobody(site: Site, boxes: tuple[Box, Box]) -> None:
+def test_a_flood_is_bounded_and_hides_no_other_drop(site: Site, boxes: tuple[Box, Box]) -> None:
     """Of 20,000 packets to one container a few a second are reported, and no more are stored than the limit.
 
     A drop of another container is still reported within a second.
     """
     web, other = boxes
-    with listening(site, site.known(web), site.known(other)) as told:
+    with listening(site, site.known(web), site.known(other)) as drops:
         began = time.monotonic()
         site.send(tcp(Site.OUT4, web.v4, 1000 + n % 60000, 1 + n // 60000) for n in range(20_000))
         site.send([tcp(Site.OUT4, other.v4, 5432, 40000)])
         found: list[Drop] = []
         until(
-            lambda: found.extend(told.next()) or any(d.header.target == other.v4 for d in found),  # type: ignore[func-returns-value]
-            "the other's drop is told",
+            lambda: found.extend(drops.next()) or any(d.header.target == other.v4 for d in found),  # type: ignore[func-returns-value]
+            "the other's drop is reported",
             1,
         )
         seconds = took(began)
@@ -181,31 +181,38 @@ def test_a_flood_fills_nothing_and_hides_nobody(site: Site, boxes: tuple[Box, Bo
     assert len(found) <= MAX_DROPS
 
 
-def _all_to(site: Site, group: int) -> None:
+def report_all_to(site: Site, group: int) -> None:
     """Add a test table that reports every packet from outside."""
-    site.run("nft", "-f", "-", input=f"""
-        table inet told {{}}
-        delete table inet told
-        table inet told {{
+    site.run(
+        "nft",
+        "-f",
+        "-",
+        input=f"""
+        table inet report_all {{}}
+        delete table inet report_all
+        table inet report_all {{
             chain forward {{ type filter hook forward priority -10; log group {group} snaplen 128; }}
         }}
-    """)  # fmt: skip
+    """,
+    )
 
 
 @pytest.fixture
-def all_told(site: Site) -> Iterator[Callable[[int], None]]:
-    yield lambda group: _all_to(site, group)
-    site.run("nft", "delete", "table", "inet", "told", check=False)
+def report_all(site: Site) -> Iterator[Callable[[int], None]]:
+    yield lambda group: report_all_to(site, group)
+    site.run("nft", "delete", "table", "inet", "report_all", check=False)
 
 
-def test_who_does_not_read_holds_up_nobody(site: Site, boxes: tuple[Box, Box], all_told: Callable[[int], None]) -> None:
+def test_a_reader_that_stops_delays_no_packet(
+    site: Site, boxes: tuple[Box, Box], report_all: Callable[[int], None]
+) -> None:
     """Packets that are reported faster than they are read pass as usual; some reports are lost, which is counted.
 
     Later packets are reported again.
     """
     web, _ = boxes
     site.load(site.known(web))
-    all_told(GROUP)
+    report_all(GROUP)
     with site.inside():
         log = NfLog(GROUP)
     with closing(log):
@@ -219,23 +226,23 @@ def test_who_does_not_read_holds_up_nobody(site: Site, boxes: tuple[Box, Box], a
         ports: list[bytes] = []
         until(
             lambda: ports.extend(each.payload[20:22] for each in log.read()) or (40003).to_bytes(2, "big") in ports,  # type: ignore[func-returns-value]
-            "what comes later is told",
+            "later packets are reported",
         )
 
 
-def test_a_flood_of_somebody_elses_rules_is_only_sampled(
-    site: Site, boxes: tuple[Box, Box], all_told: Callable[[int], None]
+def test_a_flood_by_another_programs_rules_is_only_sampled(
+    site: Site, boxes: tuple[Box, Box], report_all: Callable[[int], None]
 ) -> None:
     """Another program's rules that send every packet to docker-fw's group cost bounded time and memory."""
     web, _ = boxes
-    with listening(site, site.known(web)) as told:
-        all_told(LOG_GROUP)
+    with listening(site, site.known(web)) as drops:
+        report_all(LOG_GROUP)
         began = time.monotonic()
         site.send(udp(Site.OUT4, web.v4, 9, 1 + n % 60000) for n in range(30_000))
-        until(lambda: told.log.ring.newest > 0, "some are told")
+        until(lambda: drops.log.ring.newest > 0, "some drops are reported")
         seconds = took(began)
-        assert told.log.ring.newest <= droplog._RATE * (seconds + 1)
-        assert len(told.log.ring.after(0)) <= MAX_DROPS
+        assert drops.log.ring.newest <= droplog._RATE * (seconds + 1)
+        assert len(drops.log.ring.after(0)) <= MAX_DROPS
 
 
 # --- the group ------------------------------------------------------------------------------------------------------
@@ -252,7 +259,7 @@ def test_one_listener_has_a_group(site: Site) -> None:
         NfLog(GROUP).close()
 
 
-def test_another_program_in_our_group_is_said_and_outlived(
+def test_another_program_in_our_group_is_reported_and_outlived(
     site: Site, boxes: tuple[Box, Box], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """While another program uses docker-fw's group a warning says so; when it ends, drops are reported again."""
@@ -275,8 +282,8 @@ def test_another_program_in_our_group_is_said_and_outlived(
     finally:
         log.stop()
         thread.join(5)
-    told = [r.getMessage() for r in caplog.records if r.name == "plugin.fwctl.api.droplog"]
-    assert told == [TAKEN, "drops are reported again"]
+    messages = [r.getMessage() for r in caplog.records if r.name == "plugin.fwctl.api.droplog"]
+    assert messages == [TAKEN, "drops are reported again"]
 
 
 # --- the whole plugin -------------------------------------------------------------------------------------------------
@@ -284,12 +291,8 @@ def test_another_program_in_our_group_is_said_and_outlived(
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Running]:
-    with Site() as site:
-        made = Running(site)
-        try:
-            yield made.start()
-        finally:
-            made.close()
+    with Site() as site, closing(Running(site)) as made:
+        yield made.start()
 
 
 @pytest.fixture(scope="module")
@@ -297,9 +300,9 @@ def web(running: Running) -> NamedNetns:
     """Start a container c2 that logs, 10.1.0.2, and c3 that does not, 10.1.0.3."""
     net = running.network(1)
     running.well("CreateNetwork", net)
-    second = running.begin(net, 3)
+    second = running.start_container(net, 3)
     running.move(second)
-    return running.move(running.begin(net, 2, {"fw.log": "drop"}), bridge_name(net["NetworkID"]))
+    return running.move(running.start_container(net, 2, {"fw.log": "drop"}), bridge_name(net["NetworkID"]))
 
 
 class DockerFollower:
@@ -314,16 +317,16 @@ class DockerFollower:
         return json.loads(self.reply.readline())
 
     def drop(self) -> Any:
-        while "newest" in (told := self.next()):
+        while "newest" in (line := self.next()):
             pass
-        return told
+        return line
 
     def close(self) -> None:
         self.reply.close()
         self.connection.close()
 
 
-def test_the_plugin_tells_drops_and_logs_those_that_are_to_be(running: Running, web: NamedNetns) -> None:
+def test_the_plugin_reports_drops_and_logs_those_with_the_label(running: Running, web: NamedNetns) -> None:
     """A follower gets a drop within a second with the container's name.
 
     The log has it too where fw.log is drop, but not for the neighbour without that label.
@@ -381,7 +384,7 @@ def place(running: Running) -> DockerFollower:
 def test_the_command_shows_drops_as_they_happen(running: Running, web: NamedNetns) -> None:
     """`fwctl log` prints the last drops and then each new one; --no-follow exits; --json is machine-readable."""
     running.site.send([tcp(Site.OUT4, "10.1.0.2", 7001, 40001)])
-    until(lambda: 7001 in kept_ports(running), "it is told")
+    until(lambda: 7001 in kept_ports(running), "it is reported")
     with fwctl(running, "c2", "-n", "1") as shown:
         assert shown.stdout
         assert " c2 10.1.0.2 7001/tcp from " in shown.stdout.readline()

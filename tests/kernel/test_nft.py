@@ -66,7 +66,7 @@ def blocks(host: NamedNetns) -> list[str]:
     return sorted(re.findall(r"\t(?:set|map|chain) .*?\n\t\}", listed(host), re.DOTALL))
 
 
-def standing(host: NamedNetns) -> set[str]:
+def elements_in(host: NamedNetns) -> set[str]:
     """Return the elements of all sets as nft lists them, as `SET: element`."""
     found: set[str] = set()
     for name, body in re.findall(r"\t(?:set|map) (\w+) \{\n(.*?)\n\t\}", listed(host), re.DOTALL):
@@ -134,11 +134,11 @@ def test_every_kind_of_set_is_written_alike_both_ways(host: NamedNetns, nft: Nft
     nft.replace(one.values())
     by_text = listed(host)
     nft.replace(())
-    assert standing(host) == set()
+    assert elements_in(host) == set()
     nft.change(Change(add=tuple(one.values())))
     assert listed(host) == by_text
     nft.change(Change(remove=tuple(one.values())))
-    assert standing(host) == set()
+    assert elements_in(host) == set()
 
 
 _EXAMPLE: dict[str, Any] = {
@@ -161,7 +161,7 @@ def test_a_change_makes_what_a_replacement_makes(
     nft.replace(before)
     nft.change(Change(tuple(set(before) - set(after)), tuple(set(after) - set(before))))
     by_change = blocks(host)
-    assert len(standing(host)) == len(after)
+    assert len(elements_in(host)) == len(after)
     assert nft.intact()
     nft.replace(after)
     assert blocks(host) == by_change
@@ -178,10 +178,10 @@ def test_thousands_of_elements_in_one_transaction(host: NamedNetns, nft: Nft) ->
     generation = nft.generation()
     nft.change(Change(add=many))
     assert nft.generation() == generation + 1
-    assert len(standing(host)) == 6000
+    assert len(elements_in(host)) == 6000
     nft.change(Change(remove=many[1:]))
     assert nft.generation() == generation + 2
-    assert standing(host) == {"allow6: 2001:db8:: . 6 . 22"}
+    assert elements_in(host) == {"allow6: 2001:db8:: . 6 . 22"}
 
 
 # --- all of it or nothing -----------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def test_a_refused_change_changes_nothing(host: NamedNetns, nft: Nft, change: Ch
     assert "10.0.0.2 . 6 . 80" not in listed(host)
 
 
-def test_adding_what_stands_already_is_well(host: NamedNetns, nft: Nft) -> None:
+def test_adding_an_existing_element_is_no_error(host: NamedNetns, nft: Nft) -> None:
     """A repeated add is no error: the wanted element is present."""
     nft.replace([HERE, MAPPED])
     before = listed(host)
@@ -273,7 +273,7 @@ TOUCHES = {
 
 
 @pytest.mark.parametrize("command", TOUCHES.values(), ids=TOUCHES)
-def test_a_touched_table_is_noticed_and_mended(host: NamedNetns, nft: Nft, command: str) -> None:
+def test_a_changed_table_is_noticed_and_restored(host: NamedNetns, nft: Nft, command: str) -> None:
     """A change to docker-fw's rules by another tool raises the generation, is noticed, and one replacement fixes it."""
     nft.replace([HERE])
     whole, generation = listed(host), nft.generation()
@@ -317,7 +317,7 @@ def test_our_own_changes_are_no_touch(nft: Nft) -> None:
     assert nft.intact()
 
 
-def test_the_generation_counts_everybodys_transactions(host: NamedNetns, nft: Nft) -> None:
+def test_the_generation_counts_all_transactions(host: NamedNetns, nft: Nft) -> None:
     """Another table's change raises the generation too; docker-fw's table stays intact."""
     nft.replace([HERE])
     generation = nft.generation()
@@ -334,7 +334,7 @@ def test_a_change_after_a_flush_is_refused_and_a_replacement_heals(host: NamedNe
     with pytest.raises(NftError, match="No such file"):
         nft.change(Change(add=(THERE,)))
     nft.replace([HERE, THERE])
-    assert len(standing(host)) == 2
+    assert len(elements_in(host)) == 2
 
 
 # --- other programs' tables do not slow docker-fw ---------------------------------------------------------------------
@@ -407,7 +407,7 @@ def test_many_threads_at_once(host: NamedNetns, nft: Nft) -> None:
     nft.replace([])
     stop, failures = threading.Event(), []
 
-    def guarded(work: Any) -> Any:
+    def caught(work: Any) -> Any:
         def run() -> None:
             try:
                 while not stop.is_set():
@@ -432,7 +432,7 @@ def test_many_threads_at_once(host: NamedNetns, nft: Nft) -> None:
         nft.replace([])
         assert nft.generation() > before
 
-    threads = [threading.Thread(target=guarded(work)) for work in (nft.generation, nft.generation, nft.intact)]
+    threads = [threading.Thread(target=caught(work)) for work in (nft.generation, nft.generation, nft.intact)]
     done: list[int] = []
 
     def bounded_changes() -> None:
@@ -444,7 +444,7 @@ def test_many_threads_at_once(host: NamedNetns, nft: Nft) -> None:
         done.append(1)
         stop.set()
 
-    threads.append(threading.Thread(target=guarded(bounded_changes)))
+    threads.append(threading.Thread(target=caught(bounded_changes)))
     for thread in threads:
         thread.start()
     until(stop.is_set, "the threads are done", 120)
@@ -539,7 +539,7 @@ def test_a_kernel_that_knows_less_gets_the_rest(
     monkeypatch.setattr(nft, "_run", lambda text: refusing("log group" + "socket cgroupv2" + "socket transparent"))
     with pytest.raises(NftError, match="not supported"):
         nft.replace([HERE])
-    assert "10.0.0.2 . 6 . 80" in listed(host), "and what stood stands"
+    assert "10.0.0.2 . 6 . 80" in listed(host), "existing elements remain"
 
 
 # --- this host's own nft ------------------------------------------------------------------------------------------
@@ -636,7 +636,7 @@ def test_the_skeleton_and_the_document_are_files_for_nft(host: NamedNetns, nft: 
     assert skeleton(MARK) in text
 
 
-def test_everybody_can_see_the_ruleset(host: NamedNetns, nft: Nft) -> None:
+def test_nft_lists_the_ruleset(host: NamedNetns, nft: Nft) -> None:
     """`nft list ruleset`, as text and as JSON, shows it on this host's version of nft."""
     nft.replace([HERE, MAPPED])
     assert "chain inbound" in host.run(["nft", "list", "ruleset"]).stdout
@@ -647,18 +647,18 @@ def test_everybody_can_see_the_ruleset(host: NamedNetns, nft: Nft) -> None:
 def test_a_thousand_and_more_open_files_later(host: NamedNetns, nft: Nft) -> None:
     """A process with thousands of open files (published ports) can still change and replace the table."""
     nft.replace([HERE])
-    held = [os.open("/dev/null", os.O_RDONLY) for _ in range(900)]
+    opened = [os.open("/dev/null", os.O_RDONLY) for _ in range(900)]
     try:
         nft.change(Change(add=(THERE,)))
         nft.replace([HERE])
         assert nft.intact()
     finally:
-        for fd in held:
+        for fd in opened:
             os.close(fd)
     assert subprocess.run(["true"], check=False).returncode == 0
 
 
-def test_a_table_whose_last_elements_did_not_come_is_not_intact(
+def test_a_table_whose_last_elements_were_not_added_is_not_intact(
     host: NamedNetns, nft: Nft, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """docker-proxy's control group is added after the text; if that fails, the table is loaded again."""

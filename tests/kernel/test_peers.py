@@ -4,92 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from plugin.docker.tracker import EndpointTracker
-from plugin.model import Container, Defaults, Endpoint, PolicySpec, Published
+from plugin.model import Published
 from plugin.nftables.sets import Element
 from plugin.policy import peers
-from plugin.policy.facts import ElementOwner, Facts, Kind
-from plugin.policy.saved import SavedState
+from plugin.policy.facts import ElementOwner, Kind
 from plugin.policy.view import PolicyView
 from plugin.protocols import Proto
 from plugin.state.reconciler import Reconciler
-from plugin.state.store import Store
+from tests.kernel import compose_project
+from tests.kernel.compose_project import DOCKER_NETWORKS, TWO, Boxes, guest, known
 from tests.kernel.packets import arrived, new_flow, ping
-from tests.kernel.site import Box, Site, docker_network, seen, site_of_module
+from tests.kernel.site import Box, Site, site_of_module
 from tests.lab.netns import FORWARDING
 from tests.specs import spec_of
 
 _ports = itertools.cycle(range(20000, 60000))
-ONE, TWO = "br-000000000001", "br-000000000002"
 
 
 site = site_of_module(FORWARDING)
-
-
-@dataclass(frozen=True)
-class Boxes:
-    """On docker-fw networks: web; api, api2 and stray on another. On Docker networks: shop and near; job on another."""
-
-    web: Box
-    api: Box
-    api2: Box
-    stray: Box
-    shop: Box
-    near: Box
-    job: Box
-
-
-@pytest.fixture(scope="module")
-def boxes(site: Site) -> Boxes:
-    one, two = site.network(1), site.network(2)
-    return Boxes(
-        site.box(one, 2),
-        site.box(two, 2),
-        site.box(two, 3),
-        site.box(two, 4),
-        site.docker_box(ONE, 101),
-        site.docker_box(ONE, 101, 3),
-        site.docker_box(TWO, 102),
-    )
-
-
-GUARDED = docker_network("dock1", ONE, 101), docker_network("dock2", TWO, 102)
-
-
-def known(
-    box: Box, name: str, spec: PolicySpec | None = None, *, project: str = "shop", service: str = "", network: str = ""
-) -> Endpoint:
-    container = Container(
-        f"{name}-id", name, spec or PolicySpec(), project=project, service=service or name, network=network
-    )
-    return dataclasses.replace(box.endpoint, container=container)
-
-
-def guest(number: int, endpoint: Endpoint, *published: Published) -> Endpoint:
-    return dataclasses.replace(endpoint, network_id=GUARDED[number].id, published=published)
-
-
-@pytest.fixture
-def writer(site: Site, boxes: Boxes, tmp_path: Path) -> Iterator[Reconciler]:
-    """The one writer, with docker-fw networks and no container on them. The test runs inside the host."""
-    with site.inside():
-        made = Reconciler(site.nft, Store(str(tmp_path / "state.json")), Defaults())
-        made.start(Facts(SavedState(dict(site.networks)), bridges=seen(ONE, TWO)))
-        site.forget_flows()
-        yield made
-
-
-@pytest.fixture
-def guard(writer: Reconciler) -> EndpointTracker:
-    return EndpointTracker(writer)
+boxes, reconciler, tracker = compose_project.boxes, compose_project.reconciler, compose_project.tracker
 
 
 def reach(site: Site, target: Box, *sources: Box | None, port: int = 5432, proto: Proto = "tcp") -> list[bool]:
@@ -120,34 +60,39 @@ def reach(site: Site, target: Box, *sources: Box | None, port: int = 5432, proto
     ],
 )
 def test_a_peer_follows_its_containers(
-    site: Site, boxes: Boxes, writer: Reconciler, peer: str, name: str, project: str, service: str, network: str
+    site: Site, boxes: Boxes, reconciler: Reconciler, peer: str, name: str, project: str, service: str, network: str
 ) -> None:
     """No peer matches until the first container is added.
 
     Each added container is accepted; others and removed ones are not.
     """
     names = frozenset({"shop_back" if network == "shop_back" else "back", "front"})
-    writer.observe(lambda facts: dataclasses.replace(facts, names=names))
-    writer.put_endpoint(known(boxes.web, "web", spec_of(allow=f"5432 from {peer}")))
+    reconciler.observe(lambda facts: dataclasses.replace(facts, names=names))
+    reconciler.put_endpoint(known(boxes.web, "web", spec_of(allow=f"5432 from {peer}")))
     stray = known(boxes.stray, "stray", project="third", service="stray", network="elsewhere")
-    writer.put_endpoint(stray)
+    reconciler.put_endpoint(stray)
     assert reach(site, boxes.web, boxes.api, boxes.api2, boxes.stray, None) == [False] * 4
     first = known(boxes.api, name, project=project, service=service, network=network)
-    writer.put_endpoint(first)
+    reconciler.put_endpoint(first)
     assert reach(site, boxes.web, boxes.api, boxes.api2, boxes.stray, None) == [True, False, False, False]
     if not peer.startswith("container:"):
         second = known(boxes.api2, "api-2", project=project, service=service, network=network)
-        writer.put_endpoint(second)
+        reconciler.put_endpoint(second)
         assert reach(site, boxes.web, boxes.api, boxes.api2, boxes.stray, None) == [True, True, False, False]
-        writer.drop_endpoint(second.id)
+        reconciler.drop_endpoint(second.id)
     assert reach(site, boxes.web, boxes.api, boxes.api2) == [True, False]
-    writer.edit_endpoint(first.id, lambda e: dataclasses.replace(e, joined=False))
+    reconciler.edit_endpoint(first.id, lambda e: dataclasses.replace(e, joined=False))
     assert reach(site, boxes.web, boxes.api, boxes.api2, boxes.stray, None) == [False] * 4
 
 
 @pytest.mark.parametrize("where", ["ours", "docker's", "docker's, in doubt"])
-def test_who_goes_is_closed_before_anything_is_computed(
-    site: Site, boxes: Boxes, writer: Reconciler, guard: EndpointTracker, monkeypatch: pytest.MonkeyPatch, where: str
+def test_a_removed_container_is_closed_before_anything_is_computed(
+    site: Site,
+    boxes: Boxes,
+    reconciler: Reconciler,
+    tracker: EndpointTracker,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
 ) -> None:
     """When the first policy is computed after a container was removed, its address is closed already.
 
@@ -155,13 +100,13 @@ def test_who_goes_is_closed_before_anything_is_computed(
     computed.
     """
     labels = spec_of(allow="5432 from project:shop, 8080")
-    writer.put_endpoint(known(boxes.web, "web", labels))
+    reconciler.put_endpoint(known(boxes.web, "web", labels))
     box, identity = (boxes.api, "api-id") if where == "ours" else (boxes.job, "job-id")
     if where == "ours":
-        writer.put_endpoint(known(boxes.api, "api", labels))
+        reconciler.put_endpoint(known(boxes.api, "api", labels))
     else:
-        network = dataclasses.replace(GUARDED[1], mode4="routed", mode6="routed")
-        guard.put(network, [guest(1, known(boxes.job, "job", labels))], listed=True, asked=guard.now())
+        network = dataclasses.replace(DOCKER_NETWORKS[1], mode4="routed", mode6="routed")
+        tracker.put(network, [guest(1, known(boxes.job, "job", labels))], listed=True, asked=tracker.now())
     assert reach(site, boxes.web, box) == reach(site, box, None, port=8080) == [True]
     seen: list[bool] = []
     elements = PolicyView.elements
@@ -173,18 +118,18 @@ def test_who_goes_is_closed_before_anything_is_computed(
 
     monkeypatch.setattr(PolicyView, "elements", computes)
     if where == "ours":
-        writer.edit_endpoint(box.endpoint.id, lambda e: dataclasses.replace(e, joined=False, container=None))
+        reconciler.edit_endpoint(box.endpoint.id, lambda e: dataclasses.replace(e, joined=False, container=None))
     elif where == "docker's":
-        guard.leaves("", identity)
+        tracker.leaves("", identity)
     else:
-        guard.doubt(TWO)
+        tracker.doubt(TWO)
     assert seen == [False, False]
     assert reach(site, boxes.web, box, None) == [False, False]
     assert reach(site, boxes.web, None, port=8080) == [True]
 
 
 def test_names_of_too_many_open_nothing(
-    site: Site, boxes: Boxes, writer: Reconciler, monkeypatch: pytest.MonkeyPatch
+    site: Site, boxes: Boxes, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A rule whose names exceed the bound on entries accepts no peer by name, but those by address.
 
@@ -192,91 +137,103 @@ def test_names_of_too_many_open_nothing(
     """
     monkeypatch.setattr(peers, "MAX_NAMED", 2 * 20 + 2)
     labels = spec_of(allow=f"7001-7020 from project:shop {boxes.stray.v4} {boxes.stray.v6}, 8080 from service:api")
-    writer.put_endpoint(known(boxes.web, "web", labels, project="other"))
-    writer.put_endpoint(known(boxes.api, "api"))
+    reconciler.put_endpoint(known(boxes.web, "web", labels, project="other"))
+    reconciler.put_endpoint(known(boxes.api, "api"))
     assert reach(site, boxes.web, boxes.api, port=7001) == [True]
-    writer.put_endpoint(known(boxes.api2, "api2"))
+    reconciler.put_endpoint(known(boxes.api2, "api2"))
     assert reach(site, boxes.web, boxes.api, boxes.api2, boxes.stray, port=7001) == [False, False, True]
     web = ElementOwner(Kind.ENDPOINT, boxes.web.endpoint.id)
-    assert "allows nothing for project:shop" in writer.snapshot().too_many(web)[0]
-    writer.drop_endpoint(boxes.api2.endpoint.id)
+    assert "allows nothing for project:shop" in reconciler.snapshot().too_many(web)[0]
+    reconciler.drop_endpoint(boxes.api2.endpoint.id)
     assert reach(site, boxes.web, boxes.api, port=7001) == [True]
 
 
-def test_a_peer_of_dockers_follows_too(site: Site, boxes: Boxes, writer: Reconciler, guard: EndpointTracker) -> None:
+def test_a_peer_of_dockers_follows_too(
+    site: Site, boxes: Boxes, reconciler: Reconciler, tracker: EndpointTracker
+) -> None:
     """Between a docker-fw network and a Docker network, both ways: `from` follows the containers that Docker lists."""
-    writer.put_endpoint(known(boxes.web, "web", spec_of(allow="5432 from service:job")))
-    writer.put_endpoint(known(boxes.api, "api"))
+    reconciler.put_endpoint(known(boxes.web, "web", spec_of(allow="5432 from service:job")))
+    reconciler.put_endpoint(known(boxes.api, "api"))
     shop = guest(0, known(boxes.shop, "shop", spec_of(allow="5432 from service:api service:job")))
     job = guest(1, known(boxes.job, "job"))
-    guard.replace(GUARDED, [shop], asked=guard.now())
+    tracker.replace(DOCKER_NETWORKS, [shop], asked=tracker.now())
     assert reach(site, boxes.web, boxes.job, boxes.api) == [False, False]
     assert reach(site, boxes.shop, boxes.job, boxes.api) == [False, True]
-    guard.put(GUARDED[1], [job], listed=True, asked=guard.now())
+    tracker.put(DOCKER_NETWORKS[1], [job], listed=True, asked=tracker.now())
     assert reach(site, boxes.web, boxes.job, boxes.api) == [True, False]
     assert reach(site, boxes.shop, boxes.job, boxes.api) == [True, True]
-    guard.leaves("", "job-id")
+    tracker.leaves("", "job-id")
     assert reach(site, boxes.web, boxes.job) == reach(site, boxes.shop, boxes.job) == [False]
-    guard.returns("", "job-id")
-    guard.put(GUARDED[1], [job], listed=True, asked=guard.now())
+    tracker.returns("", "job-id")
+    tracker.put(DOCKER_NETWORKS[1], [job], listed=True, asked=tracker.now())
     assert reach(site, boxes.web, boxes.job) == [True]
-    guard.doubt(TWO)
-    assert reach(site, boxes.web, boxes.job) == [False], "nobody knows who has the address now"
+    tracker.doubt(TWO)
+    assert reach(site, boxes.web, boxes.job) == [False], "the owner of the address is unknown"
 
 
-def test_a_name_that_matches_nobody_matches_nothing(site: Site, boxes: Boxes, writer: Reconciler) -> None:
+def test_a_name_without_a_container_matches_nothing(site: Site, boxes: Boxes, reconciler: Reconciler) -> None:
     """A name without a container never matches all sources.
 
     A port of the base that a rule with `from` names is no longer in the base.
     """
-    for peer in ("service:nobody", "container:nobody", "project:nobody", "network:nobody", "host"):
-        writer.put_endpoint(known(boxes.web, "web", spec_of(allow=f"22 from {peer}, 8080 from {peer}")))
+    for peer in ("service:missing", "container:missing", "project:missing", "network:missing", "host"):
+        reconciler.put_endpoint(known(boxes.web, "web", spec_of(allow=f"22 from {peer}, 8080 from {peer}")))
         for port in (22, 8080):
             assert reach(site, boxes.web, boxes.api, None, port=port) == [False, False]
         assert reach(site, boxes.web, boxes.api, None, port=443) == [True, True]
         assert site.host.probe.tcp(str(boxes.web.v6), 22) == "refused", "the host reaches every port"
 
 
-def test_a_service_is_of_its_own_project(site: Site, boxes: Boxes, writer: Reconciler) -> None:
+def test_a_service_is_of_its_own_project(site: Site, boxes: Boxes, reconciler: Reconciler) -> None:
     """Another project's service of the same name is no match; neither is one outside of any project."""
-    writer.put_endpoint(known(boxes.web, "web", spec_of(allow="5432 from service:api")))
-    writer.put_endpoint(known(boxes.api, "other-api-1", project="other", service="api"))
-    writer.put_endpoint(known(boxes.api2, "api", project="", service="api"))
+    reconciler.put_endpoint(known(boxes.web, "web", spec_of(allow="5432 from service:api")))
+    reconciler.put_endpoint(known(boxes.api, "other-api-1", project="other", service="api"))
+    reconciler.put_endpoint(known(boxes.api2, "api", project="", service="api"))
     assert reach(site, boxes.web, boxes.api, boxes.api2) == [False, False]
 
 
-def test_open_but_for_what_is_denied(site: Site, boxes: Boxes, writer: Reconciler, guard: EndpointTracker) -> None:
+def test_open_but_for_what_is_denied(
+    site: Site, boxes: Boxes, reconciler: Reconciler, tracker: EndpointTracker
+) -> None:
     """`policy: open` accepts every port, protocol and source, except for `deny` and ports with `from`."""
     spec = spec_of(policy="open", deny="25, 6000-6063, 53/udp", allow="22 from service:api")
-    writer.put_endpoint(known(boxes.web, "web", spec))
-    writer.put_endpoint(known(boxes.api, "api"))
-    guard.replace(GUARDED, [guest(0, known(boxes.shop, "shop", spec))], asked=guard.now())
+    reconciler.put_endpoint(known(boxes.web, "web", spec))
+    reconciler.put_endpoint(known(boxes.api, "api"))
+    tracker.replace(DOCKER_NETWORKS, [guest(0, known(boxes.shop, "shop", spec))], asked=tracker.now())
     for box in (boxes.web, boxes.shop):
-        for port, expected in ((24, True), (25, False), (26, True), (5999, True), (6000, False), (6063, False),
-                               (6064, True), (65535, True)):  # fmt: skip
+        for port, expected in (
+            (24, True),
+            (25, False),
+            (26, True),
+            (5999, True),
+            (6000, False),
+            (6063, False),
+            (6064, True),
+            (65535, True),
+        ):
             assert reach(site, box, None, port=port) == [expected]
         assert reach(site, box, None, port=53, proto="udp") == [False]
         assert reach(site, box, None, port=53, proto="sctp") == reach(site, box, None, port=54, proto="udp") == [True]
         assert reach(site, box, boxes.api, boxes.stray, None, port=22) == [True, False, False]
 
 
-def test_who_may_begin_to_a_peer_follows(site: Site, boxes: Boxes, writer: Reconciler) -> None:
+def test_egress_to_a_named_peer_follows_its_address(site: Site, boxes: Boxes, reconciler: Reconciler) -> None:
     """`to service:db` in fw.egress follows that service's current address."""
-    writer.put_endpoint(known(boxes.web, "web", spec_of(egress="5432 to service:db")))
+    reconciler.put_endpoint(known(boxes.web, "web", spec_of(egress="5432 to service:db")))
     first, second = (
         known(b, n, spec_of(policy="open"), service="db") for b, n in ((boxes.api, "a"), (boxes.api2, "b"))
     )
     other = known(boxes.stray, "stray", spec_of(policy="open"))
-    writer.put_endpoint(other)
+    reconciler.put_endpoint(other)
 
     def reached() -> list[bool]:
         return [reach(site, box, boxes.web)[0] for box in (boxes.api, boxes.api2, boxes.stray)]
 
     assert reached() == [False] * 3
-    writer.put_endpoint(first)
+    reconciler.put_endpoint(first)
     assert reached() == [True, False, False]
-    writer.put_endpoint(second)
-    writer.drop_endpoint(first.id)
+    reconciler.put_endpoint(second)
+    reconciler.drop_endpoint(first.id)
     assert reached() == [False, True, False]
 
 
@@ -305,8 +262,8 @@ HOSTS: dict[str, Callable[[], tuple[Any, Any]]] = {
 
 
 @pytest.mark.parametrize("hosts", HOSTS.values(), ids=HOSTS)
-def test_from_is_judged_where_docker_proxy_listens(
-    site: Site, boxes: Boxes, writer: Reconciler, guard: EndpointTracker, hosts: Callable[[], tuple[Any, Any]]
+def test_from_applies_where_docker_proxy_listens(
+    site: Site, boxes: Boxes, reconciler: Reconciler, tracker: EndpointTracker, hosts: Callable[[], tuple[Any, Any]]
 ) -> None:
     """docker-proxy hides its client from the container, so `from` applies at the host's own port.
 
@@ -317,8 +274,8 @@ def test_from_is_judged_where_docker_proxy_listens(
     ports = [Published("tcp", address, 15432, 5432) for address in hosts()]
     shop = guest(0, known(boxes.shop, "shop", spec_of(allow=allow)), *ports)
     near, job = guest(0, known(boxes.near, "near")), guest(1, known(boxes.job, "job"))
-    writer.put_endpoint(known(boxes.api, "api"))
-    guard.replace(GUARDED, [shop, near, job], asked=guard.now())
+    reconciler.put_endpoint(known(boxes.api, "api"))
+    tracker.replace(DOCKER_NETWORKS, [shop, near, job], asked=tracker.now())
     assert heard(site, Site.HOST4, IN4, NEXT4, OUT4) == [True, False, False]
     assert heard(site, Site.HOST6, IN6, NEXT6, OUT6) == [True, True, False]
     for host in (Site.HOST4, Site.HOST6):
@@ -326,14 +283,14 @@ def test_from_is_judged_where_docker_proxy_listens(
         with site.host.probe.serve(tcp=[15432]):
             assert site.host.probe.tcp(str(host), 15432) == "open"
     # The peers follow, by any kind of listing.
-    guard.put(None, [guest(1, known(boxes.job, "job", service="api"))], listed=True, asked=guard.now())
-    writer.drop_endpoint(boxes.api.endpoint.id)
+    tracker.put(None, [guest(1, known(boxes.job, "job", service="api"))], listed=True, asked=tracker.now())
+    reconciler.drop_endpoint(boxes.api.endpoint.id)
     for host in (Site.HOST4, Site.HOST6):
         assert heard(site, host, boxes.api, boxes.job) == [False, True]
 
 
 def test_two_containers_ports_are_not_mixed_up(
-    site: Site, boxes: Boxes, writer: Reconciler, guard: EndpointTracker
+    site: Site, boxes: Boxes, reconciler: Reconciler, tracker: EndpointTracker
 ) -> None:
     """Two containers publish the same port, on one host address each.
 
@@ -342,6 +299,6 @@ def test_two_containers_ports_are_not_mixed_up(
     four, six = Published("tcp", Site.HOST4, 15432, 5432), Published("tcp", Site.HOST6, 15432, 5432)
     shop = guest(0, known(boxes.shop, "shop", spec_of(allow=f"5432 from {IN4} {IN6}")), four)
     job = guest(1, known(boxes.job, "job", spec_of(allow="5432 from 192.0.2.0/24")), six)
-    guard.replace(GUARDED, [shop, job], asked=guard.now())
+    tracker.replace(DOCKER_NETWORKS, [shop, job], asked=tracker.now())
     assert heard(site, Site.HOST4, IN4, IPv4Address("192.0.2.1")) == [True, False]
     assert heard(site, Site.HOST6, IN6) == [False]

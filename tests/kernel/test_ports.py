@@ -32,7 +32,7 @@ from tests.waiting import until
 
 HOST4, HOST6 = "198.51.100.1", "2001:db8:ffff::1"
 BOX4, BOX6 = IPv4Address("10.88.0.2"), IPv6Address("fd88::2")
-NOBODY = IPv4Address("10.88.0.99")  # accepts all packets and never reports an error
+SILENT = IPv4Address("10.88.0.99")  # accepts all packets and never reports an error
 LOOPBACKS = ("127.0.0.1", "::1")
 WAIT = 5.0  # s: how long a condition may take before a test fails
 
@@ -67,7 +67,7 @@ def lab() -> Iterator[Lab]:
         wire(lab.host, "wan", (f"{HOST4}/24", f"{HOST6}/64"), lab.outsider, ("198.51.100.2/24", "2001:db8:ffff::2/64"))
         wire(lab.host, "lan", ("10.88.0.1/24", "fd88::1/64"), lab.box, (f"{BOX4}/24", f"{BOX6}/64"))
         ip("-n", lab.host, "link", "set", "lo", "up")
-        ip("-n", lab.host, "neigh", "add", str(NOBODY), "lladdr", "02:00:00:00:00:99", "dev", "lan", "nud", "permanent")
+        ip("-n", lab.host, "neigh", "add", str(SILENT), "lladdr", "02:00:00:00:00:99", "dev", "lan", "nud", "permanent")
         # lo stays down at the outsider, so that 127.0.0.1 can be a distant address
         ip("-n", lab.outsider, "route", "add", "127.0.0.1/32", "via", HOST4)
         yield lab
@@ -163,7 +163,7 @@ def shown(published: tuple[Published, ...]) -> list[str]:
 
 
 def bound(netns: str, address: str, port: int, kind: int = socket.SOCK_STREAM) -> socket.socket:
-    """Bind a socket of another process, as far as HostPorts can tell."""
+    """Bind a socket of another process, as far as HostPorts can see."""
     with inside(netns):
         sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind)
         if sock.family == socket.AF_INET6:
@@ -398,7 +398,7 @@ def test_backpressure(lab: Lab, host: Host) -> None:
     with container(lab, 80, flood):
         host.publish("e", want(8080))
         with connect(lab.host, "127.0.0.1", 8080) as sock:
-            until(lambda: sent, "the container is held back")
+            until(lambda: sent, "the container stops sending")
             assert sum(len(part) for part in iter(lambda: sock.recv(1 << 20), b"")) == sent[0]
 
 
@@ -421,7 +421,7 @@ def test_one_dead_container_harms_no_other(lab: Lab, host: Host, relay: Relay) -
     with container(lab, 80, echo):
         host.publish("good", want(8080))
         host.publish("refuses", want(8081, 81))
-        host.publish("absent", want(8082), addr4=NOBODY, addr6=None)
+        host.publish("absent", want(8082), addr4=SILENT, addr6=None)
         with connect(lab.host, "127.0.0.1", 8082) as waits, connect(lab.host, "127.0.0.1", 8080) as good:
             with pytest.raises(OSError, match=r"reset|Broken pipe"):
                 try_port(lab.host, "::1", 8081)
@@ -700,7 +700,7 @@ def test_threads(plain: Host) -> None:
         (want(8080, host_ip="2001:db8::9"), r"\[2001:db8::9\]:8080/tcp: this host has no address 2001:db8::9"),
     ],
 )
-def test_foreign_host_address(plain: Host, binding: PortBinding, message: str) -> None:
+def test_an_address_that_the_host_does_not_have(plain: Host, binding: PortBinding, message: str) -> None:
     """A host address that this host does not have is named."""
     with pytest.raises(FwError, match=message):
         plain.publish("e", binding)

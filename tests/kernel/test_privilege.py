@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -37,11 +38,8 @@ class Limited(Running):
 
 @pytest.fixture
 def limited(site: Site) -> Iterator[Limited]:
-    made = Limited(site)
-    try:
+    with closing(Limited(site)) as made:
         yield made
-    finally:
-        made.close()
 
 
 def rights_of(process: Path) -> dict[str, str]:
@@ -57,10 +55,10 @@ def test_every_other_right_is_given_up_at_the_start(fw: Running) -> None:
     assert fw.process
     for pid in (fw.process.pid, fw.worker()):
         for thread in Path(f"/proc/{pid}/task").iterdir():
-            told = rights_of(thread)
-            assert {told[kind] for kind in ("CapPrm", "CapEff", "CapBnd")} == {KEPT}
-            assert {told[kind] for kind in ("CapInh", "CapAmb")} == {"0" * 16}
-            assert told["NoNewPrivs"] == "1"
+            rights = rights_of(thread)
+            assert {rights[kind] for kind in ("CapPrm", "CapEff", "CapBnd")} == {KEPT}
+            assert {rights[kind] for kind in ("CapInh", "CapAmb")} == {"0" * 16}
+            assert rights["NoNewPrivs"] == "1"
 
 
 def test_with_these_rights_all_its_work_is_done(fw: Running) -> None:
@@ -73,12 +71,12 @@ def test_with_these_rights_all_its_work_is_done(fw: Running) -> None:
     fw.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    endpoint = fw.begin(network, 2, {"fw.allow": "8080"})
+    endpoint = fw.start_container(network, 2, {"fw.allow": "8080"})
     fw.publish(endpoint, 81, 8080)
     box = fw.move(endpoint)
     for stem in ("iptables", "ip6tables"):
         rules = [f"{stem}-legacy", "-S", "DOCKER-USER"]
-        until(lambda rules=rules: "docker-fw" in fw.site.run(*rules).stdout, "the rule stands")
+        until(lambda rules=rules: "docker-fw" in fw.site.run(*rules).stdout, "the rule is active")
     with box.probe.serve(tcp=[8080, 9090]):
         assert fw.site.wan.probe.tcp("2001:db8:1::2", 8080) == "open"
         assert fw.site.wan.probe.tcp(str(Site.HOST4), 81) == "open"
@@ -98,7 +96,7 @@ def test_without_net_admin_it_says_what_to_do(limited: Limited) -> None:
     assert not limited.socket.exists()
 
 
-def test_the_other_two_may_lack_and_what_is_lost_is_told(limited: Limited) -> None:
+def test_without_the_other_two_capabilities_the_loss_is_reported(limited: Limited) -> None:
     """The host's rules and links work; a host port below 1024 is refused with the kernel's error, one above is not."""
     limited.given = (NET_ADMIN,)
     limited.start()
@@ -106,7 +104,7 @@ def test_the_other_two_may_lack_and_what_is_lost_is_told(limited: Limited) -> No
         assert number == NET_ADMIN or loss in limited.log.read_text()
     network = limited.network(1)
     limited.well("CreateNetwork", network)
-    endpoint = limited.begin(network, 2)
+    endpoint = limited.start_container(network, 2)
     ports = {"com.docker.network.portmap": [{"Proto": 6, "Port": 80, "HostPort": 81}]}
     assert "ermission denied" in limited.driver("ProgramExternalConnectivity", {**endpoint, "Options": ports})["Err"]
     limited.publish(endpoint, 8081, 80)
@@ -118,11 +116,8 @@ def test_the_other_two_may_lack_and_what_is_lost_is_told(limited: Limited) -> No
 @pytest.fixture
 def lacking(site: Site, request: pytest.FixtureRequest) -> Iterator[Running]:
     """Start the plugin with one of the paths that are mounts in a container leading nowhere."""
-    made = Running(site, **{request.param: "/proc/nowhere"})
-    try:
+    with closing(Running(site, **{request.param: "/proc/nowhere"})) as made:
         yield made.start()
-    finally:
-        made.close()
 
 
 @pytest.mark.parametrize(
@@ -141,7 +136,7 @@ def test_without_a_mount_networks_of_the_driver_are_refused(lacking: Running, me
 
 
 @pytest.mark.parametrize("lacking", ["FW_CGROUP"], indirect=True)
-def test_without_the_control_groups_the_loss_is_told(lacking: Running) -> None:
+def test_without_the_control_groups_the_loss_is_reported(lacking: Running) -> None:
     """The loss is in the log and the status; everything else works."""
     until(lambda: "docker-proxy's control group is unknown" in lacking.log.read_text(), "it is in the log")
     assert not lacking.status()["proxy_known"]
@@ -153,6 +148,6 @@ def test_without_dockers_socket_containers_stay_closed_and_the_status_says_why(l
     """Calls are answered as usual; a container that joins accepts ICMP only."""
     network = lacking.network(1)
     lacking.well("CreateNetwork", network)
-    lacking.begin(network, 2, {"fw.allow": "8080"})
+    lacking.start_container(network, 2, {"fw.allow": "8080"})
     assert lacking.opens("10.1.0.2") == set()
     assert not lacking.status()["listening"]

@@ -9,7 +9,7 @@ import itertools
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
@@ -22,9 +22,11 @@ from plugin.nftables.sets import Change, Element
 from plugin.nftables.table import NftError
 from tests.kernel.packets import arrived, new_flow, ping, tcp
 from tests.kernel.resets import resetting, served
+from tests.kernel.running import took
 from tests.kernel.site import Box, Site, of_endpoint, site_of_module
 from tests.lab.netns import FORWARDING
 from tests.specs import spec_of
+from tests.waiting import until
 
 _ports = itertools.cycle(range(20000, 60000))
 BRIDGE = "br-000000000001"
@@ -50,7 +52,7 @@ def boxes(site: Site) -> Boxes:
 def load(site: Site, boxes: Boxes, spec: PolicySpec, db: PolicySpec | None = None) -> None:
     """Load the table: the containers web and guest have this policy, and db that one."""
     known = [Site.known(boxes.web, spec=spec), Site.known(boxes.db, spec=db or PolicySpec())]
-    site.load(*known, more=site.guarded(boxes.guest, BRIDGE, spec=spec))
+    site.load(*known, more=site.docker_elements(boxes.guest, BRIDGE, spec=spec))
 
 
 #: Separate sources: in IPv6, each in a /64 of its own.
@@ -112,15 +114,16 @@ def test_ipv6_sources_are_counted_by_their_64(site: Site, boxes: Boxes, box: Box
 
 
 def test_it_is_a_rate(site: Site, boxes: Boxes) -> None:
-    """With time a source may open flows again, at the configured rate."""
-    load(site, boxes, spec_of(rate="22 4/second burst 1"))
+    """A source over its rate may open a flow again each time that the rate permits one, and not sooner."""
+    load(site, boxes, spec_of(rate="22 5/second burst 1"))
     one, _, _ = sources(4)
-    assert passing(site, boxes.web, [(one, 22)] * 3) == [True, False, False]
-    time.sleep(0.3)
-    assert passing(site, boxes.web, [(one, 22)] * 2) == [True, False]
+    began = time.monotonic()
+    for _ in range(5):
+        until(lambda: passing(site, boxes.web, [(one, 22)]) == [True], "the source may open another flow")
+    assert took(began) > 4 / 5
 
 
-def test_flows_that_stand_are_not_counted(site: Site, boxes: Boxes, box: Box) -> None:
+def test_established_flows_are_not_counted(site: Site, boxes: Boxes, box: Box) -> None:
     """An established connection may send any number of packets, and replies are not new flows."""
     load(site, boxes, spec_of(rate="80 1/hour burst 1"))
     with box.probe.serve(tcp=[80]):
@@ -131,7 +134,7 @@ def test_flows_that_stand_are_not_counted(site: Site, boxes: Boxes, box: Box) ->
 
 @pytest.mark.parametrize("rate", ["80 1/hour burst 3", "80 2/minute burst 3"])
 @pytest.mark.parametrize("version", [4, 6])
-def test_who_comes_again_from_the_same_port_is_counted(
+def test_a_new_connection_from_the_same_port_is_counted(
     site: Site, boxes: Boxes, box: Box, version: int, rate: str
 ) -> None:
     """After the server reset a connection, another one from the same port counts.
@@ -146,13 +149,13 @@ def test_who_comes_again_from_the_same_port_is_counted(
 
 @pytest.mark.parametrize("rate", ["5432 1/hour burst 3", "5432 2/minute burst 3"])
 @pytest.mark.parametrize("version", [4, 6])
-def test_who_comes_again_from_the_same_port_is_counted_at_docker_proxys_too(
+def test_a_new_connection_from_the_same_port_is_counted_at_docker_proxys_too(
     site: Site, boxes: Boxes, version: int, rate: str
 ) -> None:
     """The same where docker-proxy serves the container's port on the host's."""
     any_, host = [(IPv4Address("0.0.0.0"), Site.HOST4), (IPv6Address("::"), Site.HOST6)][version == 6]
     port = Published("tcp", any_, 15432, 5432)
-    site.load(more=site.guarded(boxes.guest, BRIDGE, spec=spec_of(rate=rate, allow="5432"), published=(port,)))
+    site.load(more=site.docker_elements(boxes.guest, BRIDGE, spec=spec_of(rate=rate, allow="5432"), published=(port,)))
     site.forget_flows()
     with resetting(site.host, host, 15432):
         assert served(site, host, 15432, 6) == 3
@@ -242,13 +245,6 @@ def forgetting(monkeypatch: pytest.MonkeyPatch) -> int:
     return 2
 
 
-def eventually(true: Callable[[], object], what: str = "not in time") -> None:
-    end = time.monotonic() + 15
-    while not true():
-        assert time.monotonic() < end, what
-        time.sleep(0.05)
-
-
 def remembered(site: Site, kind: str) -> int:
     """Return the number of sources in the sets of this kind ("sources4", …)."""
     sets = {key for chain in site.nft.limits() for key in rate_chains.limit(chain).sets if key.startswith(kind)}
@@ -278,13 +274,13 @@ def test_a_flood_of_one_container_does_not_close_another(site: Site, boxes: Boxe
     assert passing(site, boxes.guest, [(one, 22), (two, 22)]) == [True] * 2
 
 
-def test_a_flood_that_ends_locks_nobody_out(site: Site, boxes: Boxes) -> None:
+def test_a_flood_that_ends_locks_no_source_out(site: Site, boxes: Boxes) -> None:
     """A moment after the last forged packet a new source passes, even where a source is remembered for days."""
     load(site, boxes, spec_of(rate="22 1/day burst 5"))
     one, _, _ = sources(4)
     assert flood(site, boxes.web, forged(), [one]) == [False]
-    eventually(lambda: passing(site, boxes.web, [(one, 22)])[0])
-    assert remembered(site, "proven4") == 0, "nobody completed a handshake"
+    until(lambda: passing(site, boxes.web, [(one, 22)])[0])
+    assert remembered(site, "proven4") == 0, "no source completed a handshake"
 
 
 def test_one_network_does_not_fill_a_set(site: Site, boxes: Boxes) -> None:
@@ -315,7 +311,7 @@ def test_a_proven_source_is_remembered_as_long_as_the_rate_says(
         found = [site.wan.probe.tcp(str(box.address(version)), 22, timeout=0.3) for _ in range(4)]
         assert found == ["open", "open", "open", "silent"]
         assert passing(site, box, [(forger, 22)] * 4) == [True] * 3 + [False]
-        eventually(lambda: remembered(site, f"sources{version}") == 0)
+        until(lambda: remembered(site, f"sources{version}") == 0)
         assert remembered(site, f"proven{version}") == 1
         assert site.wan.probe.tcp(str(box.address(version)), 22, timeout=0.3) == "silent"
     assert passing(site, box, [(forger, 22)]) == [True], "nothing proves a single packet"
@@ -329,16 +325,16 @@ def test_a_proven_source_is_remembered_at_docker_proxys_too(
     any_, host = [(IPv4Address("0.0.0.0"), Site.HOST4), (IPv6Address("::"), Site.HOST6)][version == 6]
     port = Published("tcp", any_, 15432, 5432)
     spec = spec_of(rate="5432 1/hour burst 2", allow="5432")
-    site.load(more=site.guarded(boxes.guest, BRIDGE, spec=spec, published=(port,)))
+    site.load(more=site.docker_elements(boxes.guest, BRIDGE, spec=spec, published=(port,)))
     site.forget_flows()
     with site.host.probe.serve(tcp=[15432]):
         found = [site.wan.probe.tcp(str(host), 15432, timeout=0.3) for _ in range(3)]
         assert found == ["open", "open", "silent"]
-        eventually(lambda: remembered(site, f"sources_host{version}") == 0)
+        until(lambda: remembered(site, f"sources_host{version}") == 0)
         assert site.wan.probe.tcp(str(host), 15432, timeout=0.3) == "silent"
 
 
-def test_rates_that_go_leave_nothing(site: Site, boxes: Boxes) -> None:
+def test_removed_rates_leave_nothing(site: Site, boxes: Boxes) -> None:
     """With the last element that refers to them a rate's chains and sets are removed, and nothing else."""
     load(site, boxes, PolicySpec(), PolicySpec())
     plain = _names(site)
@@ -389,7 +385,7 @@ def test_a_rate_that_changes_never_opens_the_port(site: Site, boxes: Boxes) -> N
     assert site.nft.intact()
 
 
-def test_others_that_change_the_ruleset_do_not_hold_up_a_rate(site: Site, boxes: Boxes) -> None:
+def test_others_that_change_the_ruleset_do_not_block_a_rate(site: Site, boxes: Boxes) -> None:
     """Another program, such as iptables-nft, may commit at the moment when a rate is added or removed.
 
     The change is then written again, it is not taken for another program's change of the table, and the table is not
@@ -414,7 +410,7 @@ def test_others_that_change_the_ruleset_do_not_hold_up_a_rate(site: Site, boxes:
     assert _handle(site) == handle
 
 
-def test_a_rate_whose_rules_somebody_touched_is_found_out(site: Site, boxes: Boxes) -> None:
+def test_a_rate_whose_rules_were_changed_is_noticed(site: Site, boxes: Boxes) -> None:
     """No rate is added to rules that another program changed, and that change is not forgotten."""
     load(site, boxes, PolicySpec(), PolicySpec())
     anew = tuple(_elements(site, boxes, spec_of(rate="22 9/hour")) - _elements(site, boxes, PolicySpec()))
@@ -440,9 +436,9 @@ def test_hundreds_of_rates_take_little_of_the_kernels_memory(site: Site, boxes: 
     site.nft.change(Change(add=tuple(wanted[10:-1])))
     began = time.perf_counter()
     site.nft.change(Change(add=(wanted[-1],)))
-    took = time.perf_counter() - began
-    eventually(lambda: (_kernel_memory() - before) / 590 < 30, f"{(_kernel_memory() - before) / 590} KiB")
-    assert took < 0.5
+    seconds = time.perf_counter() - began
+    until(lambda: (_kernel_memory() - before) / 590 < 30, "a rate takes less than 30 KiB")
+    assert seconds < 0.5
     assert site.nft.intact()
     site.nft.change(Change(remove=tuple(wanted)))
     assert site.nft.intact()
@@ -456,7 +452,7 @@ def _kernel_memory() -> int:
     return sizes["Slab"] + sizes["VmallocUsed"] + sizes["Percpu"]
 
 
-def test_who_finds_no_room_is_closed(site: Site, boxes: Boxes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rates_without_room_close_their_ports(site: Site, boxes: Boxes, monkeypatch: pytest.MonkeyPatch) -> None:
     """A host has room for a limited number of rates; later containers' rated ports are closed, and no others.
 
     They open when there is room.
@@ -482,7 +478,7 @@ def test_docker_proxys_port_has_its_containers_rate(site: Site, boxes: Boxes, ve
     one, two, three = sources(version)
     for allow in ("5432", "5432 from 203.0.113.0/24 2001:db8:5::/48"):
         spec = spec_of(rate="5432 1/hour burst 2", allow=allow)
-        site.load(more=site.guarded(boxes.guest, BRIDGE, spec=spec, published=(port,)))
+        site.load(more=site.docker_elements(boxes.guest, BRIDGE, spec=spec, published=(port,)))
         sent = [new_flow("tcp", source, host, 15432, next(_ports)) for source in (one, one, one, two, two, two, three)]
         list(site.listener.read())
         last = ping(site.wan.V6, Site.HOST6)

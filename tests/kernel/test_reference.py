@@ -52,7 +52,7 @@ from plugin.policy.view import PolicyView, evaluated
 from plugin.protocols import OTHER, PORTLESS, Proto
 from tests.kernel import packets as pk
 from tests.kernel.packets import Packet, arrived, new_flow, ping
-from tests.kernel.site import Box, Site, claimed, standing
+from tests.kernel.site import Box, Site, all_elements, claimed
 from tests.lab import Wan
 from tests.lab.netns import FORWARDING
 
@@ -119,7 +119,7 @@ class Bed:
         self.numbers = {**OURS, "dock0": 100, "dock1": 101}
         self.bridges = {name: bridge for name, (bridge, _) in DOCKERS.items()}
         self.by_id = {network.id: network for network in site.networks.values()}
-        self.stands: set[Element] | None = None
+        self.loaded: set[Element] | None = None
         self._dnat()
 
     def _dnat(self) -> None:
@@ -141,11 +141,11 @@ class Bed:
                 (there / f"bridge-nf-call-{kind}").write_text(str(int(shown)))
             return shown and there.exists()
 
-    def place(self, name: str, told: dict[str, Any]) -> Network | BridgeNetwork:
+    def place(self, name: str, drawn: dict[str, Any]) -> Network | BridgeNetwork:
         """Return the network of that name, as Docker reports it."""
         if name in OURS:
             known = self.networks[f"{OURS[name]:012x}".ljust(64, "0")]
-            return dataclasses.replace(known, spec=told["said"], internal=told["internal"])
+            return dataclasses.replace(known, spec=drawn["said"], internal=drawn["internal"])
         number = self.numbers[name]
         subnets = (ip_network(f"10.{number}.0.0/24"), ip_network(f"2001:db8:{number}::/64"))
         return BridgeNetwork(
@@ -153,24 +153,24 @@ class Bed:
             name,
             self.bridges[name],
             subnets,
-            told["internal"],
-            told["flat"],
-            spec=told["said"],
-            problems=told["problems"],
+            drawn["internal"],
+            drawn["flat"],
+            spec=drawn["said"],
+            problems=drawn["problems"],
         )
 
     def load(self, inventory: PolicyView, *, whole: bool) -> None:
         """Load the policies into the kernel, whole or as a difference from the active ones."""
         lasting, timed = ban_elements(inventory.state.bans, NOW)
-        elements = standing(inventory) | lasting | claimed(*self.bridges.values())
+        elements = all_elements(inventory) | lasting | claimed(*self.bridges.values())
         elements -= set() if inventory.watched else set(WATCHED)
-        stands = {*elements, *timed}
-        if whole or self.stands is None:
+        loaded = {*elements, *timed}
+        if whole or self.loaded is None:
             self.site.nft.replace(elements, timed)
         else:
-            anew = {element: seconds for element, seconds in timed.items() if element not in self.stands}
-            self.site.nft.change(Change(tuple(self.stands - stands), tuple(elements - self.stands)), anew)
-        self.stands = stands
+            anew = {element: seconds for element, seconds in timed.items() if element not in self.loaded}
+            self.site.nft.change(Change(tuple(self.loaded - loaded), tuple(elements - self.loaded)), anew)
+        self.loaded = loaded
 
 
 @pytest.fixture(scope="module")
@@ -182,11 +182,35 @@ def bed() -> Iterator[Bed]:
 # --- the policies -----------------------------------------------------------------------------------------------------
 
 #: Addresses to draw prefixes around: outsiders, containers, the host, edges of ranges.
-_HERE4 = [IPv4Address(a) for a in ("203.0.113.7", "203.0.113.8", "198.51.100.2", "10.1.0.2", "10.100.0.3", "10.2.0.2",
-                                   "198.51.100.1", "128.0.0.0", "9.255.255.255", "192.0.2.77")]  # fmt: skip
-_HERE6 = [IPv6Address(a) for a in ("2001:db8:5::7", "2001:db8:5:0:8000::", "2001:db8:ffff::2", "2001:db8:1::2",
-                                   "2001:db8:100::3", "2001:db8:2::2", "2001:db8:ffff::1", "fd00:1:2:3::9",
-                                   "2600::1")]  # fmt: skip
+_HERE4 = [
+    IPv4Address(a)
+    for a in (
+        "203.0.113.7",
+        "203.0.113.8",
+        "198.51.100.2",
+        "10.1.0.2",
+        "10.100.0.3",
+        "10.2.0.2",
+        "198.51.100.1",
+        "128.0.0.0",
+        "9.255.255.255",
+        "192.0.2.77",
+    )
+]
+_HERE6 = [
+    IPv6Address(a)
+    for a in (
+        "2001:db8:5::7",
+        "2001:db8:5:0:8000::",
+        "2001:db8:ffff::2",
+        "2001:db8:1::2",
+        "2001:db8:100::3",
+        "2001:db8:2::2",
+        "2001:db8:ffff::1",
+        "fd00:1:2:3::9",
+        "2600::1",
+    )
+]
 
 
 def _prefix(address: Address, length: int) -> Prefix:
@@ -210,10 +234,10 @@ peers: st.SearchStrategy[Peer] = st.one_of(
     prefixes.map(_peer),
     st.sampled_from(
         [
-            *(Peer("container", name) for name in ("web", "db", "api", "cache", "proxy", "job", "mail", "nobody")),
-            *(Peer("service", name) for name in ("web", "db", "api", "mail", "nobody")),
-            *(Peer("project", name) for name in ("shop", "other", "nobody")),
-            *(Peer("network", name) for name in ("front", "shop_front", "back", "dock0", "dock1", "inner", "nobody")),
+            *(Peer("container", name) for name in ("web", "db", "api", "cache", "proxy", "job", "mail", "missing")),
+            *(Peer("service", name) for name in ("web", "db", "api", "mail", "missing")),
+            *(Peer("project", name) for name in ("shop", "other", "missing")),
+            *(Peer("network", name) for name in ("front", "shop_front", "back", "dock0", "dock1", "inner", "missing")),
         ]
     ),
     st.just(Peer("host")),
@@ -292,7 +316,7 @@ def inventory_of(
     bed: Bed,
     defaults: Defaults,
     nets: dict[str, Any],
-    told: list[dict[str, Any]],
+    drawn: list[dict[str, Any]],
     bans: Mapping[Prefix, float] = MappingProxyType({}),
 ) -> PolicyView:
     """Return the facts that follow from these policies."""
@@ -300,7 +324,7 @@ def inventory_of(
     ours = {**bed.networks, **{p.id: p for p in places.values() if isinstance(p, Network)}}
     guests: dict[str, TrackedEndpoint] = {}
     endpoints: dict[str, Endpoint] = {}
-    for seat, each in zip(bed.seats, told, strict=True):
+    for seat, each in zip(bed.seats, drawn, strict=True):
         if not each["there"]:
             continue
         place = places[seat.network]
@@ -338,7 +362,7 @@ def inventory_of(
         networks={p.id: p for p in places.values() if isinstance(p, BridgeNetwork)},
     )
     inventory = evaluated(defaults, facts)
-    inventory.overrides = {s.name: t["override"] for s, t in zip(bed.seats, told, strict=True)}
+    inventory.overrides = {s.name: t["override"] for s, t in zip(bed.seats, drawn, strict=True)}
     inventory.take(inventory.settled(inventory.facts, inventory.owners()), ())
     inventory.reindex(inventory.owners())
     return inventory
@@ -363,7 +387,7 @@ class Shot:
     def __str__(self) -> str:
         steps = "\n".join(f"    {s.text}: {s.outcome}" for each in self.verdicts for s in each.steps)
         ends = f"{pk.written(self.sent.src)} → {pk.written(self.sent.dst)}, arriving at {pk.written(self.lands.dst)}"
-        return f"protocol {self.sent.proto}, {ends}, {self.sent.data[:12].hex()}; said of it:\n{steps}"
+        return f"protocol {self.sent.proto}, {ends}, {self.sent.data[:12].hex()}; verdict:\n{steps}"
 
 
 class Gun:
@@ -418,8 +442,14 @@ class Gun:
 
     def shots(self, many: int) -> list[Shot]:
         kinds: list[Callable[[], Shot | None]] = [
-            self._in, self._behind, self._between, self._out, self._to_host, self._published, *[self._meant] * 3,
-        ]  # fmt: skip
+            self._in,
+            self._behind,
+            self._between,
+            self._out,
+            self._to_host,
+            self._published,
+            *[self._meant] * 3,
+        ]
         found = (self.random.choice(kinds)() for _ in range(many))
         return [shot for shot in found if shot]
 
@@ -487,7 +517,7 @@ class Gun:
         """`flow`: of this protocol, to this port."""
         near = src in self.where and self.where[src] == self.where.get(dst)
         if near and not self.bridges and self.inventory.state.bans:
-            return None  # where no rule sees it no ban holds
+            return None  # no ban applies where no rule sees the packet
         what = self.random.random()
         if what < 0.04:
             packet = ping(src, dst)
@@ -530,7 +560,7 @@ class Gun:
         source = by.box if by else None
         src = self._at(source, version) if source else self._pick(self.strangers[version])
         there = (found[1] for owner in self.inventory.owners() if (found := self.inventory.endpoint(owner)))
-        stands = any(
+        is_published = any(
             port.host_port == number and port.host_ip.version == version and not port.host_ip.is_loopback
             for endpoint in there
             if endpoint.id == seat.box.endpoint.id and endpoint.joined
@@ -538,11 +568,11 @@ class Gun:
         )
         sport, target = next(_ports), self._at(seat.box, version)
         packet = new_flow(proto, src, host, number, sport)
-        if stands if seat.network in OURS else version == 4:
+        if is_published if seat.network in OURS else version == 4:
             lands = new_flow(proto, src, target, port, sport)
             return self._judged(source, packet, lands, Asked(src, target, proto, port, by="dnat"))
         asked = [Asked(src, host, proto, number, host=True)]
-        if stands:
+        if is_published:
             asked.append(Asked(src, target, proto, port, by="proxy"))
         return self._judged(source, packet, packet, *asked)
 
@@ -550,7 +580,7 @@ class Gun:
         return Shot(source, sent, lands, tuple(verdict(self.inventory, each, NOW) for each in asked))
 
 
-def hold(bed: Bed, inventory: PolicyView, seed: int, *, whole: bool, bridges: bool) -> None:
+def compare(bed: Bed, inventory: PolicyView, seed: int, *, whole: bool, bridges: bool) -> None:
     """Load the policies, send, and compare each packet's fate with its verdict.
 
     `bridges`: the rules see packets within one.
@@ -574,11 +604,11 @@ def hold(bed: Bed, inventory: PolicyView, seed: int, *, whole: bool, bridges: bo
     site.send([last])
     seen = set().union(*arrived(sniffers, last))
     wrong = [shot for shot in shots if (shot.lands in seen) is not shot.passes]
-    told = "\n".join(f"{'passed' if shot.lands in seen else 'did not pass'}: {shot}" for shot in wrong[:5])
-    assert not wrong, f"{len(wrong)} of {len(shots)} packets:\n{told}"
+    report = "\n".join(f"{'passed' if shot.lands in seen else 'did not pass'}: {shot}" for shot in wrong[:5])
+    assert not wrong, f"{len(wrong)} of {len(shots)} packets:\n{report}"
 
 
-everybody = st.lists(containers, min_size=8, max_size=8)
+all_containers = st.lists(containers, min_size=8, max_size=8)
 each_network = st.fixed_dictionaries(dict.fromkeys((*OURS, *DOCKERS), networks))
 seeds = st.integers(0, 2**32)
 
@@ -597,13 +627,15 @@ def examples(count: int) -> settings:
     )
 
 
-@given(settings_, each_network, everybody, seeds, st.sampled_from([True] * 5 + [False]), st.booleans(), st.booleans())
+@given(
+    settings_, each_network, all_containers, seeds, st.sampled_from([True] * 5 + [False]), st.booleans(), st.booleans()
+)
 @examples(60)
 def test_the_kernels_verdict_is_the_references(
     bed: Bed,
     defaults: Defaults,
     nets: dict[str, Any],
-    told: list[dict[str, Any]],
+    drawn: list[dict[str, Any]],
     seed: int,
     watched: bool,
     whole: bool,
@@ -613,9 +645,9 @@ def test_the_kernels_verdict_is_the_references(
 
     This holds whether or not docker-fw is up to date with Docker.
     """
-    inventory = inventory_of(bed, defaults, nets, told)
+    inventory = inventory_of(bed, defaults, nets, drawn)
     inventory.watched = watched
-    hold(bed, inventory, seed, whole=whole, bridges=bridges)
+    compare(bed, inventory, seed, whole=whole, bridges=bridges)
 
 
 def _bannable(prefix: Prefix) -> bool:
@@ -632,17 +664,17 @@ _banned = prefixes.filter(_bannable).map(lambda prefix: read(str(prefix)))
 banned = st.dictionaries(_banned, st.sampled_from([0.0, NOW + 300]), min_size=1, max_size=5)
 
 
-@given(settings_, each_network, everybody, banned, seeds, st.booleans(), st.booleans())
+@given(settings_, each_network, all_containers, banned, seeds, st.booleans(), st.booleans())
 @examples(30)
 def test_bans_are_the_references(
     bed: Bed,
     defaults: Defaults,
     nets: dict[str, Any],
-    told: list[dict[str, Any]],
+    drawn: list[dict[str, Any]],
     bans: dict[Prefix, float],
     seed: int,
     whole: bool,
     bridges: bool,
 ) -> None:
     """Addresses and prefixes of any length are banned, anywhere: nothing from them, nothing to them."""
-    hold(bed, inventory_of(bed, defaults, nets, told, bans), seed, whole=whole, bridges=bridges)
+    compare(bed, inventory_of(bed, defaults, nets, drawn, bans), seed, whole=whole, bridges=bridges)

@@ -75,7 +75,7 @@ def passing(site: Site, web: Box) -> set[str]:
         "from a banned address to the host": (
             site.listener, udp(BANNED, site.HOST4, 53, sport), None, udp(lo, lo, 10, sport),
         ),
-        "out of a container that may begin nothing": (
+        "out of a container that may initiate nothing": (
             site.sniffer(site.wan), udp(web.v4, site.OUT4, 53, sport), web, udp(site.HOST4, site.OUT4, 9, sport),
         ),
         "to a container's closed port": (
@@ -112,7 +112,7 @@ TOUCHES = {
 
 
 @pytest.mark.parametrize("touch", TOUCHES.values(), ids=TOUCHES)
-def test_a_table_that_is_put_there_is_closed_from_its_first_transaction(
+def test_a_replaced_table_is_closed_from_its_first_transaction(
     site: Site, web: Box, monkeypatch: pytest.MonkeyPatch, touch: str
 ) -> None:
     """Whatever changed the table: what its elements close is closed before the elements are added."""
@@ -214,7 +214,7 @@ def test_a_refused_change_never_puts_half_a_table_there(
     assert site.nft.intact()
 
 
-def test_what_closes_does_not_wait_for_what_the_kernel_refuses(
+def test_closing_does_not_wait_for_changes_that_the_kernel_refuses(
     site: Site, web: Box, writer: Writes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A change that closes something, and is refused for another part, closes it in its first transaction.
@@ -243,7 +243,7 @@ def test_what_closes_does_not_wait_for_what_the_kernel_refuses(
     assert "to a container's closed port" not in seen[0]
 
 
-def test_what_came_in_while_the_rules_were_gone_is_cut_at_docker_proxys_ports_too(
+def test_flows_from_a_time_without_rules_are_cut_at_docker_proxys_ports_too(
     site: Site, web: Box, writer: Writes
 ) -> None:
     """An outsider's flows to a closed published port end with the repair; those that a rule accepts continue.
@@ -272,7 +272,7 @@ def refuses_all(nft: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nft, "_batch", no)
 
 
-def test_who_left_while_the_kernel_took_nothing_is_closed_when_it_does_again(
+def test_a_container_removed_while_the_kernel_refuses_is_closed_once_it_accepts(
     site: Site, web: Box, writer: Writes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A container is removed while the kernel has no memory for a single change.
@@ -292,7 +292,7 @@ def test_who_left_while_the_kernel_took_nothing_is_closed_when_it_does_again(
         assert not writer.incomplete
 
 
-def test_a_kernel_that_cannot_tell_a_listening_socket_takes_the_table(
+def test_a_kernel_that_cannot_match_a_listening_socket_takes_the_table(
     site: Site, web: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where no rule can match a packet's socket (no nft_socket), the table is loaded without that one, and closes."""

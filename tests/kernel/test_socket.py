@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -39,21 +40,28 @@ from tests.waiting import until
 CALLS = [
     f"NetworkDriver.{name}"
     for name in (
-        "GetCapabilities", "AllocateNetwork", "FreeNetwork", "CreateNetwork", "DeleteNetwork", "CreateEndpoint",
-        "DeleteEndpoint", "EndpointOperInfo", "Join", "Leave", "DiscoverNew", "DiscoverDelete",
-        "ProgramExternalConnectivity", "RevokeExternalConnectivity",
+        "GetCapabilities",
+        "AllocateNetwork",
+        "FreeNetwork",
+        "CreateNetwork",
+        "DeleteNetwork",
+        "CreateEndpoint",
+        "DeleteEndpoint",
+        "EndpointOperInfo",
+        "Join",
+        "Leave",
+        "DiscoverNew",
+        "DiscoverDelete",
+        "ProgramExternalConnectivity",
+        "RevokeExternalConnectivity",
     )
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Running]:
-    with Site() as site:
-        made = Running(site)
-        try:
-            yield made.start()
-        finally:
-            made.close()
+    with Site() as site, closing(Running(site)) as made:
+        yield made.start()
 
 
 @pytest.fixture
@@ -162,15 +170,20 @@ def test_every_call_may_come_twice(fw: Running) -> None:
     publish = {**endpoint, "Options": {PORTMAP: [{"Proto": 6, "Port": 80, "HostPort": 8081}]}}
     fw.docker.container("web", endpoint["EndpointID"], network["NetworkID"], {"fw.allow": "8080"})
     for name, body in (
-        ("CreateNetwork", network), ("CreateEndpoint", endpoint), ("Join", endpoint),
-        ("ProgramExternalConnectivity", publish), ("EndpointOperInfo", endpoint),
-        ("RevokeExternalConnectivity", endpoint), ("Leave", endpoint), ("DeleteEndpoint", endpoint),
+        ("CreateNetwork", network),
+        ("CreateEndpoint", endpoint),
+        ("Join", endpoint),
+        ("ProgramExternalConnectivity", publish),
+        ("EndpointOperInfo", endpoint),
+        ("RevokeExternalConnectivity", endpoint),
+        ("Leave", endpoint),
+        ("DeleteEndpoint", endpoint),
         ("DeleteNetwork", network),
-    ):  # fmt: skip
+    ):
         first = fw.well(name, body)
-        standing = (fw.links(), fw.elements(), fw.kept())
+        before = (fw.links(), fw.elements(), fw.kept())
         assert fw.well(name, body) == first
-        assert (fw.links(), fw.elements(), fw.kept()) == standing
+        assert (fw.links(), fw.elements(), fw.kept()) == before
 
 
 def test_an_internal_network_has_no_gateway_and_nothing_open(fw: Running) -> None:
@@ -178,7 +191,7 @@ def test_an_internal_network_has_no_gateway_and_nothing_open(fw: Running) -> Non
     network = fw.network(1)
     network["Options"]["com.docker.network.internal"] = True
     fw.well("CreateNetwork", network)
-    endpoint = fw.begin(network, 2, {"fw.allow": "8080"})
+    endpoint = fw.start_container(network, 2, {"fw.allow": "8080"})
     assert endpoint["Joined"].keys() == {"InterfaceName", "DisableGatewayService"}
     assert fw.opens("10.1.0.2") == set()
     publish = {**endpoint, "Options": {PORTMAP: [{"Proto": 6, "Port": 80, "HostPort": 8081}]}}
@@ -249,8 +262,8 @@ def test_options_of_the_attachment_and_of_the_network_open_too(fw: Running) -> N
     """`driver_opts` of a service's network, and `-o` of a network, set `fw.allow` as well, and all add up."""
     network = fw.network(1, {"fw.allow": "9000"})
     fw.well("CreateNetwork", network)
-    fw.begin(network, 2, {"fw.allow": "8080"}, **{"fw.allow": "8081"})
-    fw.begin(network, 3)
+    fw.start_container(network, 2, {"fw.allow": "8080"}, **{"fw.allow": "8081"})
+    fw.start_container(network, 3)
     assert fw.opens("2001:db8:1::2") == {*BASE, "9000/6", "8080/6", "8081/6"}
     assert fw.opens("2001:db8:1::3") == {*BASE, "9000/6"}
 
@@ -327,7 +340,7 @@ def test_a_container_of_a_similar_name_is_another(fw: Running) -> None:
         assert fw.opens(f"10.1.0.{number}") == {*BASE, f"{port}/6"}
 
 
-def test_a_container_that_docker_does_not_tell_yet(fw: Running) -> None:
+def test_a_container_that_docker_does_not_list_yet(fw: Running) -> None:
     """Docker answers but does not list the endpoint yet: only ICMP passes until it does, then the container opens."""
     network = fw.network(1)
     fw.well("CreateNetwork", network)
@@ -358,8 +371,9 @@ def test_a_hook_never_waits_for_docker(fw: Running, mode: Mode) -> None:
     endpoints = [fw.endpoint(network, number) for number in (2, 3, 4)]
     durations = []
     for endpoint in endpoints:
-        fw.docker.container("web" + endpoint["EndpointID"][:12], endpoint["EndpointID"], network["NetworkID"],
-                            {"fw.allow": "8080"})  # fmt: skip
+        fw.docker.container(
+            "web" + endpoint["EndpointID"][:12], endpoint["EndpointID"], network["NetworkID"], {"fw.allow": "8080"}
+        )
         fw.well("CreateEndpoint", endpoint)
         began = time.monotonic()
         fw.well("Join", endpoint)
@@ -379,7 +393,7 @@ def test_wrong_labels_that_become_known_later_stay_closed(fw: Running) -> None:
     fw.well("CreateNetwork", network)
     fw.docker.mode = "hang up"
     fw.docker.end_streams()
-    fw.begin(network, 2, {"fw.allow": "808O"})
+    fw.start_container(network, 2, {"fw.allow": "808O"})
     fw.docker.mode = "answer"
 
     def shown() -> Any:
@@ -399,9 +413,9 @@ def test_other_hooks_need_no_docker(fw: Running) -> None:
     began = time.monotonic()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    endpoint = fw.begin(network, 2)
+    endpoint = fw.start_container(network, 2)
     fw.well("ProgramExternalConnectivity", {**endpoint, "Options": {PORTMAP: [{"Proto": 6, "Port": 80}]}})
-    fw.end(endpoint)
+    fw.stop_container(endpoint)
     fw.well("DeleteNetwork", network)
     assert took(began) < 3
 
@@ -454,23 +468,23 @@ def test_the_same_endpoint_with_other_addresses_is_refused(fw: Running) -> None:
 
 
 @pytest.mark.parametrize("name", ["CreateEndpoint", "Join", "EndpointOperInfo", "ProgramExternalConnectivity"])
-def test_what_is_unknown_is_told_with_what_to_do(fw: Running, name: str) -> None:
+def test_calls_about_unknown_objects_say_what_to_do(fw: Running, name: str) -> None:
     """Calls about unknown networks and endpoints (the state was lost) are errors that say what to do."""
     error = fw.driver(name, fw.endpoint(fw.network(1), 2))["Err"]
     assert re.search(r"docker-fw does not know (network|endpoint) .*(remove the network|restart the container)", error)
 
 
 @pytest.mark.parametrize("name", ["Leave", "DeleteEndpoint", "DeleteNetwork", "RevokeExternalConnectivity"])
-def test_ending_what_is_unknown_is_well(fw: Running, name: str) -> None:
+def test_removing_unknown_objects_succeeds(fw: Running, name: str) -> None:
     """Calls that remove something succeed if it does not exist: Docker must be able to clean up after the plugin."""
     assert fw.driver(name, fw.endpoint(fw.network(1), 2)) == {}
 
 
-def test_a_network_goes_with_its_endpoints(fw: Running) -> None:
+def test_a_deleted_network_takes_its_endpoints_along(fw: Running) -> None:
     """DeleteNetwork without the expected earlier calls (Docker omits some) leaves nothing behind."""
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    endpoint = fw.begin(network, 2)
+    endpoint = fw.start_container(network, 2)
     fw.publish(endpoint, 8081, 80)
     fw.well("DeleteNetwork", network)
     fw.nothing_left()
@@ -478,11 +492,11 @@ def test_a_network_goes_with_its_endpoints(fw: Running) -> None:
         sock.bind(("127.0.0.1", 8081))  # the host port is free again
 
 
-def test_a_full_disk_is_told_and_harms_nothing(fw: Running) -> None:
+def test_a_full_disk_is_reported_and_harms_nothing(fw: Running) -> None:
     """When the state cannot be written a start is refused with the path, and a stop still closes."""
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    endpoint = fw.begin(network, 2, {"fw.allow": "8080"})
+    endpoint = fw.start_container(network, 2, {"fw.allow": "8080"})
     another = fw.network(2)
     fw.well("CreateNetwork", another)  # the state file is rewritten, and its log is not started
     full = [Path(f"{fw.state}.new"), Path(f"{fw.state}.log")]
@@ -499,7 +513,7 @@ def test_a_full_disk_is_told_and_harms_nothing(fw: Running) -> None:
         for path in full:
             path.unlink()
     fw.well("DeleteNetwork", another)
-    fw.end(endpoint)
+    fw.stop_container(endpoint)
 
 
 # --- any bytes at all ---------------------------------------------------------------------------------------------
@@ -577,7 +591,7 @@ def test_chunks_without_a_length(fw: Running) -> None:
         assert reply.startswith(b"HTTP/1.1 200")
 
 
-def test_a_client_that_says_half_holds_nobody_up(fw: Running) -> None:
+def test_a_client_that_sends_half_a_request_blocks_no_other(fw: Running) -> None:
     """Clients that send half a request and fall silent (a stopped dockerd) do not block the others."""
     silent = []
     try:
@@ -620,7 +634,7 @@ def test_after_all_that_nothing_is_left(fw: Running) -> None:
     fw.nothing_left()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    fw.begin(network, 2, {"fw.allow": "8080"})
+    fw.start_container(network, 2, {"fw.allow": "8080"})
     assert fw.opens("10.1.0.2") == {*BASE, "8080/6"}
 
 
@@ -661,11 +675,13 @@ def test_calls_in_any_order(running: Running, steps: list[tuple[str, int, int]])
         endpoint = fw.endpoint(network, number)
         fw.docker.container(f"n{net}c{number}", endpoint["EndpointID"], network["NetworkID"], {"fw.allow": "8080"})
         body = {
-            "CreateNetwork": network, "DeleteNetwork": network,
+            "CreateNetwork": network,
+            "DeleteNetwork": network,
             "ProgramExternalConnectivity": {
-                **endpoint, "Options": {PORTMAP: [{"Proto": 6, "Port": 80, "HostPort": 8000 + 10 * net + number}]}
+                **endpoint,
+                "Options": {PORTMAP: [{"Proto": 6, "Port": 80, "HostPort": 8000 + 10 * net + number}]},
             },
-        }.get(name, endpoint)  # fmt: skip
+        }.get(name, endpoint)
         value = answered(fw, f"/NetworkDriver.{name}", json.dumps(body).encode())
         key = (net, number)
         if name == "CreateNetwork":
@@ -706,7 +722,7 @@ def test_many_at_once(fw: Running) -> None:
         network = fw.network(number)
         fw.well("CreateNetwork", network)
         with ThreadPoolExecutor(8) as inner:
-            list(inner.map(lambda n: fw.begin(network, n, {"fw.allow": str(8000 + n)}), range(2, 10)))
+            list(inner.map(lambda n: fw.start_container(network, n, {"fw.allow": str(8000 + n)}), range(2, 10)))
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(life, range(1, 7)))
@@ -727,7 +743,7 @@ def test_many_at_once(fw: Running) -> None:
     def stop(number: int) -> None:
         network = fw.network(number)
         with ThreadPoolExecutor(8) as inner:
-            list(inner.map(lambda n: fw.end(fw.endpoint(network, n)), range(2, 10)))
+            list(inner.map(lambda n: fw.stop_container(fw.endpoint(network, n)), range(2, 10)))
         fw.well("DeleteNetwork", network)
 
     with ThreadPoolExecutor(6) as pool:
@@ -735,13 +751,10 @@ def test_many_at_once(fw: Running) -> None:
     fw.nothing_left()
 
 
-def test_whoever_asks_holds_up_nobody(fw: Running) -> None:
+def test_requests_for_status_block_no_other(fw: Running) -> None:
     """Status is requested continuously while Docker reports changes: every request is answered."""
     identity, stop = "d" * 64, threading.Event()
-    fw.docker.networks[identity] = {
-        "Id": identity, "Name": "app", "Driver": "bridge", "Containers": {},
-        "IPAM": {"Config": [{"Subnet": "172.30.0.0/16"}]},
-    }  # fmt: skip
+    fw.docker.bridge_network(identity, "app", "172.30.0.0/16")
     for number in range(3):
         fw.docker.container(f"g{number}", f"{number:064x}", identity, {"fw.allow": "8080"})
 
@@ -757,7 +770,7 @@ def test_whoever_asks_holds_up_nobody(fw: Running) -> None:
         place = fw.docker.containers[f"{number % 3:064x}"]["NetworkSettings"]["Networks"]["net"]
         place["IPAddress"] = f"172.30.1.{number}"
         fw.docker.event("network", "create")
-        until(lambda: sum("/containers/json" in path for path in fw.docker.asked) > before, "Docker is looked at")
+        until(lambda: sum("/containers/json" in path for path in fw.docker.asked) > before, "Docker is listed")
 
     with ThreadPoolExecutor(4) as pool:
         asking = [pool.submit(asks) for _ in range(4)]
@@ -770,7 +783,7 @@ def test_whoever_asks_holds_up_nobody(fw: Running) -> None:
     fw.docker.networks.clear()
     fw.docker.containers.clear()
     fw.docker.event("network", "create")
-    until(lambda: not fw.status()["guarded"], "they have gone")
+    until(lambda: not fw.status()["guarded"], "the containers are removed")
 
 
 def test_several_hundred_on_one_network(fw: Running) -> None:
@@ -778,7 +791,7 @@ def test_several_hundred_on_one_network(fw: Running) -> None:
     network = fw.network(1, IPv4Data=[{"Gateway": "10.1.0.1/16"}])
     fw.well("CreateNetwork", network)
 
-    def begin(number: int) -> Body:
+    def start(number: int) -> Body:
         endpoint = fw.endpoint(network, number)
         endpoint["Interface"]["Address"] = f"10.1.{number >> 8}.{number & 255}/16"
         fw.docker.container(f"c{number}", endpoint["EndpointID"], network["NetworkID"], {"fw.allow": str(number)})
@@ -787,7 +800,7 @@ def test_several_hundred_on_one_network(fw: Running) -> None:
         return endpoint
 
     with ThreadPoolExecutor(4) as pool:
-        endpoints = list(pool.map(begin, range(2, 302)))
+        endpoints = list(pool.map(start, range(2, 302)))
     until(lambda: all(e["known"] for e in fw.status()["networks"][0]["endpoints"]), "all labels are known", 15)
     assert len(fw.links()) == 1 + 2 * 300
     opened = fw.table()
@@ -795,7 +808,7 @@ def test_several_hundred_on_one_network(fw: Running) -> None:
         assert f"10.1.{number >> 8}.{number & 255} . 6 . {number}" in opened
         assert f"2001:db8:1::{number:x} . 6 . {number}" in opened
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(fw.end, endpoints))
+        list(pool.map(fw.stop_container, endpoints))
     assert fw.links() == names_of(network)
 
 
@@ -855,7 +868,7 @@ def test_not_one_packet_before_the_labels_are_known(fw: Running) -> None:
         fw.well("CreateNetwork", network)
         fw.docker.mode = "hang up"
         fw.docker.end_streams()
-        endpoint = fw.begin(network, 2, {"fw.allow": "8080"})
+        endpoint = fw.start_container(network, 2, {"fw.allow": "8080"})
         box = fw.move(endpoint, "front0")
         sniffer = site.sniffer(box)
         last = ping(Site.OUT6, target6)
@@ -895,14 +908,14 @@ def test_a_killed_worker_is_replaced_and_nothing_changes(own: Running) -> None:
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    endpoint = fw.begin(network, 2, {"fw.allow": "8080"})
+    endpoint = fw.start_container(network, 2, {"fw.allow": "8080"})
     fw.publish(endpoint, 8081, 80)
     fw.move(endpoint)
-    standing = fw.standing()
+    before = fw.current_state()
     for _ in range(2):
         fw.kill_worker()
-        until(lambda: fw.standing() == standing, "everything is as before")
-    fw.end(endpoint)
+        until(lambda: fw.current_state() == before, "everything is as before")
+    fw.stop_container(endpoint)
     fw.well("DeleteNetwork", network)
     fw.nothing_left()
 
@@ -916,7 +929,7 @@ def test_killed_at_any_time(own: Running) -> None:
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    kept = fw.begin(network, 200, {"fw.allow": "9999"})
+    kept = fw.start_container(network, 200, {"fw.allow": "9999"})
     fw.move(kept)
     stop = threading.Event()
     gone: list[str] = []
@@ -965,12 +978,12 @@ def test_killed_at_any_time(own: Running) -> None:
     assert killed >= 3
     assert not gone
     fw.answers()
-    until(lambda: fw.opens("10.1.0.200") == {*BASE, "9999/6"}, "who was there before still answers")
+    until(lambda: fw.opens("10.1.0.200") == {*BASE, "9999/6"}, "running containers still answer")
     (shown,) = fw.status()["networks"]
     assert [e["id"] for e in shown["endpoints"]] == [kept["EndpointID"]]
     left = names_of(network, kept) - {container_side(kept["EndpointID"])}
     until(lambda: fw.links() == left, "no link is left over")
-    fw.end(kept)
+    fw.stop_container(kept)
     fw.well("DeleteNetwork", network)
     fw.nothing_left()
 
@@ -980,25 +993,25 @@ def test_a_restart_finds_everything(own: Running) -> None:
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    endpoint = fw.begin(network, 2, {"fw.allow": "8080"})
+    endpoint = fw.start_container(network, 2, {"fw.allow": "8080"})
     fw.move(endpoint)
-    standing = (fw.links(), fw.elements(), fw.status()["networks"])
+    before = (fw.links(), fw.elements(), fw.status()["networks"])
     fw.stop()
-    assert (fw.links(), fw.elements()) == standing[:2]
+    assert (fw.links(), fw.elements()) == before[:2]
     fw.docker.mode = "hang"  # Docker itself is just starting
     fw.start()
-    assert (fw.links(), fw.elements(), fw.status()["networks"]) == standing
-    fw.end(endpoint)
+    assert (fw.links(), fw.elements(), fw.status()["networks"]) == before
+    fw.stop_container(endpoint)
     fw.well("DeleteNetwork", network)
     fw.nothing_left()
 
 
-def test_what_ended_meanwhile_is_closed(own: Running) -> None:
+def test_containers_removed_meanwhile_are_closed(own: Running) -> None:
     """A container removed while the plugin was down has no open port afterwards, for its address's next owner."""
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    endpoint = fw.begin(network, 2, {"fw.allow": "8080"})
+    endpoint = fw.start_container(network, 2, {"fw.allow": "8080"})
     fw.stop()
     fw.site.host.ip(f"link del {host_side(endpoint['EndpointID'])}")
     fw.start()
@@ -1006,7 +1019,7 @@ def test_what_ended_meanwhile_is_closed(own: Running) -> None:
     assert fw.status()["networks"][0]["endpoints"] == []
 
 
-def test_a_pair_that_dockerd_took_back_is_nobodys(own: Running) -> None:
+def test_a_pair_that_dockerd_took_back_is_removed(own: Running) -> None:
     """When dockerd gave up on a call, it moved the inner side back to the host: the next start closes that address.
 
     If docker-fw was killed during a Join instead, the Join can be repeated.
@@ -1014,7 +1027,7 @@ def test_a_pair_that_dockerd_took_back_is_nobodys(own: Running) -> None:
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    endpoint = fw.begin(network, 2, {"fw.allow": "8080"})
+    endpoint = fw.start_container(network, 2, {"fw.allow": "8080"})
     fw.stop()
     fw.start()
     assert fw.opens("10.1.0.2") == set()
@@ -1028,7 +1041,7 @@ def test_a_reboot(own: Running) -> None:
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    endpoint = fw.begin(network, 2, {"fw.allow": "8080"})
+    endpoint = fw.start_container(network, 2, {"fw.allow": "8080"})
     fw.stop()
     fw.site.host.ip(f"link del {host_side(endpoint['EndpointID'])}", f"link del {bridge_name(network['NetworkID'])}")
     fw.site.run("nft", "flush ruleset")
@@ -1040,9 +1053,9 @@ def test_a_reboot(own: Running) -> None:
     assert fw.opens("10.1.0.2") == set()
     # Docker starts the container again, with a new endpoint.
     fw.docker.mode = "answer"
-    again = fw.begin(network, 3, {"fw.allow": "8080"})
+    again = fw.start_container(network, 3, {"fw.allow": "8080"})
     until(lambda: fw.opens("10.1.0.3") == {*BASE, "8080/6"}, "it is known", 15)
-    fw.end(again)
+    fw.stop_container(again)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\x00", b'{"version": 1, "networks": []}'])
@@ -1051,7 +1064,7 @@ def test_a_corrupt_state_file_stops_nothing(own: Running, content: bytes) -> Non
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    endpoint = fw.begin(network, 2, {"fw.allow": "8080"})
+    endpoint = fw.start_container(network, 2, {"fw.allow": "8080"})
     box = fw.move(endpoint)
     fw.stop()
     fw.state.write_bytes(content)
@@ -1101,44 +1114,47 @@ def test_a_setting_opens_on_every_container(own: Running) -> None:
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    fw.begin(network, 2)
+    fw.start_container(network, 2)
     assert fw.opens("10.1.0.2") == {*BASE, "9100/6"}
 
 
 @pytest.mark.parametrize(
     "command", ["flush ruleset", "delete table inet docker-fw", "add rule inet docker-fw inbound accept"]
 )
-def test_a_flush_by_another_tool_is_mended(own: Running, command: str) -> None:
+def test_a_flush_by_another_tool_is_repaired(own: Running, command: str) -> None:
     """`nft flush ruleset` (a firewall's restart) leaves the containers without docker-fw's rules for a moment only."""
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    fw.begin(network, 2, {"fw.allow": "8080"})
+    fw.start_container(network, 2, {"fw.allow": "8080"})
     # Chains alone: listed sets have the same elements, but not always in the same order.
     rules = fw.site.run("nft", "list", "chain", "inet", "docker-fw", "inbound").stdout
     fw.site.run("nft", command)
     began = time.monotonic()
 
-    def mended() -> bool:
+    def repaired() -> bool:
         return fw.site.run("nft", "list", "chain", "inet", "docker-fw", "inbound", check=False).stdout == rules
 
-    until(mended, "the rules stand again")
+    until(repaired, "the rules are loaded again")
     assert took(began) < 2
     assert fw.opens("10.1.0.2") == {*BASE, "8080/6"}
 
 
 def tracked(fw: Running) -> None:
     """Add another owner's (Docker's) rules on states, so flows are tracked also while docker-fw's table is absent."""
-    fw.site.run("nft", "add table inet other; add chain inet other f { type filter hook forward priority 0; };"
-                       "add rule inet other f ct state new counter")  # fmt: skip
+    fw.site.run(
+        "nft",
+        "add table inet other; add chain inet other f { type filter hook forward priority 0; };"
+        "add rule inet other f ct state new counter",
+    )
 
 
-def test_what_came_in_through_a_flushed_table_is_cut(own: Running) -> None:
+def test_connections_through_a_flushed_table_are_cut(own: Running) -> None:
     """A connection to a closed port, opened while the rules were absent, is cut when the rules are active again."""
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    box = fw.move(fw.begin(network, 2))
+    box = fw.move(fw.start_container(network, 2))
     tracked(fw)
     worker = fw.worker()
     with box.probe.serve(tcp=[8080]), inside(fw.site.wan.path), socket.socket(socket.AF_INET6) as sock:
@@ -1150,7 +1166,7 @@ def test_what_came_in_through_a_flushed_table_is_cut(own: Running) -> None:
             assert sock.recv(4096)
         finally:
             os.kill(worker, signal.SIGCONT)
-        until(lambda: fw.opens("10.1.0.2") == BASE, "the rules stand again")
+        until(lambda: fw.opens("10.1.0.2") == BASE, "the rules are loaded again")
         sock.settimeout(0.05)
 
         def silent() -> bool:
@@ -1164,8 +1180,8 @@ def test_what_came_in_through_a_flushed_table_is_cut(own: Running) -> None:
         until(silent, "the connection is cut")
 
 
-@pytest.mark.parametrize("mended", ["by the watch", "by a start"])
-def test_a_server_that_speaks_first_brings_no_cut_connection_back(own: Running, mended: str) -> None:
+@pytest.mark.parametrize("repaired", ["by the watch", "by a start"])
+def test_a_server_that_sends_first_reopens_no_cut_connection(own: Running, repaired: str) -> None:
     """After a flush, a connection to a closed port stays cut though its server continues to send.
 
     A connection that the container itself opened continues in both directions.
@@ -1173,7 +1189,7 @@ def test_a_server_that_speaks_first_brings_no_cut_connection_back(own: Running, 
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    box = fw.move(fw.begin(network, 2))
+    box = fw.move(fw.start_container(network, 2))
     tracked(fw)
     with contextlib.ExitStack() as stack:
 
@@ -1192,7 +1208,7 @@ def test_a_server_that_speaks_first_brings_no_cut_connection_back(own: Running, 
         calls.connect((str(Site.OUT6), 9000))
         called = stack.enter_context(outer.accept()[0])
         worker = fw.worker()
-        if mended == "by a start":
+        if repaired == "by a start":
             fw.stop()
         else:
             os.kill(worker, signal.SIGSTOP)
@@ -1202,11 +1218,11 @@ def test_a_server_that_speaks_first_brings_no_cut_connection_back(own: Running, 
             intruder.connect(("2001:db8:1::2", 8080))
             served = stack.enter_context(inner.accept()[0])
         finally:
-            if mended == "by a start":
+            if repaired == "by a start":
                 fw.start()
             else:
                 os.kill(worker, signal.SIGCONT)
-        until(lambda: fw.opens("10.1.0.2") == BASE, "the rules stand again")
+        until(lambda: fw.opens("10.1.0.2") == BASE, "the rules are loaded again")
         drops = re.compile(r"packets (\d+)")
 
         def dropped() -> int:
@@ -1216,7 +1232,7 @@ def test_a_server_that_speaks_first_brings_no_cut_connection_back(own: Running, 
         until(lambda: "8080" not in fw.site.run("conntrack", "-L", "-f", "ipv6", check=False).stdout, "it is cut")
         before = dropped()
         served.sendall(b"secret")
-        until(lambda: dropped() > before, "what the server says is dropped")
+        until(lambda: dropped() > before, "the server's packets are dropped")
         intruder.setblocking(False)
         with pytest.raises(BlockingIOError):
             intruder.recv(4096)
@@ -1232,7 +1248,7 @@ def test_a_change_after_a_flush_heals_at_once(own: Running) -> None:
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    fw.begin(network, 2)
+    fw.start_container(network, 2)
     endpoint = fw.endpoint(network, 3)
     fw.docker.container("next", endpoint["EndpointID"], network["NetworkID"])
     fw.well("CreateEndpoint", endpoint)

@@ -53,9 +53,12 @@ def test_an_older_version_is_taken_over(own: Running, name: str) -> None:
         never += [("tcp", a, 9090) for a in guests]
     probe = own.site.wan.probe
     with (
-        web.probe.serve(tcp=[8080, 9090]), shut.probe.serve(tcp=[443, 7000, 8080]), guest.probe.serve(tcp=[8080, 9090]),
-        probe.hammer(*never) as closed, probe.hammer(*always, every=0.02, timeout=2) as opened,
-    ):  # fmt: skip
+        web.probe.serve(tcp=[8080, 9090]),
+        shut.probe.serve(tcp=[443, 7000, 8080]),
+        guest.probe.serve(tcp=[8080, 9090]),
+        probe.hammer(*never) as closed,
+        probe.hammer(*always, every=0.02, timeout=2) as opened,
+    ):
         own.start()
         until(lambda: set(probe([("tcp", a, 8080) for a in guests]).values()) == {"open"}, "the guest answers")
         assert set(probe([("tcp", a, 9090) for a in guests]).values()) == {"silent"}
@@ -77,13 +80,13 @@ def test_an_older_version_is_taken_over(own: Running, name: str) -> None:
         frame(shut.path, mac, "02:42:0a:01:00:02", packet)
     assert forged not in arrived([sniffer], true)[0]
     for number in (2, 3):
-        own.end(own.endpoint(own.network(1), number))
+        own.stop_container(own.endpoint(own.network(1), number))
     own.clean()
     assert own.links() == {older.BRIDGE, "d100"}
     assert not any(own.opens(address) for address in (*WEB, *SHUT))
 
 
-def test_what_a_table_holds_under_its_former_names_is_taken_over(own: Running) -> None:
+def test_sets_with_former_names_are_taken_over(own: Running) -> None:
     """A responder that the former version kept from reopening its cut flow is kept from it after the upgrade, too.
 
     The ports of the host's own programs stay known.
@@ -141,7 +144,7 @@ def test_a_newer_state_file_leaves_no_bridge_open_after_a_boot(own: Running) -> 
         assert todo in json.loads(own.raw(method, path, b"{}")[1])["Err"]
     assert todo in own.log.read_text()
     own.site.run("nft", "flush", "ruleset")
-    until(own.table, "the table stands again")
+    until(own.table, "the table is loaded again")
     own.stop()
     assert own.state.read_text() == newer
     assert arriving(own.site, box) == set()

@@ -199,18 +199,30 @@ def test_other_protocols_are_dropped(site: Site, web: Box) -> None:
     sent = [
         Packet(packed(src), packed(dst), proto, data)
         for src, dst in outside(web)
-        for proto, data in ((47, b"\0" * 8), (50, b"\0" * 16), (51, b"\0" * 24), (4, b"\0" * 20), (41, b"\0" * 40),
-                            (33, b"\0\x50\0\x50" * 5), (136, b"\0\x50\0\x50\0\x08\0\0"), (253, b"x"), (6, b"\0\x50"),
-                            (17, b"\0"), (132, b"\0\x50\0\x50"))
-    ]  # fmt: skip
+        for proto, data in (
+            (47, b"\0" * 8),
+            (50, b"\0" * 16),
+            (51, b"\0" * 24),
+            (4, b"\0" * 20),
+            (41, b"\0" * 40),
+            (33, b"\0\x50\0\x50" * 5),
+            (136, b"\0\x50\0\x50\0\x08\0\0"),
+            (253, b"x"),
+            (6, b"\0\x50"),
+            (17, b"\0"),
+            (132, b"\0\x50\0\x50"),
+        )
+    ]
     assert site.deliver(sent, web) == set()
 
 
 def test_an_authentication_header_is_a_protocol(site: Site, boxes: Boxes) -> None:
     """AH is filtered as AH in both families, whatever it carries: an open port behind it is closed, `ah` opens all."""
     src, dst = outside(boxes.web)[1]
-    wrapped = [pk.authenticated(new_flow(proto, src, dst, port, next(_ports))) for proto, port in
-               (("tcp", 80), ("tcp", 8080), ("udp", 53))]  # fmt: skip
+    wrapped = [
+        pk.authenticated(new_flow(proto, src, dst, port, next(_ports)))
+        for proto, port in (("tcp", 80), ("tcp", 8080), ("udp", 53))
+    ]
     plain = [pk.portless("ah", *pair) for pair in outside(boxes.web)]
     site.load(site.known(boxes.web, Rule("udp", 53, 53)))
     assert site.deliver([*wrapped, *plain], boxes.web, last=ping(src, dst)) == set()
@@ -219,15 +231,15 @@ def test_an_authentication_header_is_a_protocol(site: Site, boxes: Boxes) -> Non
 
 
 @pytest.mark.parametrize("proto", ["gre", "esp", "ah"])
-def test_of_what_is_open_a_protocol_can_be_denied(site: Site, boxes: Boxes, proto: str) -> None:
+def test_a_protocol_can_be_denied_on_an_open_container(site: Site, boxes: Boxes, proto: str) -> None:
     """`policy: open` accepts every protocol; `deny`, and a rule with `from`, exclude one without ports as well."""
     src, dst = outside(boxes.web)[1]
     sent = {pk.portless(each, *pair): each for each in ("gre", "esp", "ah", "other") for pair in outside(boxes.web)}
-    somebody = Rule(proto, 0, 0, (Peer("prefix", "192.0.2.0/24"),))
+    one_prefix = Rule(proto, 0, 0, (Peer("prefix", "192.0.2.0/24"),))
     for spec, passing in (
         (PolicySpec(policy="open"), {"gre", "esp", "ah", "other"}),
         (PolicySpec(policy="open", deny=(Rule(proto, 0, 0),)), {"gre", "esp", "ah", "other"} - {proto}),
-        (PolicySpec(policy="open", allow=(somebody,)), {"gre", "esp", "ah", "other"} - {proto}),
+        (PolicySpec(policy="open", allow=(one_prefix,)), {"gre", "esp", "ah", "other"} - {proto}),
         (PolicySpec(allow=(Rule(proto, 0, 0),)), {proto}),
     ):
         site.load(site.known(boxes.web, spec=spec))
@@ -347,7 +359,7 @@ def delivered_outside(site: Site, sent: list[Packet], source: Box) -> set[Packet
 # --- connection states --------------------------------------------------------------------------------------------
 
 
-def test_what_belongs_to_no_flow_is_dropped(site: Site, boxes: Boxes) -> None:
+def test_packets_of_no_flow_are_dropped(site: Site, boxes: Boxes) -> None:
     """A segment that connection tracking calls invalid, or a bad checksum, passes on no port, not even an open one."""
     site.load(site.known(boxes.web, Rule("udp", 53, 53)))
     web = boxes.web
@@ -479,7 +491,7 @@ def test_a_router_on_the_same_bridge_is_no_way_round(site: Site, boxes: Boxes, b
     assert arriving_ports(site, between(boxes.other, boxes.web), boxes.web, boxes.other) == BASE
 
 
-def test_between_two_networks_the_policy_holds(site: Site, boxes: Boxes) -> None:
+def test_between_two_networks_the_policy_applies(site: Site, boxes: Boxes) -> None:
     """A container is an outsider to containers of other networks: the base and the ports that labels open apply."""
     site.load(site.known(boxes.web, Rule("tcp", 8080, 8080)), site.known(boxes.other))
     assert arriving_ports(site, between(boxes.other, boxes.web), boxes.web, boxes.other) == {*BASE, "8080/tcp"}
@@ -487,7 +499,7 @@ def test_between_two_networks_the_policy_holds(site: Site, boxes: Boxes) -> None
     assert arriving_ports(site, between(boxes.chosen, boxes.web), boxes.web, boxes.chosen) == {*BASE, "8080/tcp"}
 
 
-def test_from_dockers_bridges_the_policy_holds(site: Site, boxes: Boxes, docker: Box) -> None:
+def test_from_docker_bridges_the_policy_applies(site: Site, boxes: Boxes, docker: Box) -> None:
     """A container on a Docker bridge is an outsider, too."""
     site.load(site.known(boxes.web))
     assert arriving_ports(site, between(docker, boxes.web), boxes.web, docker) == BASE
@@ -514,7 +526,7 @@ def any_flow(src: Any, dst: Any) -> list[Packet]:
 
 
 @pytest.mark.parametrize("source", ["outside", "another network", "Docker's bridge"])
-def test_nobody_enters_an_internal_network(site: Site, boxes: Boxes, docker: Box, source: str) -> None:
+def test_no_packet_enters_an_internal_network(site: Site, boxes: Boxes, docker: Box, source: str) -> None:
     """No packet enters from outside or from other networks, whatever labels open; this includes ping."""
     inner = boxes.inner
     everything = Rule("tcp", 1, 65535)
@@ -532,7 +544,7 @@ def test_nobody_enters_an_internal_network(site: Site, boxes: Boxes, docker: Box
 
 
 @pytest.mark.parametrize("target", ["outside", "another network", "Docker's bridge"])
-def test_nobody_leaves_an_internal_network(site: Site, boxes: Boxes, docker: Box, target: str) -> None:
+def test_no_packet_leaves_an_internal_network(site: Site, boxes: Boxes, docker: Box, target: str) -> None:
     """Containers of an internal network reach only one another; this includes ping."""
     inner = boxes.inner
     everything = Rule("tcp", 1, 65535)
@@ -561,12 +573,12 @@ def test_nobody_leaves_an_internal_network(site: Site, boxes: Boxes, docker: Box
         ("outside → ours, ping", True),
         ("ours → outside", True),
         ("ours → ours", True),
-        ("ours → foreign bridge", True),
+        ("ours → unmanaged bridge", True),
         ("ours → Docker's bridge", False),
         ("Docker's bridge → outside", False),
         ("outside → Docker's bridge", False),
-        ("Docker's bridge → foreign bridge", False),
-        ("foreign bridge → outside", False),
+        ("Docker's bridge → unmanaged bridge", False),
+        ("unmanaged bridge → outside", False),
     ],
 )
 def test_the_mark_is_exact(
@@ -576,7 +588,7 @@ def test_the_mark_is_exact(
 
     The mark lets a packet pass Docker's own firewall, so no packet to a Docker bridge has it.
     """
-    guest = site.guarded(docker, "br-0123456789ab")
+    guest = site.docker_elements(docker, "br-0123456789ab")
     site.load(
         site.known(boxes.web), site.known(boxes.other), more=[Element("unmanaged", (site.index("virbr0"),)), *guest]
     )
@@ -584,7 +596,7 @@ def test_the_mark_is_exact(
         "outside": (None, (Site.OUT4, Site.OUT6)),
         "ours": (boxes.web, (boxes.web.v4, boxes.web.v6)),
         "Docker's bridge": (docker, (docker.v4, docker.v6)),
-        "foreign bridge": (unmanaged, (unmanaged.v4, unmanaged.v6)),
+        "unmanaged bridge": (unmanaged, (unmanaged.v4, unmanaged.v6)),
     }
     path, _, what = way.partition(", ")
     start, _, end = path.partition(" → ")
@@ -604,7 +616,7 @@ def test_the_mark_is_exact(
 
 def test_answers_of_dockers_containers_to_ours_are_marked(site: Site, boxes: Boxes, docker: Box) -> None:
     """Accepted packets to docker-fw bridges have the mark, replies too: Docker's DROP does not stop them."""
-    site.load(site.known(boxes.web), more=site.guarded(docker, "br-0123456789ab"))
+    site.load(site.known(boxes.web), more=site.docker_elements(docker, "br-0123456789ab"))
     web = boxes.web
     with docker.probe.serve(tcp=[80]), Marks(site, web.v4, web.v6) as marks:
         assert web.probe.tcp(str(docker.v6), 80) == "open"
@@ -617,7 +629,7 @@ def test_answers_of_dockers_containers_to_ours_are_marked(site: Site, boxes: Box
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_what_was_never_forwarded_stays_so(
+def test_paths_that_were_never_forwarded_stay_closed(
     site: Site, boxes: Boxes, docker: Box, unmanaged: Box, lan: Box, family: int
 ) -> None:
     """A host that was no router before does not become one between its other links, in the enabled families."""
@@ -628,7 +640,7 @@ def test_what_was_never_forwarded_stays_so(
     sent = [new_flow("tcp", *pair, 80, next(_ports))]
     site.load(*known)
     assert site.deliver(sent, lan) == set(sent), "the way is there"
-    site.load(*known, more=[Element("no_transit", (number,)), *site.guarded(docker, "br-0123456789ab")])
+    site.load(*known, more=[Element("no_transit", (number,)), *site.docker_elements(docker, "br-0123456789ab")])
     sent = [new_flow(proto, *pair, 80, next(_ports)) for proto in PROTOS] + [ping(*pair)]
     # The family that was forwarded before continues: its packet is the last.
     last = ping(*[(Site.OUT4, lan.v4), (Site.OUT6, lan.v6)][not index])

@@ -1,4 +1,4 @@
-"""The lab: hosts, outsiders, Docker engines and probes, all in namespaces.  See README.md."""
+"""Hosts, outsiders, Docker engines and probes for tests, all in namespaces. See README.md."""
 
 from __future__ import annotations
 

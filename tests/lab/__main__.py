@@ -1,4 +1,4 @@
-"""The lab by hand: ``python3 -m tests.lab shell`` is a running Docker engine with a shell inside."""
+"""Use the lab by hand: ``python3 -m tests.lab shell`` runs a Docker engine and a shell inside it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ A shell on a host of its own: Docker {version}, root {name}, image "busybox".
   outside  nsenter --net={wan} COMMAND   {wan4}  {wan6}, and {far4}  {far6}
   another  nsenter -t {pid} -a                  (a second shell in here, from the machine)
   files    {share} on the machine is /lab here; dockerd.log is there
-Everything is gone when you leave.
+Everything is removed when you leave.
 """
 
 
 def shell(version: str, args: Sequence[str], command: Sequence[str]) -> int:
-    """Run a shell (or a command) on a host with a running engine; its status."""
+    """Run a shell (or a command) on a host with a running engine; return its exit status."""
     with Engine(version, args) as engine:
         host = engine.host
         if not command:
@@ -43,7 +43,7 @@ def shell(version: str, args: Sequence[str], command: Sequence[str]) -> int:
                 )
             )
         env = {"TERM": os.environ.get("TERM", "dumb"), "PS1": f"docker-{version} \\w# "}
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the shell's affair
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the shell handles Ctrl-C itself
         try:
             return subprocess.call(
                 host.command(command or ["bash", "--norc"], env, cwd="/root"),
@@ -54,7 +54,7 @@ def shell(version: str, args: Sequence[str], command: Sequence[str]) -> int:
 
 
 def main() -> int:
-    """The command line."""
+    """Parse the command line and run the command."""
     parser = argparse.ArgumentParser(prog="python3 -m tests.lab", description=__doc__)
     todo = parser.add_subparsers(dest="todo", required=True, metavar="COMMAND")
     it = todo.add_parser(
@@ -79,8 +79,8 @@ def main() -> int:
     it.add_argument("engine", nargs="*", metavar="ENGINE", help=f"some of {', '.join(ENGINES)} (default: all)")
     todo.add_parser(
         "sweep",
-        help="take away what killed labs left",
-        description="Take away namespaces, processes and files of labs whose owner is dead.",
+        help="remove what killed labs left",
+        description="Remove namespaces, processes and files of labs whose owner is dead.",
     )
     args = parser.parse_args()
     try:

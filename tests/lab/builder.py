@@ -1,4 +1,4 @@
-"""`docker build` without a registry, on this machine's network but without touching it."""
+"""Run `docker build` without a registry, on this machine's network and without changing it."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _KEPT = 4  # built images of one name that stay in the cache
 def build_image(context: Path, tag: str, dockerfile: str = "Dockerfile") -> Path:
     """Build the image of a Dockerfile; returns a tar for `Daemon.load`, from the cache if nothing changed.
 
-    What counts as a change is the Dockerfile, and the files that its COPY and ADD lines name; no
-    others are given to Docker.  The base image must be one that `debian_base` can stand in for.
-    The first build takes minutes; later ones use Docker's layer cache.  LabError with the build's
+    The Dockerfile and the files that its COPY and ADD lines name count as changes; no others are
+    given to Docker. The base image must be one that `debian_base` can stand in for.
+    The first build takes minutes; later ones use Docker's layer cache. LabError with the build's
     output if it fails.
     """
     sources = sorted(_sources(context, dockerfile))
@@ -98,7 +98,7 @@ def _build(context: Path, sources: list[Path], dockerfile: str, tag: str, target
 
 
 def _lines(dockerfile: Path) -> Iterator[list[str]]:
-    """The Dockerfile's instructions, as words."""
+    """Return the Dockerfile's instructions, as words."""
     lines = [line for line in dockerfile.read_text().splitlines() if not line.lstrip().startswith("#")]
     for line in "\n".join(lines).replace("\\\n", " ").splitlines():
         name, _, rest = line.strip().partition(" ")
@@ -112,7 +112,7 @@ def _lines(dockerfile: Path) -> Iterator[list[str]]:
 
 
 def _base(dockerfile: Path) -> str:
-    """The image that the (last) FROM line names."""
+    """Return the image that the (last) FROM line names."""
     stages: set[str] = set()
     found = ""
     for words in _lines(dockerfile):
@@ -126,7 +126,7 @@ def _base(dockerfile: Path) -> str:
 
 
 def _sources(context: Path, dockerfile: str) -> set[Path]:
-    """The Dockerfile, and all files that it copies from the context."""
+    """Return the Dockerfile, and all files that it copies from the context."""
     found = {context / dockerfile}
     if (context / ".dockerignore").exists():
         found.add(context / ".dockerignore")

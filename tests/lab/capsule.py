@@ -1,6 +1,6 @@
-"""A capsule: a root file system with its own processes, mounts, name and cgroups, like a small VM.
+"""A root file system with its own processes, mounts, name and cgroups, like a small VM.
 
-Its network namespace is somebody else's matter: `Host` gives it one of its own.
+A capsule does not make its network namespace: `Host` gives it one of its own.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _CA_BUNDLE = "etc/ssl/certs/ca-certificates.crt"
 
 
 class Capsule:
-    """See the module.  `disk` survives `halt` and a new `boot`; `close` takes everything away.
+    """A small machine, see the module. `disk` survives `halt` and a new `boot`; `close` removes everything.
 
-    `share` is a directory of this machine that is ``/lab`` inside.  ``/run`` and ``/tmp`` are empty
-    at each boot.  If the process that made the capsule dies, however it dies, everything in the
-    capsule dies at once, and the next lab's sweep takes its files away.
+    `share` is a directory of this machine that is ``/lab`` inside. ``/run`` and ``/tmp`` are empty
+    at each boot. If the process that made the capsule dies for any reason, everything in the
+    capsule dies at once, and the next lab's sweep removes its files.
     """
 
     def __init__(
@@ -75,26 +75,26 @@ class Capsule:
 
     @property
     def init_pid(self) -> int:
-        """PID 1 of the capsule, as this machine numbers it; LabError if it is not running."""
+        """Return PID 1 of the capsule, as this machine numbers it; LabError if it is not running."""
         if not self._init_pid:
             raise LabError(f"{self.name} is not running: boot() it first")
         return self._init_pid
 
     @property
     def running(self) -> bool:
-        """Whether it has been booted."""
+        """Return True if it is booted."""
         return bool(self._init_pid)
 
     @property
     def inside(self) -> Path:
-        """The capsule's root directory as seen from this machine; works for sockets, too.
+        """Return the capsule's root directory as seen from this machine; this works for sockets too.
 
         Beware of absolute symbolic links (``/var/run``): the kernel follows them on this machine.
         """
         return Path(f"/proc/{self.init_pid}/root")
 
     def boot(self) -> None:
-        """Start PID 1: namespaces, mounts, empty /run and /tmp.  Takes about 50 ms."""
+        """Start PID 1: namespaces, mounts, empty /run and /tmp. Takes about 50 ms."""
         if self._init_pid:
             raise LabError(f"{self.name} is running already")
         self._boots += 1
@@ -126,19 +126,19 @@ class Capsule:
         assert errors is not None
         lifeline.write(json.dumps(spec).encode() + b"\n")
         lifeline.flush()
-        said = output.readline().decode().split()
-        if said[:1] != ["ok"]:
-            trouble = " ".join(said) or errors.read().decode()
+        reply = output.readline().decode().split()
+        if reply[:1] != ["ok"]:
+            trouble = " ".join(reply) or errors.read().decode()
             self._init.wait()
             raise LabError(f"{self.name} does not boot: {trouble}")
         output.close()
         errors.close()
         self._lifeline = lifeline
-        self._init_pid = int(said[1])
+        self._init_pid = int(reply[1])
         self._claim.add_pid(self._init_pid)
 
     def halt(self) -> None:
-        """Pull the plug: every process is gone when this returns, and with them all mounts."""
+        """Halt it like a power failure: when this returns no process is left, and no mount."""
         if self._init is None or not self._init_pid:
             return
         claims.kill(self._init_pid)
@@ -150,12 +150,12 @@ class Capsule:
         cgroups.remove(self._cgroups.cgroups)
 
     def close(self) -> None:
-        """Halt it and take everything away, the disk included."""
+        """Halt it and remove everything, including the disk."""
         self.halt()
         self._claim.release()
 
     def command(self, argv: Sequence[str], env: Mapping[str, str] | None = None, cwd: str = "/") -> list[str]:
-        """The words that run `argv` inside, for those who start processes in their own way."""
+        """Return the command that runs `argv` inside, for callers that start processes themselves."""
         joins = "; ".join(f"echo 0 >{shlex.quote(path)}/cgroup.procs" for path in self._cgroups.joins)
         variables = [f"{key}={value}" for key, value in (_ENVIRONMENT | dict(env or {})).items()]
         enter = [
@@ -193,7 +193,7 @@ class Capsule:
 
     def write(self, path: str, text: str) -> None:
         """Write a file inside, making its directory; before `boot`, only on the disk (not /run, /tmp, …)."""
-        if self._init_pid:  # by a program inside: its links lead elsewhere than this machine's
+        if self._init_pid:  # by a program inside: its links have other targets than this machine's
             self.run(["sh", "-ec", 'mkdir -p "$(dirname "$1")"; cat >"$1"', "write", path], input=text)
             return
         target = self.disk / path.lstrip("/")
@@ -203,7 +203,7 @@ class Capsule:
         target.write_text(text)
 
     def put(self, source: Path) -> str:
-        """Copy a file or directory into the share (replacing it there); its path inside."""
+        """Copy a file or directory into the share (replacing it there); return its path inside."""
         target = self.share / source.name
         call(["rm", "-rf", str(target)])
         call(["cp", "-a", "--reflink=auto", str(source), str(target)])
@@ -213,13 +213,15 @@ class Capsule:
         self.write("/etc/hostname", f"{self.name}\n")
         self.write("/etc/hosts", f"127.0.0.1 localhost {self.name}\n::1 localhost ip6-localhost\n")
         bundle = Path("/") / _CA_BUNDLE
-        if bundle.exists():  # what this machine trusts, programs inside trust, too
+        if bundle.exists():  # programs inside trust the same certificates as this machine
             (self.disk / _CA_BUNDLE).parent.mkdir(parents=True)
             shutil.copy(bundle, self.disk / _CA_BUNDLE)
 
     def _scratch_if_overlay(self, top: Path) -> None:
-        """Where this machine's own root is an overlay (a container), put the disks in memory:
-        an overlay's upper directory cannot lie on an overlay."""
+        """Put the disks in memory where this machine's own root is an overlay (a container).
+
+        An overlay's upper directory cannot be on another overlay.
+        """
         if call(["stat", "-f", "-c", "%T", str(top)]).strip() == "overlayfs":
             self._claim.record.mounts.append(str(top))
             self._claim.save()
@@ -235,7 +237,7 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """The program's pid, as this machine numbers it; 0 if it has ended (or not begun)."""
+        """Return the program's pid, as this machine numbers it; 0 if it has ended or not started."""
         for entry in os.listdir("/proc"):
             if entry.isdigit():
                 try:
@@ -253,7 +255,7 @@ class Process:
             os.kill(pid, number)
 
     def wait(self, timeout: float = 30) -> int:
-        """Wait for its end; the exit status.  LabError if it takes longer than `timeout` seconds."""
+        """Wait for its end and return the exit status. LabError if it takes longer than `timeout` seconds."""
         try:
             return self.outer.wait(timeout)
         except subprocess.TimeoutExpired as late:
@@ -261,5 +263,5 @@ class Process:
 
     @property
     def status(self) -> int | None:
-        """Its exit status, or None while it runs."""
+        """Return its exit status, or None while it runs."""
         return self.outer.poll()

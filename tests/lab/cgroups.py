@@ -17,7 +17,7 @@ from .store import LabError
 
 @dataclass
 class Cgroups:
-    """Where a capsule's processes go; the fields are those of `init.Spec`."""
+    """The cgroups of a capsule's processes; the fields are those of `init.Spec`."""
 
     cgroups: list[str] = field(default_factory=list)
     leaf: list[str] = field(default_factory=list)
@@ -25,7 +25,7 @@ class Cgroups:
 
     @property
     def joins(self) -> list[str]:
-        """The directories that a process joins to belong to the capsule."""
+        """Return the directories that a process joins to belong to the capsule."""
         return self.leaf or self.cgroups
 
 
@@ -58,7 +58,7 @@ def make(name: str) -> Cgroups:
 
 
 def remove(directories: list[str], timeout: float = 5) -> None:
-    """Remove the directories and all below; waits while dying processes hold them, then OSError."""
+    """Remove the directories and all below; wait while dying processes are in them, or raise OSError."""
     end = time.monotonic() + timeout
     for top in directories:
         while os.path.isdir(top):
@@ -73,7 +73,7 @@ def remove(directories: list[str], timeout: float = 5) -> None:
 
 
 def _mounted() -> list[tuple[str, str, str, str]]:
-    """(file system type, its options, root within the hierarchy, mount point) of each hierarchy, once."""
+    """Yield (file system type, its options, root within the hierarchy, mount point) of each hierarchy."""
     found: dict[tuple[str, str], tuple[str, str, str, str]] = {}
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
@@ -85,7 +85,7 @@ def _mounted() -> list[tuple[str, str, str, str]]:
 
 
 def _controllers(options: str, known: set[str]) -> str:
-    """The key of /proc/self/cgroup that the v1 mount with these options belongs to."""
+    """Return the key of /proc/self/cgroup that the v1 mount with these options belongs to."""
     words = set(options.split(","))
     for key in known:
         if key and set(key.split(",")) <= words:
@@ -102,7 +102,7 @@ def _make(directory: Path) -> None:
 
 
 def _enable(directory: Path) -> None:
-    """Hand all controllers of `directory` to its children, as far as the kernel lets us."""
+    """Enable all controllers of `directory` for its children, as far as the kernel permits it."""
     for controller in (directory / "cgroup.controllers").read_text().split():
         with contextlib.suppress(OSError):
             (directory / "cgroup.subtree_control").write_text(f"+{controller}")

@@ -1,8 +1,8 @@
-"""What a lab owns on this machine, written down, so that it can be taken away again.
+"""Record what a lab owns on this machine, so that it can be removed again.
 
 A `Claim` is a directory ``<cache>/run/NAME`` with a record of namespaces, processes, mounts and
-cgroups.  The record names the owning process by pid and start time: `sweep` takes away what dead
-owners left.  Nothing is ever found by the name of a process.
+cgroups. The record names the owning process by pid and start time: `sweep` removes what dead
+owners left. No process is ever identified by its name.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ spared: set[int] = {os.getpid()}
 
 
 def start_time(pid: int) -> int | None:
-    """When the process started, in clock ticks since boot; None if there is no such process."""
+    """Return the start time of the process, in clock ticks since boot; None if there is no such process."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -49,7 +49,7 @@ class Record:
 
 
 class Claim:
-    """A directory and the things recorded in it; `release` takes all of them away."""
+    """A directory and the objects recorded in it; `release` removes all of them."""
 
     def __init__(self, kind: str) -> None:
         if not _open:
@@ -69,7 +69,7 @@ class Claim:
         _open.append(self)
 
     def save(self) -> None:
-        """Write the record; call it before making what it names."""
+        """Write the record; call it before creating the objects that it names."""
         partial = self.directory / "claim.json.new"
         partial.write_text(json.dumps(asdict(self.record)))
         partial.rename(self.directory / "claim.json")
@@ -80,16 +80,16 @@ class Claim:
         self.save()
 
     def release(self) -> None:
-        """Take everything away; harmless if it is gone already."""
+        """Remove everything; harmless if it is removed already."""
         if self in _open:
             _open.remove(self)
         _take_away(self.directory, self.record)
 
 
 def sweep() -> list[str]:
-    """Take away what dead processes left; returns the names of their claims.
+    """Remove what dead processes left; return the names of their claims.
 
-    Waits for a sweep that another process is at; then nothing is left either way.
+    It waits for another process's sweep; afterwards nothing is left in either case.
     """
     with locked("sweep"):
         return _sweep()
@@ -104,22 +104,22 @@ def _sweep() -> list[str]:
         except (FileNotFoundError, ValueError, TypeError):
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - directory.stat().st_mtime < 60:
-                    continue  # being made this moment
+                    continue  # being created at this moment
             if not directory.exists():
-                continue  # given back this moment, by who had it
+                continue  # released at this moment by its owner
             record = Record((0, 0))
         if start_time(record.owner[0]) == record.owner[1] != 0:
             continue
-        say(f"taking away {directory.name}, left by a process that is gone")
+        say(f"removing {directory.name}, left by a process that has ended")
         _take_away(directory, record)
         swept.append(directory.name)
     return swept
 
 
 def kill(pid: int, started: int | None = None, timeout: float = 20) -> None:
-    """SIGKILL a process (if it is still the one that started then) and wait until it is gone.
+    """Send SIGKILL to a process (if it is still the one that started then) and wait for its end.
 
-    LabError if it is there after `timeout` seconds: the kernel holds it.
+    LabError if it still exists after `timeout` seconds, because the kernel keeps it.
     """
     started = started or start_time(pid)
     end = time.monotonic() + timeout
@@ -132,7 +132,7 @@ def kill(pid: int, started: int | None = None, timeout: float = 20) -> None:
 
 
 def kill_inside(netns: str) -> None:
-    """Kill every process in the named network namespace, but for the lab's own."""
+    """Kill every process in the named network namespace, except for the lab's own."""
     with contextlib.suppress(FileNotFoundError):
         wanted = os.stat(f"/run/netns/{netns}")
         for entry in os.listdir("/proc"):
@@ -144,14 +144,14 @@ def kill_inside(netns: str) -> None:
 
 
 def delete_netns(name: str) -> None:
-    """Delete a named network namespace and what runs in it; harmless if it is gone."""
+    """Delete a named network namespace and its processes; harmless if it does not exist."""
     if os.path.exists(f"/run/netns/{name}"):
         kill_inside(name)
         call(["ip", "netns", "delete", name])
 
 
 def _take_away(directory: Path, record: Record) -> None:
-    with contextlib.ExitStack() as steps:  # last comes first; each is done even if others fail
+    with contextlib.ExitStack() as steps:  # in reverse order; each is done even if others fail
         steps.callback(shutil.rmtree, directory, ignore_errors=True)
         for mount in record.mounts:
             steps.callback(subprocess.run, ["umount", "--lazy", mount], check=False, capture_output=True)
@@ -165,5 +165,5 @@ def _take_away(directory: Path, record: Record) -> None:
 @atexit.register
 def _at_exit() -> None:
     for claim in reversed(_open.copy()):
-        with contextlib.suppress(Exception):  # the others must still have their turn
+        with contextlib.suppress(Exception):  # the other steps must still run
             claim.release()

@@ -37,11 +37,11 @@ exec "$@"
 
 
 class DockerError(LabError):
-    """A docker command or API call that failed; the text has what Docker said."""
+    """A docker command or API call failed; the text has Docker's message."""
 
 
 class Daemon:
-    """A dockerd that can be started and ended, in a capsule that is somebody else's."""
+    """A dockerd that can be started and ended, in a capsule that the caller owns."""
 
     def __init__(
         self, capsule: Capsule, args: Sequence[str] = (), *, live_restore: bool = False, with_busybox: bool = True
@@ -54,17 +54,17 @@ class Daemon:
 
     @property
     def log(self) -> Path:
-        """dockerd's log, of all its starts."""
+        """Return dockerd's log, of all its starts."""
         return self.capsule.share / "dockerd.log"
 
     @property
     def socket(self) -> Path:
-        """The API's socket, ``/run/docker.sock`` inside, as seen from this machine."""
+        """Return the API's socket, ``/run/docker.sock`` inside, as seen from this machine."""
         return self.capsule.inside / "run/docker.sock"
 
     @property
     def pid(self) -> int:
-        """dockerd's pid as this machine numbers it; 0 if it does not run."""
+        """Return dockerd's pid as this machine numbers it; 0 if it does not run."""
         return self._process.pid if self._process and self._process.status is None else 0
 
     def start(self, args: Sequence[str] | None = None, *, wait: bool = True) -> None:
@@ -103,7 +103,7 @@ class Daemon:
             self.load(busybox())
 
     def log_tail(self, lines: int = 25) -> str:
-        """The last lines of dockerd's log."""
+        """Return the last lines of dockerd's log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def stop(self, timeout: float = 60) -> None:
@@ -111,7 +111,7 @@ class Daemon:
         self._end(signal.SIGTERM, timeout)
 
     def kill(self) -> None:
-        """SIGKILL dockerd, and nothing else: containers, their shims and containerd live on."""
+        """Send SIGKILL to dockerd only: containers, their shims and containerd still run."""
         self._end(signal.SIGKILL, 10)
 
     def restart(self, args: Sequence[str] | None = None) -> None:
@@ -131,26 +131,26 @@ class Daemon:
             self._process.wait(timeout)
         self._process = None
 
-    # ── its doors ──
+    # ── commands and API calls ──
 
     def docker(self, *args: str, input: str | None = None, timeout: float = 120) -> str:
-        """Run the docker CLI inside; its stdout without the last newline.  DockerError if it fails."""
+        """Run the docker CLI inside; return its stdout without the last newline. DockerError if it fails."""
         done = self.try_docker(*args, input=input, timeout=timeout)
         if done.returncode:
-            said = f"{done.stdout}{done.stderr}"
-            raise DockerError(f"docker {' '.join(args)}: status {done.returncode}\n{said}")
+            output = f"{done.stdout}{done.stderr}"
+            raise DockerError(f"docker {' '.join(args)}: status {done.returncode}\n{output}")
         return done.stdout.rstrip("\n")
 
     def try_docker(
         self, *args: str, input: str | None = None, timeout: float = 120
     ) -> subprocess.CompletedProcess[str]:
-        """Run the docker CLI inside; the caller looks at returncode, stdout and stderr."""
+        """Run the docker CLI inside; the caller checks returncode, stdout and stderr."""
         return self.capsule.run(["docker", *args], check=False, input=input, timeout=timeout)
 
     def api(self, method: str, path: str, body: object = None, *, timeout: float = 30) -> Any:
-        """Call the API, such as ``api("GET", "/containers/json?all=1")``; the decoded JSON, or None.
+        """Call the API, such as ``api("GET", "/containers/json?all=1")``; return the decoded JSON, or None.
 
-        DockerError if the status is 400 or above; OSError if nobody answers.
+        DockerError if the status is 400 or above; OSError if no process answers.
         """
         connection = _UnixConnection(str(self.socket), timeout)
         try:
@@ -182,7 +182,7 @@ class Daemon:
 
     @contextlib.contextmanager
     def _visible(self, path: Path) -> Iterator[str]:
-        """A file made visible inside for a while, by a hard link (or a copy) in the share."""
+        """Make a file visible inside for a while, by a hard link (or a copy) in the share."""
         there = self.capsule.share / f"{time.monotonic_ns()}-{path.name}"
         try:
             os.link(path, there)

@@ -18,7 +18,7 @@ from .wan import Wan
 
 
 class Engine(Daemon):
-    """dockerd, with its CLI, in a `Host`.  Its docker commands and API calls are in `Daemon`.
+    """dockerd, with its CLI, in a `Host`. Its docker commands and API calls are in `Daemon`.
 
         with Engine("26.1.5") as engine:
             engine.docker("run", "-d", "--name", "web", "-p", "8080:80", "busybox", "sleep", "inf")
@@ -39,7 +39,7 @@ class Engine(Daemon):
         with_busybox: bool = True,
         containerd_store: bool = False,
     ) -> None:
-        """`args` are more arguments for dockerd.  A `host` given here stays the caller's to close.
+        """`args` are more arguments for dockerd. A `host` given here stays the caller's to close.
 
         With `containerd_store` it keeps its images in containerd's store, as Docker 29 does by default.
         """
@@ -65,18 +65,18 @@ class Engine(Daemon):
 
     @property
     def wan(self) -> Wan:
-        """The outsider."""
+        """Return the outsider."""
         return self.host.wan
 
     def reboot(self, *, start: bool = True) -> None:
-        """Pull the host's plug and boot it again, see `Host.reboot`; then start dockerd, if `start`."""
+        """Halt the host and boot it again, see `Host.reboot`; then start dockerd, if `start`."""
         self.host.reboot()
         self.forget()
         if start:
             self.start()
 
     def close(self) -> None:
-        """Take everything away, without an orderly end; a host of the caller's just loses its dockerd."""
+        """Remove everything, without an orderly end; a host of the caller's only loses its dockerd."""
         if self._own_host:
             self.host.close()
             self.forget()
@@ -84,29 +84,29 @@ class Engine(Daemon):
             self.stop()
 
     def inspect(self, container: str) -> dict[str, Any]:
-        """What `docker inspect` says about a container."""
+        """Return the output of `docker inspect` for a container."""
         return dict(self.api("GET", f"/containers/{container}/json"))
 
     def address(self, container: str, network: str = "bridge") -> tuple[str, str]:
-        """A container's addresses on a network: (IPv4, IPv6), "" for one it has not."""
+        """Return a container's addresses on a network: (IPv4, IPv6), "" for one that it does not have."""
         there = self.inspect(container)["NetworkSettings"]["Networks"][network]
         return there["IPAddress"], there["GlobalIPv6Address"]
 
     def pid_of(self, container: str) -> int:
-        """The pid of the container's first process as the *host* numbers it; LabError if it does not run."""
+        """Return the pid of the container's first process as the *host* numbers it; LabError if it does not run."""
         pid = int(self.inspect(container)["State"]["Pid"])
         if not pid:
             raise LabError(f"container {container} is not running")
         return pid
 
     def netns(self, container: str) -> Netns:
-        """The container's network namespace: to probe from, or to run this machine's programs in."""
+        """Return the container's network namespace: to probe from, or to run this machine's programs in."""
         return Netns(f"{self.host.inside}/proc/{self.pid_of(container)}/ns/net")
 
     def serve(
         self, container: str, *, tcp: Iterable[int] = (), udp: Iterable[int] = (), sctp: Iterable[int] = ()
     ) -> Servers:
-        """Echo servers inside the container's network, on all its addresses of both families.
+        """Start echo servers inside the container's network, on all its addresses of both families.
 
         They end with `close` (or the end of a ``with``), and when the container's first process does.
         """
@@ -115,7 +115,7 @@ class Engine(Daemon):
 
 
 def outer_pid(inner: Path) -> int:
-    """The pid on this machine of a capsule's ``/proc/N`` (seen through `Capsule.inside`)."""
+    """Return the pid on this machine of a capsule's ``/proc/N`` (seen through `Capsule.inside`)."""
     # Both procfs show the same process: its pid namespace and start time are the same, and its
     # NSpid line lists the pids in all namespaces, of which this machine's comes first.
     wanted = _ns_pids((inner / "status").read_text())

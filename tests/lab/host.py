@@ -1,4 +1,4 @@
-"""A host: a capsule with a network of its own, plugged into the outside world."""
+"""A capsule with a network of its own, connected to the outside world."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .wan import Wan
 class Host(Capsule):
     """A small machine on a `Wan`, by ``eth0`` (for the first: 198.51.100.1, 2001:db8:ffff::1).
 
-    At `boot` it is as a fresh real machine: forwarding off, no rules, no links but lo and eth0.
+    At `boot` it is like a freshly installed machine: forwarding off, no rules, no links but lo and eth0.
     `reboot` and `halt` lose every process, mount, link and rule; the disk stays.
     """
 
@@ -46,28 +46,28 @@ class Host(Capsule):
         self._net = self.netns
         self._claim.record.netns.append(self.name)
         self._claim.save()
-        self.write("/etc/resolv.conf", f"nameserver {Wan.FAR_V4}\n")  # a name server there is up to the test
+        self.write("/etc/resolv.conf", f"nameserver {Wan.FAR_V4}\n")  # a test may start a name server there
 
     def __enter__(self) -> Host:
         return self
 
     @property
     def v4(self) -> str:
-        """Its address on the wan."""
+        """Return its address on the wan."""
         return self.wan.host_v4(self.number)
 
     @property
     def v6(self) -> str:
-        """Its IPv6 address on the wan."""
+        """Return its IPv6 address on the wan."""
         return self.wan.host_v6(self.number)
 
     @property
     def probe(self) -> Prober:
-        """Probes from the host itself."""
+        """Return probes from the host itself."""
         return self.netns.probe
 
     def boot(self) -> None:
-        """Bring it up, network first."""
+        """Boot it, network first."""
         if not self.running:
             self.netns.make()
             self.wan.wire(self.number, self.netns, advertised=self._advertised)
@@ -84,18 +84,18 @@ class Host(Capsule):
             time.sleep(0.02)
 
     def halt(self) -> None:
-        """Pull the plug: processes, mounts, links, rules are gone when this returns."""
+        """Halt it like a power failure: processes, mounts, links and rules are lost when this returns."""
         super().halt()
         self.wan.unplug(self.number)
         claims.delete_netns(self.name)
 
     def reboot(self) -> None:
-        """Halt and boot.  Nothing is started: a dockerd that ran is the caller's to start."""
+        """Halt and boot. Nothing is started: the caller starts a dockerd that ran before."""
         self.halt()
         self.boot()
 
     def close(self) -> None:
-        """Take everything away, and the wan if it came with this host."""
+        """Remove everything, and the wan if this host made it."""
         super().close()
         if self._own_wan:
             self.wan.close()

@@ -1,4 +1,4 @@
-"""Images without a registry: busybox, and images of Debian packages."""
+"""Make images without a registry: busybox, and images of Debian packages."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def rootfs_image(
     changes: tuple[str, ...] = (),
     suite: str = "trixie",
 ) -> Rootfs:
-    """An image of Debian packages, such as ``rootfs_image("nginx", ("nginx-light",), changes=(…))``.
+    """Return an image of Debian packages, such as ``rootfs_image("nginx", ("nginx-light",), changes=(…))``.
 
-    `files` (path → content, mode 0644) are laid over it.  The first call takes about 25 s; cached
+    `files` (path → content, mode 0644) are added on top. The first call takes about 25 s; cached
     by its contents.
     """
     laid = {path: text.encode() if isinstance(text, str) else text for path, text in (files or {}).items()}
@@ -56,7 +56,7 @@ def rootfs_image(
 
 
 def debian_base(name: str = "debian:trixie-slim") -> Rootfs:
-    """A stand-in for Debian's official base image, which trusts whom this machine trusts."""
+    """Return a substitute for Debian's official base image, with this machine's trusted certificates."""
     trusted = _CA_BUNDLE.read_bytes() if _CA_BUNDLE.exists() else None
     files = {str(_CA_BUNDLE): trusted} if trusted else {}
     suite = name.partition(":")[2].removesuffix("-slim")
@@ -64,7 +64,7 @@ def debian_base(name: str = "debian:trixie-slim") -> Rootfs:
 
 
 def busybox() -> Rootfs:
-    """The image ``busybox``: this machine's static one with all its applets (about 2 MB)."""
+    """Return the image ``busybox``: this machine's static one with all its applets (about 2 MB)."""
     binary = Path(shutil.which("busybox") or "/bin/busybox").resolve()
     if not binary.exists():
         raise LabError("busybox is missing: apt install busybox-static")

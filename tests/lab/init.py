@@ -1,8 +1,8 @@
-"""PID 1 of a capsule: enters its namespaces, makes its mounts, pivots, then reaps and waits.
+"""Run as PID 1 of a capsule: enter its namespaces, make its mounts, pivot, then reap and wait.
 
-Run as a script of its own (``python3 -I -S init.py``), so it imports nothing of the lab.  The first
-line of its stdin is JSON, see `Spec`.  It prints one line on stdout, ``ok PID`` or an error, and ends
-when its stdin ends: that is the lifeline to the process that started it, however that one dies.
+This is a script of its own (``python3 -I -S init.py``), so it imports nothing of the lab. The first
+line of its stdin is JSON, see `Spec`. It prints one line on stdout, ``ok PID`` or an error, and ends
+when its stdin ends, which happens whenever the process that started it dies.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TypedDict
 
 
 class Spec(TypedDict):
-    """What a capsule is made of; all paths are the starter's."""
+    """The parts of a capsule; all paths are the starter's."""
 
     hostname: str
     netns: str | None  # None: stay in the starter's network namespace
@@ -47,7 +47,7 @@ def check(result: int, what: str) -> None:
 
 
 def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str = "") -> None:
-    """mount(2), making the target directory if it is not there."""
+    """Call mount(2); create the target directory if it does not exist."""
     if not os.path.lexists(target):
         os.makedirs(target)
     check(
@@ -59,7 +59,7 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str
 
 
 def setns(path: str, kind: int) -> None:
-    """setns(2) by a path such as /run/netns/NAME."""
+    """Call setns(2) for a path such as /run/netns/NAME."""
     with open(path) as handle:
         check(libc.setns(handle.fileno(), kind), f"setns {path}")
 
@@ -72,7 +72,7 @@ def join(cgroups: list[str]) -> None:
 
 
 def delegate(directory: str) -> None:
-    """Hand all controllers of a v2 group to its children, as far as the kernel lets us."""
+    """Enable all controllers of a v2 group for its children, as far as the kernel permits it."""
     with open(f"{directory}/cgroup.controllers") as controllers:
         for name in controllers.read().split():
             try:
@@ -83,7 +83,7 @@ def delegate(directory: str) -> None:
 
 
 def make_mounts(spec: Spec) -> None:
-    """The capsule's file system at spec["merged"], in this (private) mount namespace."""
+    """Mount the capsule's file system at spec["merged"], in this (private) mount namespace."""
     top = spec["merged"]
     ours = os.open("/", os.O_PATH | os.O_DIRECTORY)
     to_real_root()
@@ -111,16 +111,16 @@ def make_mounts(spec: Spec) -> None:
 
 
 def to_real_root() -> None:
-    """Make the mount namespace's root ours.
+    """Make the mount namespace's root this process's root.
 
-    It is already, unless the starter lives in a chroot.  There "/" is no mount point, and mount and
-    pivot_root refuse it.  Entering the mount namespace that we are in resets our root.
+    It is already, unless the starter is in a chroot. There "/" is no mount point, and mount and
+    pivot_root refuse it. Entering its own mount namespace resets a process's root.
     """
     setns("/proc/self/ns/mnt", NEWNS)
 
 
 def pivot(top: str) -> None:
-    """Make `top` the root and let go of everything else."""
+    """Make `top` the root and unmount everything else."""
     there = os.open(top, os.O_PATH | os.O_DIRECTORY)
     to_real_root()
     os.fchdir(there)
@@ -132,7 +132,7 @@ def pivot(top: str) -> None:
 
 
 def be_init(spec: Spec) -> None:
-    """The life of PID 1."""
+    """Do the work of PID 1 until the lifeline ends."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # orphans are reaped by the kernel
     socket.sethostname(spec["hostname"])
     make_mounts(spec)
@@ -149,20 +149,20 @@ def main() -> None:
     join(spec["leaf"])
     for leaf in spec["leaf"]:  # only now: a v2 group that has processes cannot hand controllers down
         delegate(os.path.dirname(leaf))
-    said, say = os.pipe()
+    reader, writer = os.pipe()
     child = os.fork()
     if not child:
         try:
             be_init(spec)
         except OSError as error:
-            os.write(say, str(error).encode())
+            os.write(writer, str(error).encode())
             os._exit(1)
-        os.close(say)
+        os.close(writer)
         os.close(1)
         os.read(0, 1)  # until the lifeline ends
         os._exit(0)
-    os.close(say)
-    trouble = os.read(said, 4096).decode()
+    os.close(writer)
+    trouble = os.read(reader, 4096).decode()
     os.write(1, f"{trouble or f'ok {child}'}\n".encode())
     os.close(1)
     os.waitpid(child, 0)

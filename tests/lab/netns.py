@@ -1,4 +1,4 @@
-"""Network namespaces: run programs of this machine in them, and shape them with `ip`."""
+"""Run programs of this machine in network namespaces, and configure these with `ip`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORWARDING = {"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1}
 class Netns:
     """A network namespace, by the path of its file (say ``/run/netns/NAME``).
 
-    It may be a container's: `Engine.netns` gives that.  Programs run here are those of *this*
+    It may be a container's: `Engine.netns` gives that. Programs run here are those of *this*
     machine's file system; only their network is another one.
     """
 
@@ -27,12 +27,12 @@ class Netns:
 
     @property
     def prefix(self) -> list[str]:
-        """Words to put before a command to run it in here."""
+        """Return the words to put before a command to run it in this namespace."""
         return ["nsenter", f"--net={self.path}", "--"]
 
     @property
     def probe(self) -> Prober:
-        """Probes that start in here."""
+        """Return probes that start in this namespace."""
         from .probe import Prober
 
         return Prober(self.path)
@@ -61,17 +61,17 @@ class Netns:
 
 
 class NamedNetns(Netns):
-    """A namespace of our own with a name, as `ip netns list` shows it."""
+    """A namespace of the lab's own with a name, as `ip netns list` shows it."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"/run/netns/{name}")
         self.name = name
 
     def make(self) -> None:
-        """Make it, with what a freshly booted machine has: loopback, and no forwarding."""
+        """Create it like the network of a freshly booted machine: loopback, and no forwarding."""
         call(["ip", "netns", "add", self.name])
         fresh: dict[str, int | str] = {
-            # IPv4 settings would else be copies of this machine's
+            # otherwise IPv4 settings are copies of this machine's
             "net/ipv4/conf/all/forwarding": 0,
             "net/ipv4/conf/default/forwarding": 0,
             "net/ipv6/conf/all/forwarding": 0,
@@ -81,7 +81,7 @@ class NamedNetns(Netns):
             # No duplicate address detection: addresses work at once.
             "net/ipv6/conf/all/accept_dad": 0,
             "net/ipv6/conf/default/accept_dad": 0,
-            # Else only the first six refusals by ICMP are told, and further ones look like silence.
+            # Otherwise only the first six refusals by ICMP are reported, and further ones look like silence.
             "net/ipv4/icmp_ratelimit": 0,
             "net/ipv6/icmp/ratelimit": 0,
         }
@@ -92,7 +92,7 @@ class NamedNetns(Netns):
 def finish(
     argv: Sequence[str], *, check: bool, input: str | None, timeout: float, shown: Sequence[str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """subprocess.run as the lab uses it: text, captured, errors as LabError with the output."""
+    """Call subprocess.run as the lab needs it: text, captured, errors as LabError with the output."""
     shown = shown or argv
     try:
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Images of several variants (platforms), as an OCI archive that `docker load` takes; no registry, no buildx."""
+"""Make images of several variants (platforms), as an OCI archive that `docker load` takes; no registry, no buildx."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CONFIG, _LAYER, _MANIFEST, _INDEX = (
 class Variant:
     """One image of an index: its platform, such as ``linux/386``, and the labels of its config.
 
-    Each has the same busybox of this machine, whatever its platform says.
+    Each has the same busybox of this machine, whatever its platform is.
     """
 
     platform: str
@@ -56,9 +56,10 @@ def _manifest(blobs: dict[str, bytes], variant: Variant, packed: dict[str, Any],
     system, architecture, *more = variant.platform.split("/")
     platform = {"os": system, "architecture": architecture, **({"variant": more[0]} if more else {})}
     config = {
-        **platform, "config": {"Cmd": ["sh"], "Labels": dict(variant.labels)},
+        **platform,
+        "config": {"Cmd": ["sh"], "Labels": dict(variant.labels)},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
-    }  # fmt: skip
+    }
     described = _put(blobs, _CONFIG, json.dumps(config).encode())
     text = _json(_MANIFEST, config=described, layers=[packed])
     return {**_put(blobs, _MANIFEST, text), "platform": platform}

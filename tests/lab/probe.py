@@ -1,4 +1,4 @@
-"""Probes, echo servers and hammers in any network namespace; see `Prober`.
+"""Start probes, echo servers and hammers in any network namespace; see `Prober`.
 
 wan.probe.tcp("2001:db8:1::2", 80)                  # "open", "refused", "silent" or "unsent"
 wan.probe([("tcp", a, 80), ("udp", a, 53), ("ping", a)])   # all at once: {target: verdict}
@@ -29,7 +29,7 @@ Verdict = Literal["open", "refused", "silent", "unsent"]
 #: (proto, address, port), or ("ping", address)
 Target = tuple[str, str, int] | tuple[str, str]
 
-#: seconds after which silence is silence
+#: seconds without an answer after which a probe is silent
 TIMEOUT = 0.4
 #: seconds that a TCP server which accepted has to introduce itself (the lab's do so at once)
 LINGER = 0.1
@@ -37,14 +37,14 @@ LINGER = 0.1
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a probe."""
+    """The answer to a probe."""
 
     verdict: Verdict
     #: the lab server's name, or the first words of another; the error's name if refused or unsent
     detail: str
     #: how long it took, in milliseconds
     ms: float
-    #: the client's address and port as a lab server saw them ("" and 0: not one of ours)
+    #: the client's address and port as a lab server saw them ("" and 0: not a lab server)
     peer: str = ""
     peer_port: int = 0
 
@@ -66,17 +66,17 @@ class Volley:
 
     @property
     def opened(self) -> list[Shot]:
-        """Those that were answered."""
+        """Return the probes that were answered."""
         return [shot for shot in self.shots if shot.verdict == "open"]
 
     @property
     def failed(self) -> list[Shot]:
-        """Those that were not."""
+        """Return the probes that were not answered."""
         return [shot for shot in self.shots if shot.verdict != "open"]
 
     @property
     def longest_gap(self) -> float:
-        """The longest time, in seconds, between two answered probes (0 with less than two)."""
+        """Return the longest time, in seconds, between two answered probes (0 with less than two)."""
         times = [shot.at for shot in self.opened]
         return max((b - a for a, b in itertools.pairwise(times)), default=0.0)
 
@@ -108,14 +108,14 @@ class Agent:
 
     @classmethod
     def get(cls) -> Agent:
-        """The agent; a new one if the last died."""
+        """Return the agent; a new one if the last one died."""
         with cls._lock:
             if cls._it is None or cls._it._process.poll() is not None:
                 cls._it = Agent()
             return cls._it
 
     def ask(self, do: str, wait: float = 60, **arguments: Any) -> Any:
-        """Carry out a request; LabError if it fails or takes longer than `wait` seconds."""
+        """Make a request; LabError if it fails or takes longer than `wait` seconds."""
         future: Future[Any] = Future()
         with self._lock:
             number = next(self._numbers)
@@ -167,8 +167,11 @@ class Prober:
         source: str | None = None,
         source_port: int = 0,
     ) -> dict[Target, Answer]:
-        """Probe all targets at once.  `timeout` (seconds) is when silence is silence; `source` is an
-        address of this namespace to send from.  A namespace that is not there is a LabError."""
+        """Probe all targets at once; return each one's answer.
+
+        After `timeout` seconds without an answer a target is silent; `source` is an address of this namespace to send
+        from. A namespace that does not exist is a LabError.
+        """
         wanted = list(dict.fromkeys(targets))
         found = Agent.get().ask(
             "probe",
@@ -183,27 +186,27 @@ class Prober:
         return {target: Answer(**answer) for target, answer in zip(wanted, found, strict=True)}
 
     def __call__(self, targets: Iterable[Target], **options: Any) -> dict[Target, Verdict]:
-        """The verdicts alone; options as of `ask`."""
+        """Return the verdicts alone; options as of `ask`."""
         return {target: answer.verdict for target, answer in self.ask(targets, **options).items()}
 
     def one(self, target: Target, **options: Any) -> Answer:
-        """One probe's whole answer; options as of `ask`."""
+        """Return one probe's whole answer; options as of `ask`."""
         return self.ask([target], **options)[target]
 
     def tcp(self, address: str, port: int, **options: Any) -> Verdict:
-        """Does somebody accept connections there?  (An acceptor that hangs up at once is "refused".)"""
+        """Connect to a TCP server; return the verdict. A server that disconnects at once is "refused"."""
         return self.one(("tcp", address, port), **options).verdict
 
     def udp(self, address: str, port: int, **options: Any) -> Verdict:
-        """Does a datagram get a reply?"""
+        """Send a UDP datagram; return the verdict."""
         return self.one(("udp", address, port), **options).verdict
 
     def sctp(self, address: str, port: int, **options: Any) -> Verdict:
-        """Does an INIT get an INIT-ACK?"""
+        """Send an SCTP INIT; return the verdict."""
         return self.one(("sctp", address, port), **options).verdict
 
     def ping(self, address: str, **options: Any) -> Verdict:
-        """Does an echo request get its reply?"""
+        """Send an echo request; return the verdict."""
         return self.one(("ping", address), **options).verdict
 
     def hammer(
@@ -221,13 +224,13 @@ class Prober:
         name: str = "lab",
         watch: int = 0,
     ) -> Servers:
-        """Start echo servers here, both families.  They end with `close`, or with the process `watch`."""
+        """Start echo servers here, both families. They end with `close`, or with the process `watch`."""
         ports = {"tcp": list(tcp), "udp": list(udp), "sctp": list(sctp)}
         return Servers(netns=self.netns, name=name, watch=watch, **ports)
 
 
 class Hammer:
-    """Background probing, by `Prober.hammer`.  Use it in a `with`, or call `stop`."""
+    """Background probing, by `Prober.hammer`. Use it in a `with`, or call `stop`."""
 
     def __init__(
         self, netns: str, targets: tuple[Target, ...], every: float, timeout: float, source: str | None
@@ -245,7 +248,7 @@ class Hammer:
         )
 
     def stop(self) -> Volley:
-        """Stop and tell what happened; the last probes may take their time-out to end."""
+        """Stop and return the result; the last probes may take their time-out to end."""
         if not self._stopped:
             self._stopped = True
             shots = Agent.get().ask("stop", ident=self._ident)
@@ -268,7 +271,7 @@ class Servers:
         Agent.get().ask("serve", ident=self._ident, **what)
 
     def seen(self) -> list[dict[str, Any]]:
-        """All that arrived: dicts of proto, port, peer (address), at (monotonic time)."""
+        """Return all that arrived: dicts of proto, port, peer (address), at (monotonic time)."""
         return list(Agent.get().ask("seen", ident=self._ident))
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ http: {{addr: "{address}"}}
 
 
 class Registry:
-    """A registry that engines reach at `address`; empty at first, gone at the end.
+    """A registry that engines reach at `address`; empty at first, removed at the end.
 
         with Wan() as wan, Registry(wan) as registry:
             with Engine(wan=wan, args=[registry.insecure]) as engine:
@@ -39,7 +39,7 @@ class Registry:
 
     @property
     def insecure(self) -> str:
-        """dockerd's argument to talk to it without TLS."""
+        """Return dockerd's argument to use it without TLS."""
         return f"--insecure-registry={self.address}"
 
     def start(self, timeout: float = 20) -> None:
@@ -63,7 +63,7 @@ class Registry:
             time.sleep(0.02)
 
     def close(self) -> None:
-        """End it, with all it holds."""
+        """End it, and delete its content."""
         self.capsule.close()
 
     def __enter__(self) -> Registry:

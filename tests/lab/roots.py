@@ -1,6 +1,6 @@
-"""Root file systems: a Debian with a Docker engine in it, made by mmdebstrap and cached.
+"""Make root file systems: a Debian with a Docker engine in it, made by mmdebstrap and cached.
 
-A root in the cache is never written to after it was made: a `Capsule` lays an overlay over it.
+A root in the cache is never changed after it was made: a `Capsule` mounts an overlay on it.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _LEAVE_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/u
 
 
 def mirror() -> str:
-    """The Debian mirror to use (``$FW_LAB_MIRROR``)."""
+    """Return the Debian mirror to use (``$FW_LAB_MIRROR``)."""
     return os.environ.get("FW_LAB_MIRROR", "http://deb.debian.org/debian")
 
 
 def engine_root(version: str = DEFAULT, extra: tuple[str, ...] = ()) -> Path:
-    """The directory with the root of engine `version`; the first call makes it (about 45 s).
+    """Return the directory with the root of engine `version`; the first call makes it (about 45 s).
 
     `extra` names more Debian packages to have in it (say ``("ufw",)``); each set is a root of its
-    own.  If Debian has moved to another engine version meanwhile, says so on stderr and goes on.
+    own. If Debian has another engine version meanwhile, a message on stderr says so.
     """
     suite = ENGINES.get(version)
     if suite is None:
@@ -58,7 +58,7 @@ def engine_root(version: str = DEFAULT, extra: tuple[str, ...] = ()) -> Path:
 
 
 def engine_version(root: Path) -> str:
-    """The version of the Docker engine installed in `root`, such as ``26.1.5``."""
+    """Return the version of the Docker engine installed in `root`, such as ``26.1.5``."""
     status = (root / "var/lib/dpkg/status").read_text()
     match = re.search(r"^Package: docker\.io\n(?:.+\n)*?Version: (?:\d+:)?([\d.]+)", status, re.MULTILINE)
     if match is None:
@@ -69,7 +69,7 @@ def engine_version(root: Path) -> str:
 def debootstrap(suite: str, packages: tuple[str, ...], target: Path, *, overlay: Path | None = None) -> None:
     """Make a minimal Debian `suite` with `packages` at `target`: a directory, or with `overlay` a tar.
 
-    The files below `overlay` are laid over it at the end.
+    The files below `overlay` are copied over it at the end.
     """
     if shutil.which("mmdebstrap") is None:
         raise LabError("mmdebstrap is missing: apt install mmdebstrap debian-archive-keyring")
@@ -90,7 +90,7 @@ def debootstrap(suite: str, packages: tuple[str, ...], target: Path, *, overlay:
 
 
 def _keyrings() -> list[Path]:
-    """Debian's keys: this machine's, and those in roots already made, which may be newer."""
+    """Return Debian's keys: this machine's, and those in roots already made, which may be newer."""
     inside = "usr/share/keyrings/debian-archive-keyring.gpg"
     found = [Path("/") / inside, *sorted(cache().glob(f"roots/*/{inside}"))]
     found = [path for path in found if path.exists()]

@@ -1,7 +1,7 @@
-"""Where the lab keeps what it makes: the cache (roots, images), locks, and progress lines.
+"""Keep the lab's cache (roots, images) and locks, and print progress lines.
 
-Everything lives outside the repository, below ``$FW_LAB_CACHE`` (default
-``/var/cache/docker-fw-lab``).  Things in the cache are named after a hash of their recipe, so a
+Everything is outside the repository, below ``$FW_LAB_CACHE`` (default
+``/var/cache/docker-fw-lab``). Things in the cache are named after a hash of their recipe, so a
 changed recipe makes a new one and two checkouts can share a cache.
 """
 
@@ -21,11 +21,11 @@ from pathlib import Path
 
 
 class LabError(Exception):
-    """Anything the lab could not do; the text is meant for a person."""
+    """The lab could not do something; the text is for a person."""
 
 
 def cache() -> Path:
-    """The cache's directory (made if needed)."""
+    """Return the cache's directory (made if needed)."""
     path = Path(os.environ.get("FW_LAB_CACHE", "/var/cache/docker-fw-lab"))
     path.mkdir(parents=True, exist_ok=True)
     return path
@@ -37,13 +37,13 @@ def say(text: str) -> None:
 
 
 def digest(*parts: object) -> str:
-    """A short stable hash of `parts` (their repr), for names in the cache."""
+    """Return a short stable hash of `parts` (their repr), for names in the cache."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
 @contextlib.contextmanager
 def locked(name: str, *, wait: bool = True) -> Iterator[None]:
-    """Hold the machine-wide lock `name`; waits for another process that holds it, or BlockingIOError."""
+    """Take the machine-wide lock `name`; wait while another process has it, or raise BlockingIOError."""
     locks = cache() / "locks"
     locks.mkdir(exist_ok=True)
     with open(locks / f"{name}.lock", "w") as handle:
@@ -58,10 +58,10 @@ def locked(name: str, *, wait: bool = True) -> Iterator[None]:
 
 
 def cached(kind: str, name: str, title: str, make: Callable[[Path], None]) -> Path:
-    """The cached file or directory ``<cache>/<kind>/<name>``, made by `make` if it is not there.
+    """Return the cached file or directory ``<cache>/<kind>/<name>``, made by `make` if it does not exist.
 
     `make` gets a path to create in a temporary directory on the same file system; the result is
-    renamed into place, so what is in the cache is always whole.  `title` is shown while it runs.
+    renamed into place, so everything in the cache is always complete. `title` is shown while it runs.
     """
     target = cache() / kind / name
     if target.exists():

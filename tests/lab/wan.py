@@ -1,4 +1,4 @@
-"""The outside world: one network that hosts hang on, with an outsider on it."""
+"""The outside world: one network that hosts are connected to, with an outsider on it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .claims import Claim
 from .netns import NamedNetns
 from .probe import Agent
 
-#: what an outsider reaches by way of a host: container prefixes, public and private
+#: the prefixes that an outsider reaches through a host: containers', public and private
 BEHIND_HOST = ("2001:db8::/32", "fd00::/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")
 
 
@@ -18,7 +18,7 @@ class Wan(NamedNetns):
     It has ``198.51.100.2`` and ``2001:db8:ffff::2`` on the network that the hosts are on, and plays
     "the Internet" by ``203.0.113.7`` and ``2001:db8:5::7``, which hosts reach by their default route.
     The first host (``.1``, ``::1``) gets the wan's routes to all container prefixes: an outsider can
-    try a container's address directly.  There is no route to ``203.0.113.0/24`` elsewhere, and none
+    try a container's address directly. There is no route to ``203.0.113.0/24`` elsewhere, and none
     back to a container's IPv4 but through the host, so masquerading shows by the source address.
     """
 
@@ -32,7 +32,7 @@ class Wan(NamedNetns):
         self._claim.save()
         self._hosts = 0
         self.make()
-        # The bridge forwards frames between hosts without asking any rule.
+        # The bridge forwards frames between hosts without any rule.
         self.ip(
             "link add lan type bridge stp_state 0 mcast_snooping 0 nf_call_iptables 0 nf_call_ip6tables 0",
             f"addr add {self.V4}/24 dev lan",
@@ -41,7 +41,7 @@ class Wan(NamedNetns):
             f"addr add {self.FAR_V6}/128 dev lo",
             "link set lan up",
         )
-        if Path("/proc/sys/net/bridge").exists():  # br_netfilter is there
+        if Path("/proc/sys/net/bridge").exists():  # br_netfilter is loaded
             self.sysctl({f"net/bridge/bridge-nf-call-{kind}": 0 for kind in ("iptables", "ip6tables")})
 
     def __enter__(self) -> Wan:
@@ -51,16 +51,16 @@ class Wan(NamedNetns):
         self.close()
 
     def close(self) -> None:
-        """Take it away, and what runs in it."""
+        """Remove it, with its processes."""
         self._claim.release()
 
     def attach(self) -> int:
-        """A number for a new host on this network: 1, 3, 4, … (2 is the wan itself)."""
+        """Return a number for a new host on this network: 1, 3, 4, … (2 is the wan itself)."""
         self._hosts += 1
         return self._hosts + (self._hosts > 1)
 
     def wire(self, number: int, host: NamedNetns, *, advertised: bool = False) -> None:
-        """Plug host `number` in, as a machine that just booted: link ``eth0``, addresses, routes.
+        """Connect host `number`, like a machine that has just booted: link ``eth0``, addresses, routes.
 
         If `advertised`, its IPv6 default route is not set but learnt from `advertise`.
         """
@@ -77,11 +77,11 @@ class Wan(NamedNetns):
             self.route(number, *BEHIND_HOST)
 
     def unplug(self, number: int) -> None:
-        """Pull the plug of host `number`: its link and the routes by way of it are gone."""
+        """Disconnect host `number`: its link and the routes through it are removed."""
         self.run(["ip", "link", "delete", f"host{number}"], check=False)
 
     def route(self, number: int, *prefixes: str) -> None:
-        """Send the prefixes by way of host `number` (replacing other routes to them)."""
+        """Route the prefixes through host `number` (replacing other routes to them)."""
         for prefix in prefixes:
             via = self.host_v6(number) if ":" in prefix else self.host_v4(number)
             self.ip(f"route replace {prefix} via {via}")
@@ -89,16 +89,16 @@ class Wan(NamedNetns):
     def advertise(self, lifetime: int = 1800) -> None:
         """Send one router advertisement to all hosts: "I am your default router, for `lifetime` seconds".
 
-        A `lifetime` of 0 takes it back.  Hosts see the wan by a link-local address.
+        A `lifetime` of 0 withdraws it. Hosts see the wan by a link-local address.
         """
         Agent.get().ask("advertise", netns=self.path, link="lan", lifetime=lifetime)
 
     @staticmethod
     def host_v4(number: int) -> str:
-        """The IPv4 address of a host on this network."""
+        """Return the IPv4 address of a host on this network."""
         return f"198.51.100.{number}"
 
     @staticmethod
     def host_v6(number: int) -> str:
-        """The IPv6 address of a host on this network."""
+        """Return the IPv6 address of a host on this network."""
         return f"2001:db8:ffff::{number}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from plugin.labels.keys import KEYS
 from plugin.labels.parser import parse
 from plugin.labels.peer_kinds import NAMED
+from plugin.nftables.sets import SETS
 from plugin.protocols import PORTLESS, WITH_PORTS
 from plugin.settings import SETTINGS, read
 from tests import reference
@@ -91,6 +92,15 @@ def test_files_that_the_readme_names_are_there() -> None:
             assert name[1:] in {heading.lower().replace(" ", "-") for heading in headings}
         else:
             assert (ROOT / name).exists(), name
+
+
+def test_sets_that_users_list_are_there() -> None:
+    """`nft list set inet docker-fw NAME` and "the set `NAME`" in the users' documents name sets of the table."""
+    for name in ("README.md", "LABELS.md", "SECURITY.md", "CHANGELOG.md"):
+        text = (ROOT / name).read_text()
+        named = re.findall(r"nft list set inet docker-fw (\w+)|\bthe set `(\w+)`", text)
+        assert {first or second for first, second in named} <= set(SETS), name
+    assert "nft list set inet docker-fw lease" in README
 
 
 def test_the_version_is_one() -> None:

@@ -64,7 +64,7 @@ def run(fw: Fw, seed: int, minutes: float) -> tuple[list[Row], list[Usage]]:
     draw, end = random.Random(seed), time.monotonic() + minutes * 60
     rows: list[Row] = []
     used: list[Usage] = []
-    with Bed(fw).standing() as bed:
+    with Bed(fw).created() as bed:
         print(HEADER, flush=True)
         while time.monotonic() < end:
             for blow in draw.sample(BLOWS, len(BLOWS)):
@@ -90,8 +90,10 @@ def main() -> int:
         rows, used = run(fw, given.seed, given.minutes)
         left = leaks(fw)
     broken = [row for row in rows if row.broken]
-    print(f"{len(rows)} blows, {sum(row.shots for row in rows)} shots, {sum(len(row.opened) for row in rows)} opened,"
-          f" slowest back {max(row.back for row in rows):.2f} s, {len(broken)} broken{left}")  # fmt: skip
+    print(
+        f"{len(rows)} blows, {sum(row.shots for row in rows)} shots, {sum(len(row.opened) for row in rows)} opened,"
+        f" slowest back {max(row.back for row in rows):.2f} s, {len(broken)} broken{left}"
+    )
     return 1 if broken or left or any(each.too_much for each in used) else 0
 
 

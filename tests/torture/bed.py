@@ -170,7 +170,7 @@ class Bed:
         return Row(blow.__name__, len(hammer.result.shots), wrong, gap, back, self.within, trouble)
 
     @contextmanager
-    def standing(self) -> Iterator[Bed]:
+    def created(self) -> Iterator[Bed]:
         """Create the bed, with all open that should be; remove it afterwards."""
         self.unmake()
         try:

@@ -18,7 +18,7 @@ Blow = Callable[[Bed], None]
 
 def _killed(bed: Bed, victims: list[str]) -> None:
     bed.fw.host.run(["kill", "-9", *victims], check=False)
-    until(lambda: not set(victims) & set(bed.fw.pids()), "they are gone")
+    until(lambda: not set(victims) & set(bed.fw.pids()), "the plugin's processes have ended")
     until(bed.fw.answers, "the plugin answers again")
 
 
@@ -173,7 +173,7 @@ def state_files(fw: Fw) -> list[Path]:
 
 
 def _state_spoilt(bed: Bed, spoil: Callable[[Path], object]) -> None:
-    """Damage the state, and do what the documentation says: networks are removed and created again."""
+    """Damage the state, and follow the documentation: networks are removed and created again."""
     bed.fw.engine.docker("plugin", "disable", "-f", bed.fw.driver)
     for path in state_files(bed.fw):
         spoil(path)

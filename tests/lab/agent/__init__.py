@@ -1,1 +1,1 @@
-"""The lab's agent, a process of its own; see `__main__`.  The lab talks to it by `tests.lab.probe`."""
+"""The lab's agent, a process of its own; see `__main__`. The lab uses it through `tests.lab.probe`."""

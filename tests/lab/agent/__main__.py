@@ -1,4 +1,4 @@
-"""The agent: one process that probes from, and serves in, any network namespace.
+"""Run the agent: one process that probes from, and serves in, any network namespace.
 
 Requests and replies are JSON lines on stdin and stdout; it ends when stdin ends.
 """
@@ -20,13 +20,13 @@ from .servers import Servers
 
 
 class Agent:
-    """The requests; each public method is one."""
+    """The agent's requests: each public method is one."""
 
     def __init__(self) -> None:
         self.things: dict[int, Servers | Hammer] = {}
 
     async def probe(self, netns: str, probes: list[list[Any]], **more: Any) -> list[Answer]:
-        """All probes at once."""
+        """Probe all targets at once."""
         return list(await asyncio.gather(*(probe(netns, *each, **more) for each in probes)))
 
     async def serve(self, ident: int, **more: Any) -> None:
@@ -42,17 +42,17 @@ class Agent:
             sock.sendto(struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, lifetime, 0, 0), ("ff02::1", 0, 0, index))
 
     async def seen(self, ident: int) -> list[Answer]:
-        """What arrived at the servers."""
+        """Return the data that arrived at the servers."""
         servers = self.things[ident]
         assert isinstance(servers, Servers)
         return servers.seen
 
     async def hammer(self, ident: int, **more: Any) -> None:
-        """Start a hammer."""
+        """Start a hammer under the number `ident`."""
         self.things[ident] = Hammer(**more)
 
     async def stop(self, ident: int) -> list[list[Any]]:
-        """Stop what has that number."""
+        """Stop the hammer or servers with that number."""
         thing = self.things.pop(ident)
         if isinstance(thing, Hammer):
             return await thing.stop()
@@ -73,7 +73,7 @@ async def handle(agent: Agent, line: bytes) -> None:
 
 
 async def main() -> None:
-    """Until stdin ends."""
+    """Serve requests until stdin ends."""
     agent, tasks = Agent(), set()
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=1 << 24)

@@ -1,4 +1,4 @@
-"""Steady background probing."""
+"""Probe steadily in the background."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .probes import probe
 
 
 class Hammer:
-    """Probes sent at a steady pace, each of which can be silent without holding up the next."""
+    """Probes sent at a steady pace. One without an answer does not delay the next."""
 
     def __init__(self, netns: str, targets: list[list[Any]], every: float, timeout: float, source: str | None) -> None:
         self.netns, self.targets, self.source = netns, targets, source
@@ -20,7 +20,7 @@ class Hammer:
         self.task = asyncio.create_task(self.run())
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Send probes until cancelled."""
         due = time.monotonic()
         while True:
             for index in range(len(self.targets)):
@@ -33,14 +33,14 @@ class Hammer:
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
 
     async def shoot(self, index: int) -> None:
-        """One probe."""
+        """Send one probe."""
         proto, target, port = self.targets[index]
         sent = time.monotonic()
         found = await probe(self.netns, proto, target, port, self.timeout, 0, self.source)
         self.shots.append([index, sent, found["verdict"]])
 
     async def stop(self) -> list[list[Any]]:
-        """Stop, wait for the last answers, and tell all shots in the order they were sent."""
+        """Stop, wait for the last answers, and return all shots in the order in which they were sent."""
         self.task.cancel()
         await asyncio.gather(*self.flying)
         return sorted(self.shots, key=lambda shot: shot[1])

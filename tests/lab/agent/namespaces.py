@@ -1,7 +1,7 @@
-"""Making sockets in other network namespaces.
+"""Make sockets in other network namespaces.
 
-A socket belongs for ever to the namespace it was made in, so the agent enters a namespace just to
-make sockets and goes home again, home being an empty namespace of its own.
+A socket always belongs to the namespace in which it was created. So the agent enters a namespace only to create
+sockets, and then returns to an empty namespace of its own.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from collections.abc import Iterator
 NEWNET = 0x40000000
 
 libc = ctypes.CDLL(None, use_errno=True)
-#: a descriptor of the namespace to go home to
+#: a descriptor of the agent's own namespace
 _home: list[int] = []
 
 
 class NoSuchNamespace(Exception):
-    """The namespace to work in is not there."""
+    """The requested namespace does not exist."""
 
 
 def leave_for_home() -> None:
-    """Leave the starter's namespace for an empty one, once and for all."""
+    """Leave the starter's namespace permanently, for an empty one."""
     if libc.unshare(NEWNET):
         raise OSError(ctypes.get_errno(), "unshare")
     _home[:] = [os.open("/proc/self/ns/net", os.O_RDONLY)]
@@ -32,7 +32,7 @@ def leave_for_home() -> None:
 
 @contextlib.contextmanager
 def inside(netns: str) -> Iterator[None]:
-    """Sockets made in this block belong to the namespace of that file.  Never await in it."""
+    """Create sockets of this block in the namespace of that file. The block must not await."""
     try:
         there = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -49,5 +49,5 @@ def inside(netns: str) -> Iterator[None]:
 
 
 def family(address: str) -> socket.AddressFamily:
-    """By the look of the address."""
+    """Return the address family, by the form of the address."""
     return socket.AF_INET6 if ":" in address else socket.AF_INET

@@ -1,6 +1,6 @@
-"""Probes: one connection, datagram or echo request each, and a verdict on what came back.
+"""Send probes: one connection, datagram or echo request each, and a verdict on the answer.
 
-Verdicts: "open"; "refused" (reset, or an ICMP error: somebody said no); "silent" (nothing came);
+Verdicts: "open"; "refused" (reset, or an ICMP error); "silent" (nothing came);
 "unsent" (this namespace could not send it: no route, no such source address).
 """
 
@@ -23,12 +23,12 @@ Answer = dict[str, Any]
 
 
 def answer(verdict: str, began: float, detail: str = "", **more: Any) -> Answer:
-    """The answer to one probe; `began` is a monotonic time."""
+    """Return the answer to one probe; `began` is a monotonic time."""
     return {"verdict": verdict, "detail": detail, "ms": round((time.monotonic() - began) * 1000, 3), **more}
 
 
 def refusal(error: OSError, began: float, local: bool) -> Answer:
-    """What an error says: refused by somebody out there, or never sent."""
+    """Return the answer that an error means: refused by a remote host, or never sent."""
     name = errno.errorcode.get(error.errno or 0, str(error))
     if error.errno == errno.EPERM:  # this namespace's own rules dropped it on its way out
         return answer("silent", began, name)
@@ -36,7 +36,7 @@ def refusal(error: OSError, began: float, local: bool) -> Answer:
 
 
 def prepare(netns: str, proto: str, target: str, source: str | None, source_port: int) -> socket.socket:
-    """A non-blocking socket for a probe."""
+    """Return a non-blocking socket for a probe."""
     fam = family(target)
     kinds = {
         "tcp": (socket.SOCK_STREAM, 0),
@@ -63,7 +63,7 @@ async def probe(
     source: str | None = None,
     source_port: int = 0,
 ) -> Answer:
-    """One probe; `linger` (seconds) is how long a TCP server has to say something."""
+    """Send one probe; `linger` is the time in seconds that a TCP server has to send something."""
     began = time.monotonic()
     local = True  # an error before anything has been sent is not an answer
     try:
@@ -87,7 +87,7 @@ async def probe(
 
 
 async def tcp(sock: socket.socket, target: str, port: int, began: float, timeout: float, linger: float) -> Answer:
-    """Connect, and hear what the server says first.  Without `linger` a completed handshake is "open"."""
+    """Connect, and receive the server's first data. Without `linger` a completed handshake is "open"."""
     loop = asyncio.get_running_loop()
     try:
         await asyncio.wait_for(loop.sock_connect(sock, (target, port)), timeout)
@@ -104,15 +104,15 @@ async def tcp(sock: socket.socket, target: str, port: int, began: float, timeout
             return answer("open", began, "reset at once")
         raise OSError(code, "") from error
     try:
-        said = await asyncio.wait_for(loop.sock_recv(sock, 4096), linger) if linger else b"-"
+        received = await asyncio.wait_for(loop.sock_recv(sock, 4096), linger) if linger else b"-"
     except TimeoutError:
-        said = b"-"
+        received = b"-"
     except ConnectionResetError:
-        said = b""
+        received = b""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # no TIME_WAIT
-    found = answer("open" if said else "refused", began, "closed at once" if not said else "")
+    found = answer("open" if received else "refused", began, "closed at once" if not received else "")
     found["ms"] = round((connected - began) * 1000, 3)
-    return found | (heard(said) if said not in (b"", b"-") else {})
+    return found | (heard(received) if received not in (b"", b"-") else {})
 
 
 async def udp(sock: socket.socket, target: str, port: int, began: float) -> Answer:
@@ -120,13 +120,13 @@ async def udp(sock: socket.socket, target: str, port: int, began: float) -> Answ
     loop = asyncio.get_running_loop()
     hear_errors(sock)
     await loop.sock_sendall(sock, b"lab")
-    said = await loop.sock_recv(sock, 4096)
-    return answer("open", began) | heard(said)
+    received = await loop.sock_recv(sock, 4096)
+    return answer("open", began) | heard(received)
 
 
-def heard(said: bytes) -> Answer:
-    """The lab's own servers introduce themselves in JSON; of others the text is kept."""
-    text = said.decode(errors="replace").strip()
+def heard(received: bytes) -> Answer:
+    """Parse the JSON in which the lab's own servers introduce themselves; of other servers keep the text."""
+    text = received.decode(errors="replace").strip()
     try:
         intro = json.loads(text)
         return {"detail": intro["server"], "peer": intro["peer"], "peer_port": intro["peer_port"]}
@@ -135,7 +135,7 @@ def heard(said: bytes) -> Answer:
 
 
 def checksum(data: bytes) -> int:
-    """The Internet's checksum (RFC 1071)."""
+    """Return the Internet checksum (RFC 1071)."""
     data += b"\0" * (len(data) % 2)
     total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
@@ -144,7 +144,7 @@ def checksum(data: bytes) -> int:
 
 
 async def ping(sock: socket.socket, target: str, port: int, began: float) -> Answer:
-    """An echo request; the reply is "open", an ICMP error about it "refused"."""
+    """Send an echo request; a reply is "open", an ICMP error about it "refused"."""
     loop = asyncio.get_running_loop()
     six = ":" in target
     ident = os.urandom(2)
@@ -153,12 +153,12 @@ async def ping(sock: socket.socket, target: str, port: int, began: float) -> Ans
     total = 0 if six else checksum(bytes((request, 0, 0, 0)) + body)  # the kernel does ICMPv6's
     await loop.sock_sendall(sock, struct.pack("!BBH", request, 0, total) + body)
     while True:
-        said = await loop.sock_recv(sock, 4096)
-        said = said if six else said[(said[0] & 15) * 4 :]
-        if said[0] == reply and said[4:6] == ident:
+        received = await loop.sock_recv(sock, 4096)
+        received = received if six else received[(received[0] & 15) * 4 :]
+        if received[0] == reply and received[4:6] == ident:
             return answer("open", began)
-        if said[0] in errors and body in said:
-            return answer("refused", began, f"ICMP type {said[0]} code {said[1]}")
+        if received[0] in errors and body in received:
+            return answer("refused", began, f"ICMP type {received[0]} code {received[1]}")
 
 
 async def sctp(sock: socket.socket, target: str, port: int, began: float) -> Answer:
@@ -171,26 +171,26 @@ async def sctp(sock: socket.socket, target: str, port: int, began: float) -> Ans
     await loop.sock_sendall(sock, sctp_packet(own, port, 0, 1, 0, init))
     while True:
         try:
-            said = await loop.sock_recv(sock, 4096)
+            received = await loop.sock_recv(sock, 4096)
         except OSError:
-            # The kernel tells every raw socket of errors about any SCTP packet to that address.
+            # The kernel reports errors about any SCTP packet to that address to every raw socket.
             if any(about.startswith(struct.pack("!HH", own, port)) for _, about in errors(sock)):
                 raise
             continue
-        said = said if six else said[(said[0] & 15) * 4 :]
-        if len(said) > 12 and struct.unpack("!HH", said[:4]) == (port, own):
-            return answer("open" if said[12] == 2 else "refused", began, f"chunk {said[12]}")
+        received = received if six else received[(received[0] & 15) * 4 :]
+        if len(received) > 12 and struct.unpack("!HH", received[:4]) == (port, own):
+            return answer("open" if received[12] == 2 else "refused", began, f"chunk {received[12]}")
 
 
 def hear_errors(sock: socket.socket) -> None:
-    """Have the kernel keep the ICMP errors about this socket's packets; see `errors`."""
+    """Make the kernel keep the ICMP errors about this socket's packets; see `errors`."""
     six = sock.family == socket.AF_INET6
     level, option = (socket.IPPROTO_IPV6, IPV6_RECVERR) if six else (socket.IPPROTO_IP, IP_RECVERR)
     sock.setsockopt(level, option, 1)
 
 
 def errors(sock: socket.socket) -> list[tuple[int, bytes]]:
-    """The errors kept (and forget them): each one's number, and the packet it is about, from its ports on."""
+    """Return and remove the kept errors: each one's number, and the packet it is about, from its ports on."""
     found: list[tuple[int, bytes]] = []
     while True:
         try:

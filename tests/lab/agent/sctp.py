@@ -1,4 +1,4 @@
-"""SCTP packets by hand: the kernel needs not have the protocol."""
+"""Build SCTP packets by hand: the kernel does not need to support the protocol."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ for _n in range(256):
 
 
 def sctp_packet(source: int, target: int, tag: int, chunk: int, flags: int, body: bytes) -> bytes:
-    """One chunk in a packet, with the CRC32c that connection tracking checks."""
+    """Return a packet with one chunk, and the CRC32c that connection tracking checks."""
     head = struct.pack("!HHI", source, target, tag)
     rest = struct.pack("!BBH", chunk, flags, 4 + len(body)) + body
     crc = 0xFFFFFFFF

@@ -1,4 +1,4 @@
-"""Echo servers in any network namespace."""
+"""Run echo servers in any network namespace."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ PKTINFO, RECVPKTINFO = 50, 49  # IPV6_PKTINFO, IPV6_RECVPKTINFO
 
 
 def intro(name: str, peer: tuple[Any, ...], **more: Any) -> bytes:
-    """What the lab's servers say to a client: who they are, and whom they see."""
+    """Return a server's introduction to a client: its name, and the client's address."""
     address = peer[0].removeprefix("::ffff:")
     return json.dumps({"server": name, "peer": address, "peer_port": peer[1], **more}).encode() + b"\n"
 
 
 class Servers:
-    """Echo servers in one namespace; closed at request, or when the watched process ends."""
+    """Echo servers in one namespace, closed on request or when the watched process ends."""
 
     def __init__(self, netns: str, name: str, tcp: list[int], udp: list[int], sctp: list[int], watch: int) -> None:
         self.name, self.sctp = name, sctp
-        self.seen: list[dict[str, Any]] = []  # what arrived: proto, port, peer, time
+        self.seen: list[dict[str, Any]] = []  # received data: proto, port, peer, time
         self.loop = asyncio.get_running_loop()
         self.sockets: list[socket.socket] = []
         self.pidfd = os.pidfd_open(watch) if watch else -1
@@ -49,22 +49,22 @@ class Servers:
             raise
 
     def add(self, sock: socket.socket, handle: Callable[[socket.socket], None]) -> None:
-        """Have `handle` called whenever there is something to read."""
+        """Call `handle` whenever there is data to read."""
         sock.setblocking(False)
         self.sockets.append(sock)
         self.loop.add_reader(sock, self.safely, handle, sock)
 
     def safely(self, handle: Callable[[socket.socket], None], sock: socket.socket) -> None:
-        """Handle, unless there is nothing to read after all, or the peer is gone."""
+        """Call `handle`; ignore an empty socket and a peer that has disconnected."""
         with contextlib.suppress(OSError):
             handle(sock)
 
     def listen(self, kind: socket.SocketKind, port: int, handle: Callable[[socket.socket], None]) -> None:
-        """Both families on one socket."""
+        """Listen for both families on one socket."""
         sock = socket.socket(socket.AF_INET6, kind)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        if kind == socket.SOCK_DGRAM:  # to answer from the address that was asked
+        if kind == socket.SOCK_DGRAM:  # to answer from the address to which the request was sent
             sock.setsockopt(socket.IPPROTO_IPV6, RECVPKTINFO, 1)
         self.sockets.append(sock)
         try:
@@ -77,14 +77,14 @@ class Servers:
         self.add(sock, handle)
 
     def note(self, proto: str, port: int, peer: tuple[Any, ...]) -> None:
-        """Remember what arrived."""
+        """Record an arrival."""
         if len(self.seen) < 100_000:
             self.seen.append(
                 {"proto": proto, "port": port, "peer": peer[0].removeprefix("::ffff:"), "at": time.monotonic()}
             )
 
     def accept(self, sock: socket.socket) -> None:
-        """Introduce ourselves, then echo."""
+        """Send the introduction, then echo."""
         client, peer = sock.accept()
         self.note("tcp", sock.getsockname()[1], peer)
         client.send(intro(self.name, peer))
@@ -93,9 +93,9 @@ class Servers:
     def echo_tcp(self, client: socket.socket) -> None:
         """Echo until the client hangs up."""
         try:
-            said = client.recv(65536)
-            if said:
-                client.send(said)
+            received = client.recv(65536)
+            if received:
+                client.send(received)
                 return
         except BlockingIOError:
             return
@@ -107,21 +107,21 @@ class Servers:
 
     def echo(self, sock: socket.socket) -> None:
         """Answer a datagram."""
-        said, info, _, peer = sock.recvmsg(65536, 256)
+        received, info, _, peer = sock.recvmsg(65536, 256)
         self.note("udp", sock.getsockname()[1], peer)
-        # From the address that was asked, but by whatever interface leads back.
+        # From the address to which it was sent, by any interface that leads back.
         info = [(level, kind, data[:16] + b"\0\0\0\0") for level, kind, data in info if kind == PKTINFO]
-        sock.sendmsg([intro(self.name, peer, said=said.decode(errors="replace"))], info, 0, peer)
+        sock.sendmsg([intro(self.name, peer, received=received.decode(errors="replace"))], info, 0, peer)
 
     def init_ack(self, sock: socket.socket) -> None:
-        """Answer INIT on our ports with INIT-ACK, on others with ABORT."""
-        said, peer = sock.recvfrom(65536)
-        said = said if sock.family == socket.AF_INET6 else said[(said[0] & 15) * 4 :]
-        if len(said) < 20 or said[12] != 1:
+        """Answer INIT on the server's ports with INIT-ACK, on others with ABORT."""
+        received, peer = sock.recvfrom(65536)
+        received = received if sock.family == socket.AF_INET6 else received[(received[0] & 15) * 4 :]
+        if len(received) < 20 or received[12] != 1:
             return
-        theirs, ours, _ = struct.unpack("!HHI", said[:8])
+        theirs, ours, _ = struct.unpack("!HHI", received[:8])
         self.note("sctp", ours, peer)
-        tag = struct.unpack("!I", said[16:20])[0]
+        tag = struct.unpack("!I", received[16:20])[0]
         if ours in self.sctp:
             body = struct.pack("!IIHHI", 2, 65536, 1, 1, 2) + struct.pack("!HH4s", 7, 8, b"lab!")
             sock.sendto(sctp_packet(ours, theirs, tag, 2, 0, body), (peer[0], 0, *peer[2:]))

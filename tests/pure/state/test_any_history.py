@@ -29,14 +29,17 @@ from plugin.model import (
     Published,
     Rule,
 )
+from plugin.nftables.applied import AppliedElements
 from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.sets import Change, Element, spec_of
 from plugin.policy.decide import passes
 from plugin.policy.facts import BridgeFacts, Facts, ProxyFacts
 from plugin.policy.overrides import with_one, without
+from plugin.policy.peers import PeerIndex
 from plugin.policy.saved import SavedState
-from plugin.policy.view import evaluated
+from plugin.policy.view import PolicyView, evaluated
 from plugin.state import closed_flows
+from plugin.state.flow_cutter import FlowCutter
 from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel
 from tests.pure.tracer import Packet, Table
@@ -111,10 +114,37 @@ class Flows:
         self.there = {flow for flow in self.there if flow[1] not in gone}
 
 
+class Bug(Exception):
+    """An error that the product does not expect."""
+
+
+#: Calls within a change that may fail unexpectedly, before or after they have done their work.
+STEPS = (
+    (PolicyView, "changed"),
+    (PolicyView, "settled"),
+    (PolicyView, "who"),
+    (PolicyView, "decide"),
+    (PeerIndex, "put"),
+    (AppliedElements, "going"),
+    (AppliedElements, "change"),
+    (AppliedElements, "write"),
+    (FlowCutter, "departed"),
+    (FlowCutter, "closed"),
+    (FlowCutter, "later"),
+    (Watched, "change"),
+    (Watched, "replace"),
+    (Disk, "save"),
+)
+
+
 class AnyHistory(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.patch, self.flows = pytest.MonkeyPatch(), Flows()
+        #: After this many more calls of `STEPS` and returns from them, one fails; 0: none does.
+        self.bug = 0
+        for where, name in STEPS:
+            self.patch.setattr(where, name, self.failing(getattr(where, name)))
         self.patch.setattr(closed_flows, "cut_closed", self.flows.cut_closed)
         self.patch.setattr(conntrack, "cut_addresses", self.flows.cut_addresses)
         self.patch.setattr(conntrack, "cut_published", lambda *_: None)
@@ -128,6 +158,21 @@ class AnyHistory(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.patch.undo()
+
+    def failing(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def tick() -> None:
+            if self.bug:
+                self.bug -= 1
+                if not self.bug:
+                    raise Bug
+
+        def failing(*args: Any, **kwargs: Any) -> Any:
+            tick()
+            found = call(*args, **kwargs)
+            tick()
+            return found
+
+        return failing
 
     def begin(self, state: SavedState) -> None:
         self.state = Reconciler(self.kernel, self.disk, SETTING, self.later.append)  # type: ignore[arg-type]
@@ -144,6 +189,9 @@ class AnyHistory(RuleBasedStateMachine):
         except FwError:
             assert dataclasses.replace(self.state.facts, saved=known.saved) == known
             assert self.state.facts.saved == known.saved
+        except Bug:
+            tables = [set(self.kernel.table or ())]  # the failed change may have been in the table for a moment
+        self.bug = 0
         after = self.desired()
         for table in tables:
             assert opens(table) <= opens(before) | opens(after)
@@ -152,7 +200,7 @@ class AnyHistory(RuleBasedStateMachine):
     def desired(self) -> set[Element]:
         """Return the elements computed from the facts alone."""
         fresh = evaluated(SETTING, self.state.facts)
-        assert fresh.facts == self.state.facts
+        assert fresh.facts == self.state.facts or self.state._unsettled
         elements = {element for owner in fresh.owners() for element in fresh.elements(owner)}
         return elements | ban_elements(self.state.state.bans, 0)[0]
 
@@ -293,6 +341,11 @@ class AnyHistory(RuleBasedStateMachine):
     def refuse(self, times: int) -> None:
         self.kernel.refuses = times
 
+    @rule(at=st.integers(1, 60))
+    def break_down(self, at: int) -> None:
+        """The next change fails unexpectedly in the middle, if it makes so many calls."""
+        self.bug = at
+
     @rule()
     def go_on(self) -> None:
         """Do one piece of the deferred work."""
@@ -303,7 +356,7 @@ class AnyHistory(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         """docker-fw is killed; the next process has its state file and the kernel's table."""
-        self.kernel.refuses, self.later[:] = 0, []
+        self.kernel.refuses, self.bug, self.later[:] = 0, 0, []
         self.step(lambda: self.begin(self.disk.kept))
         # Docker's networks are not yet listed; flows opened meanwhile are checked with the first list.
         self.flows.there = {flow for flow in self.flows.there if flow[1] not in IPv4Network("172.0.0.0/8")}
@@ -331,7 +384,7 @@ class AnyHistory(RuleBasedStateMachine):
     def in_the_end_it_is_as_if_compiled_from_scratch(self) -> None:
         """After any refusals, once the deferred work is done, the table is complete, and every remaining flow could be
         opened again."""
-        if self.kernel.refuses:
+        if self.kernel.refuses or self.bug:
             return
         for _ in range(1000):
             if self.later:
@@ -341,6 +394,7 @@ class AnyHistory(RuleBasedStateMachine):
                 self.step(self.state.repair)
             else:
                 break
+        assert not self.state._unsettled
         assert self.kernel.table == self.desired()
         assert {flow for flow in self.flows.there if not self.permitted(*flow)} == set()
 

@@ -23,48 +23,50 @@ from tests.kernel.site import Site
 from tests.waiting import until
 
 ANY4, ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
-HOLDING = {Element("proxy_unidentified", (family,)) for family in AF.values()}
+PROXY_UNIDENTIFIED = {Element("proxy_unidentified", (family,)) for family in AF.values()}
 HOSTS = (str(Site.HOST4), str(Site.HOST6))
 
 
-def everybodys(*ports: int, protos: tuple[str, ...] = ("tcp", "udp")) -> list[tuple[str, str, int]]:
+def on_all_addresses(*ports: int, protos: tuple[str, ...] = ("tcp", "udp")) -> list[tuple[str, str, int]]:
     return [(proto, host, port) for proto in protos for host in HOSTS for port in ports]
 
 
 def seen(site: Site, *ports: int) -> set[tuple[str, str, int]]:
     """Return what an outsider reaches."""
-    return {target for target, verdict in site.wan.probe(everybodys(*ports), timeout=0.3).items() if verdict == "open"}
+    return {
+        target for target, verdict in site.wan.probe(on_all_addresses(*ports), timeout=0.3).items() if verdict == "open"
+    }
 
 
-def test_whatever_begins_to_listen_is_held(site: Site) -> None:
+def test_new_listeners_are_dropped_until_known(site: Site) -> None:
     """No handshake completes on a port that is not known to be the host's own, of TCP and UDP, IPv4 and IPv6.
 
     The host itself and its loopback reach it. Where no process listens the refusal is the host's, as usual.
     """
-    site.load(more=HOLDING)
-    assert set(site.wan.probe(everybodys(7001), timeout=0.3).values()) == {"refused"}
+    site.load(more=PROXY_UNIDENTIFIED)
+    assert set(site.wan.probe(on_all_addresses(7001), timeout=0.3).values()) == {"refused"}
     with site.host.probe.serve(tcp=[7001], udp=[7001]):
-        assert set(site.wan.probe(everybodys(7001), timeout=0.3).values()) == {"silent"}
-        assert set(site.host.probe([*everybodys(7001), ("tcp", "127.0.0.1", 7001)]).values()) == {"open"}
+        assert set(site.wan.probe(on_all_addresses(7001), timeout=0.3).values()) == {"silent"}
+        assert set(site.host.probe([*on_all_addresses(7001), ("tcp", "127.0.0.1", 7001)]).values()) == {"open"}
         site.load()
-        assert seen(site, 7001) == set(everybodys(7001))
+        assert seen(site, 7001) == set(on_all_addresses(7001))
 
 
-def test_what_is_not_tracked_is_held_as_well(site: Site) -> None:
+def test_untracked_packets_to_new_listeners_are_dropped(site: Site) -> None:
     """On a host that does not track connections (notrack, for speed) closed ports are as closed.
 
     New listeners of docker-proxy are dropped in the same way; also while docker-fw does not follow Docker.
     """
     rules = "chain c { type filter hook prerouting priority raw\n tcp dport 7001 notrack\n }"
-    site.run("nft", "-f", "-", input=f"table inet blind {{\n{rules}\n}}\n")
+    site.run("nft", "-f", "-", input=f"table inet untracked {{\n{rules}\n}}\n")
     served = {proxied_element(Published("tcp", every, 7001, 80), "host_open") for every in (ANY4, ANY6)}
     with site.host.probe.serve(tcp=[7001]):
-        for more in ({*HOLDING, *WATCHED}, served):
+        for more in ({*PROXY_UNIDENTIFIED, *WATCHED}, served):
             site.load(more=more)
             assert seen(site, 7001) == set()
 
 
-def test_the_hosts_own_programs_are_not_held(site: Site) -> None:
+def test_the_hosts_own_programs_are_reached(site: Site) -> None:
     """Known programs are reached, on a family's addresses or on one; so are labelled ports and dockerd's own."""
     ports = [Published("tcp", ANY6, 7001, 7001), Published("tcp", Site.HOST4, 7002, 7002)]
     known = {proxied_element(port, "host_own") for port in ports}
@@ -74,16 +76,16 @@ def test_the_hosts_own_programs_are_not_held(site: Site) -> None:
         *WATCHED,
     }
     with site.host.probe.serve(tcp=[7001, 7002, 7003, 7004], udp=[7001]):
-        site.load(more={*HOLDING, *known})
+        site.load(more={*PROXY_UNIDENTIFIED, *known})
         four, six = HOSTS
         assert seen(site, 7001, 7002, 7003, 7004) == {
             ("tcp", six, 7001), ("tcp", four, 7002), ("tcp", four, 7003), ("tcp", four, 7004), ("tcp", six, 7004),
         }  # fmt: skip
-        site.load(more={*HOLDING, *known, proxied_element(ports[0])})
-        assert seen(site, 7001) == set(), "what is closed is so, whoever listens"
+        site.load(more={*PROXY_UNIDENTIFIED, *known, proxied_element(ports[0])})
+        assert seen(site, 7001) == set(), "a closed port is closed whichever process listens"
 
 
-def test_flows_that_are_under_way_are_not_held(site: Site) -> None:
+def test_established_flows_to_listeners_continue(site: Site) -> None:
     """A connection that was accepted before, and one that the host forgot, continue; so does a reply to a datagram."""
     script = """
 import socket, sys
@@ -112,7 +114,7 @@ while data := c.recv(99):
             return str(client.stdout.readline().strip())
 
         assert says("one") == "one"
-        site.load(more=HOLDING)
+        site.load(more=PROXY_UNIDENTIFIED)
         assert says("two") == "two"
         site.run("conntrack", "-F", check=False)
         assert says("three") == "three"
@@ -120,14 +122,14 @@ while data := c.recv(99):
         for process in filter(None, (client, server)):
             process.kill()
             process.communicate()
-    site.load(more=HOLDING)
+    site.load(more=PROXY_UNIDENTIFIED)
     with site.wan.probe.serve(udp=[7005]):
         assert set(site.host.probe([("udp", str(out), 7005) for out in (Site.OUT4, Site.OUT6)]).values()) == {"open"}
 
 
 @pytest.mark.parametrize("host", HOSTS)
-@pytest.mark.parametrize("closes", ["held", "host_closed", "host_open", "loading"])
-def test_who_was_reset_before_is_not_let_in_after(site: Site, closes: str, host: str) -> None:
+@pytest.mark.parametrize("closes", ["unknown", "host_closed", "host_open", "loading"])
+def test_a_retry_after_a_reset_is_treated_as_a_new_connection(site: Site, closes: str, host: str) -> None:
     """After a host program reset a connection and docker-proxy got the port, a client's retry is treated as a new one.
 
     It is dropped on a port not known to be the host's, on a closed port, and on ports that docker-fw no longer follows,
@@ -138,7 +140,7 @@ def test_who_was_reset_before_is_not_let_in_after(site: Site, closes: str, host:
     with resetting(site.host, host, 7001):
         assert served(site, host, 7001, 2, sport) == 2
     ports = [Published("tcp", every, 7001, 80) for every in (ANY4, ANY6)]
-    more = set(HOLDING) if closes == "held" else set(BANNING)
+    more = set(PROXY_UNIDENTIFIED) if closes == "unknown" else set(BANNING)
     more |= {proxied_element(port, closes) for port in ports if closes in ("host_closed", "host_open")}
     site.load(more=more if closes == "host_open" else {*more, *WATCHED})
     if closes == "loading":
@@ -241,7 +243,7 @@ input()
         process.communicate()
 
 
-def test_a_program_of_the_hosts_is_reached_once_docker_has_told(fw: Running) -> None:
+def test_a_program_of_the_hosts_is_reached_once_docker_has_answered(fw: Running) -> None:
     """A listener from before docker-fw is never closed; a new one is open soon after, if Docker answers.
 
     A port that a container requests stays closed. A kill of docker-fw does not change this: ports opened meanwhile wait
@@ -265,7 +267,7 @@ def test_a_program_of_the_hosts_is_reached_once_docker_has_told(fw: Running) -> 
             with serving(fw.site, 7004):
                 assert not reached(fw, 7004)
                 fw.kill_worker()
-                until(lambda: "7004/tcp on 0.0.0.0" in fw.status()["held"], "it is said that it is held")
+                until(lambda: "7004/tcp on 0.0.0.0" in fw.status()["held"], "status lists the port as held")
                 assert (reached(fw, 7001), reached(fw, 7002), reached(fw, 7004)) == (True, True, False)
                 fw.docker.mode = "answer"
                 until(lambda: reached(fw, 7004), "Docker answers, and it is reached", 15)
@@ -311,7 +313,7 @@ def group() -> Iterator[Path]:
         yield made[0]
     finally:
         for each in reversed(made):
-            until(lambda each=each: not (each / "cgroup.procs").read_text(), "nobody is in it")
+            until(lambda each=each: not (each / "cgroup.procs").read_text(), "the group is empty")
             each.rmdir()
 
 

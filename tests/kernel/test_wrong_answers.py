@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def docker(tmp_path: Path) -> Iterator[FakeDocker]:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_one_containers_garbage_is_its_own(docker: FakeDocker, place: str) -> None:
+def test_wrong_data_about_a_container_affects_no_other(docker: FakeDocker, place: str) -> None:
     """Whatever values of a wrong type Docker returns for one container, the labels of all others are read.
 
     When Docker returns correct data again that container's are too.
@@ -50,7 +51,7 @@ def test_one_containers_garbage_is_its_own(docker: FakeDocker, place: str) -> No
 
 
 @pytest.mark.parametrize("large", [{"Labels": {"fw.allow": "9090", "x": "y" * LARGE}}, {"Command": "y" * LARGE}])
-def test_one_containers_megabytes_are_its_own(docker: FakeDocker, large: dict[str, Any]) -> None:
+def test_an_oversized_container_affects_no_other(docker: FakeDocker, large: dict[str, Any]) -> None:
     """A container whose entry is too large to read stays closed, and exists; the labels of all others are read.
 
     It is reported by name, and no look-up waits for it when it is requested alone.
@@ -76,33 +77,35 @@ def test_one_containers_megabytes_are_its_own(docker: FakeDocker, large: dict[st
 
 
 @pytest.mark.parametrize("path", ["/networks/", "/images/"])
-def test_an_answer_of_megabytes_about_one_thing_is_that_things(docker: FakeDocker, path: str) -> None:
+def test_an_oversized_answer_about_one_object_affects_no_other(docker: FakeDocker, path: str) -> None:
     """A full listing continues without an oversized answer about one object."""
     docker.containers[BAD]["ImageID"] = "sha256:large"
     docker.images["sha256:large"] = {}
     docker.networks["f" * 64] = {"Id": "f" * 64, "Name": "docker_gwbridge", "Driver": "bridge"}
-    with lying(docker, path, lambda told: told if "sha256:plain" in str(told) else {**told, "x": "y" * 2 * LARGE}):
+    with answering(
+        docker, path, lambda answer: answer if "sha256:plain" in str(answer) else {**answer, "x": "y" * 2 * LARGE}
+    ):
         look = DockerApi(str(docker.path)).look()
     assert WEB in look.containers
     assert (BAD in look.containers) is (path == "/networks/")
 
 
 @pytest.mark.parametrize("place", ["Id", "Name", "Driver", "Labels", "Options", "IPAM", "Internal", "Containers"])
-def test_one_networks_garbage_is_its_own(docker: FakeDocker, place: str) -> None:
+def test_wrong_data_about_a_network_affects_no_other(docker: FakeDocker, place: str) -> None:
     """Wrong data about one network affects no other network and no container's labels."""
     api = DockerApi(str(docker.path))
-    front, lie = ({"Id": each * 64, "Name": each, "Driver": "bridge"} for each in "de")
-    docker.networks["front"], docker.networks["lie"] = front, lie
+    front, fault = ({"Id": each * 64, "Name": each, "Driver": "bridge"} for each in "de")
+    docker.networks["front"], docker.networks["lie"] = front, fault
     assert [network.name for network in api.look().networks] == ["d", "e"]
     for wrong in (*WRONG, None):
-        docker.networks["lie"] = {**lie, place: wrong}
+        docker.networks["lie"] = {**fault, place: wrong}
         look = api.look()
         assert set(look.containers) == {WEB, BAD}, (place, wrong)
         assert "d" in [network.name for network in look.networks], (place, wrong)
         assert "br-dddddddddddd" in api.bridges()[0]
 
 
-def test_networks_are_gone_only_by_a_list_that_is_whole(docker: FakeDocker) -> None:
+def test_networks_are_removed_only_by_a_complete_list(docker: FakeDocker) -> None:
     """A list with an unreadable entry does not show which networks exist, and neither does an empty one.
 
     Docker always has some of its own. So no docker-fw network is taken for removed.
@@ -110,7 +113,7 @@ def test_networks_are_gone_only_by_a_list_that_is_whole(docker: FakeDocker) -> N
     api = DockerApi(str(docker.path))
     assert api.look().network_ids == {NETWORK}
     for answer in ([], [{"Id": NETWORK, "Name": "net"}, {"Name": "other"}]):
-        with lying(docker, "/networks", lambda _, answer=answer: answer):
+        with answering(docker, "/networks", lambda _, answer=answer: answer):
             assert api.look().network_ids is None
 
 
@@ -121,7 +124,7 @@ def test_no_list_is_no_answer(docker: FakeDocker, path: str, answer: Any) -> Non
 
     Docker counts as silent, all stays unchanged.
     """
-    with lying(docker, path, lambda _: answer), pytest.raises(DockerUnavailable):
+    with answering(docker, path, lambda _: answer), pytest.raises(DockerUnavailable):
         DockerApi(str(docker.path)).look()
 
 
@@ -140,18 +143,14 @@ def test_a_wrong_version_ends_no_listening(docker: FakeDocker, monkeypatch: pyte
 
 DEEP = b"[" * 200_000
 MEGABYTES = b"x" * LARGE
-Lie = Callable[[list[Any]], list[Any]]
+Fault = Callable[[list[Any]], list[Any]]
 
 
 @pytest.fixture(scope="module")
 def fw() -> Iterator[Running]:
-    with Site() as site:
-        made = Running(site)
-        try:
-            yield made.start()
-            assert "stumbled" not in (told := made.log.read_text()), told[-6000:]  # each lie was expected
-        finally:
-            made.close()
+    with Site() as site, closing(Running(site)) as made:
+        yield made.start()
+        assert "stumbled" not in (log := made.log.read_text()), log[-6000:]  # each wrong answer is handled
 
 
 class Bed:
@@ -161,7 +160,7 @@ class Bed:
         self.fw, self.numbers = fw, itertools.count(10)
         self.network = fw.network(1)
         fw.well("CreateNetwork", self.network)
-        self.stays, self.lied_about = (self.box(number) for number in (2, 3))
+        self.stays, self.misreported = (self.box(number) for number in (2, 3))
         self.known("stays", 2)
         until(lambda: self.opens(2) == {*BASE, "8080/6"}, "the label is known")
 
@@ -184,7 +183,7 @@ class Bed:
     def opens(self, number: int) -> set[str]:
         return self.fw.opens(f"10.1.0.{number}")
 
-    def comes(self) -> None:
+    def check_newcomer(self) -> None:
         """Check that another container's label is read and opens, at once, not half a minute later."""
         number = next(self.numbers)
         self.box(number)
@@ -206,17 +205,17 @@ def bed(fw: Running) -> Bed:
 
 
 @contextlib.contextmanager
-def lying(docker: FakeDocker, path: str, lie: Callable[[Any], Any]) -> Iterator[None]:
+def answering(docker: FakeDocker, path: str, fault: Callable[[Any], Any]) -> Iterator[None]:
     """Replace the answers to this path with wrong ones."""
     truth = docker._reply
 
     def reply(request: Any, value: Any, status: int = 200) -> None:
         if path not in request.path:
             truth(request, value, status)
-        elif isinstance(told := lie(value), bytes):
-            request.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(told), told))
+        elif isinstance(answer := fault(value), bytes):
+            request.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(answer), answer))
         else:
-            truth(request, told, status)
+            truth(request, answer, status)
 
     docker._reply = reply  # type: ignore[method-assign]
     try:
@@ -225,45 +224,45 @@ def lying(docker: FakeDocker, path: str, lie: Callable[[Any], Any]) -> Iterator[
         docker._reply = truth  # type: ignore[method-assign]
 
 
-def without(key: str) -> Lie:
+def without(key: str) -> Fault:
     """List one more object, which lacks this key."""
-    return lambda told: [{k: v for k, v in each.items() if k != key} for each in told[:1]] + told
+    return lambda answer: [{k: v for k, v in each.items() if k != key} for each in answer[:1]] + answer
 
 
-LIES: dict[str, tuple[str, Lie]] = {
+FAULTS: dict[str, tuple[str, Fault]] = {
     "a container without an ID": ("/containers/json", without("Id")),
-    "a container that is none": ("/containers/json", lambda told: [None, 5, "x", [], *told]),
+    "a container that is none": ("/containers/json", lambda answer: [None, 5, "x", [], *answer]),
     "a network without an ID": ("/networks", without("Id")),
-    "a network that is none": ("/networks", lambda told: [None, 5, "x", [], *told]),
-    "a network whose labels are none": ("/networks", lambda told: [{**told[0], "Labels": 5}, *told]),
-    "our network's labels are none": ("/networks", lambda told: [{**each, "Labels": [5]} for each in told]),
+    "a network that is none": ("/networks", lambda answer: [None, 5, "x", [], *answer]),
+    "a network whose labels are none": ("/networks", lambda answer: [{**answer[0], "Labels": 5}, *answer]),
+    "our network's labels are none": ("/networks", lambda answer: [{**each, "Labels": [5]} for each in answer]),
 }
 
 
-@pytest.mark.parametrize(("path", "lie"), LIES.values(), ids=LIES)
-def test_one_lie_is_its_own(bed: Bed, path: str, lie: Lie) -> None:
+@pytest.mark.parametrize(("path", "fault"), FAULTS.values(), ids=FAULTS)
+def test_wrong_data_in_a_list_affects_no_other_entry(bed: Bed, path: str, fault: Fault) -> None:
     """Whatever else Docker lists, running containers stay open, and new ones are known, as without the wrong data."""
 
-    def one(told: Any) -> Any:
-        return lie(told) if isinstance(told, list) else told
+    def one(answer: Any) -> Any:
+        return fault(answer) if isinstance(answer, list) else answer
 
-    with lying(bed.fw.docker, path, one):
-        bed.comes()
-        assert [bed.gets(box) for box in (bed.stays, bed.lied_about)] == [True, False]
+    with answering(bed.fw.docker, path, one):
+        bed.check_newcomer()
+        assert [bed.gets(box) for box in (bed.stays, bed.misreported)] == [True, False]
 
 
 @pytest.mark.parametrize(
-    ("path", "lie"),
+    ("path", "fault"),
     [("/networks", DEEP), ("/containers/json", DEEP), ("/version", b"\xff{")],
     ids=["deep networks", "deep containers", "no text"],
 )
-def test_an_answer_that_is_none(bed: Bed, path: str, lie: bytes) -> None:
+def test_unreadable_answers(bed: Bed, path: str, fault: bytes) -> None:
     """While Docker's answers cannot be read, Join is answered and opens nothing, and running containers are unchanged.
 
     As soon as the answers can be read, the label is known.
     """
     number = next(bed.numbers)
-    with lying(bed.fw.docker, path, lambda _: lie):
+    with answering(bed.fw.docker, path, lambda _: fault):
         if path == "/version":
             bed.fw.docker.end_streams()
         bed.known(f"c{number}", number)
@@ -285,14 +284,14 @@ WORDS = {
 @pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
 def test_nonsense_among_the_events(bed: Bed, words: bytes) -> None:
     """After any nonsense in Docker's event stream, later events are processed, and it closes no running container."""
-    until(lambda: bed.fw.status()["listening"], "the plugin listens")
+    until(lambda: bed.fw.status()["listening"], "docker-fw follows events")
     for stream in list(bed.fw.docker._streams):
         with contextlib.suppress(BrokenPipeError):  # one of an earlier test
             stream.sendall(words)
     if words == WORDS["cut"]:
         bed.fw.docker.end_streams()
-    bed.comes()
-    assert [bed.gets(box) for box in (bed.stays, bed.lied_about)] == [True, False]
+    bed.check_newcomer()
+    assert [bed.gets(box) for box in (bed.stays, bed.misreported)] == [True, False]
 
 
 def _line(words: bytes) -> bytes:
@@ -300,7 +299,7 @@ def _line(words: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "beginning",
+    "start",
     [
         b'{"status":"create","id":"%b","from":"x","Type":"container","Action":"create","Actor":{"ID":"%b","Attributes":{"a":"'
         % ((b"9" * 64,) * 2),
@@ -308,48 +307,48 @@ def _line(words: bytes) -> bytes:
     ],
     ids=["labels", "command"],
 )
-def test_an_event_of_megabytes_closes_nobody(bed: Bed, beginning: bytes) -> None:
+def test_an_oversized_event_closes_no_container(bed: Bed, start: bytes) -> None:
     """Giant labels or a giant command: the event is attributed to its container, and the stream continues."""
-    until(lambda: bed.fw.status()["listening"], "the plugin listens")
+    until(lambda: bed.fw.status()["listening"], "docker-fw follows events")
     subscribed = sum("/events" in path for path in bed.fw.docker.asked)
     for _ in range(10):
-        _tell(bed.fw.docker, chunk(_line(beginning)))
+        _send(bed.fw.docker, chunk(_line(start)))
         assert bed.gets(bed.stays)
-    bed.comes()
-    assert [bed.gets(box) for box in (bed.stays, bed.lied_about)] == [True, False]
+    bed.check_newcomer()
+    assert [bed.gets(box) for box in (bed.stays, bed.misreported)] == [True, False]
     assert sum("/events" in path for path in bed.fw.docker.asked) == subscribed
 
 
-def test_an_event_of_megabytes_that_may_be_anybodys(bed: Bed) -> None:
+def test_an_oversized_event_of_unknown_origin_leads_to_a_listing(bed: Bed) -> None:
     """An oversized event that any container may have caused leads to one more full listing, and the stream continues.
 
     Many such events starve no other work.
     """
-    until(lambda: bed.fw.status()["listening"], "the plugin listens")
+    until(lambda: bed.fw.status()["listening"], "docker-fw follows events")
     subscribed = sum("/events" in path for path in bed.fw.docker.asked)
     listed = sum("/containers/json" in path for path in bed.fw.docker.asked)
     for _ in range(20):
-        _tell(bed.fw.docker, chunk(_line(b'{"Type":"network","Action":"prune","Actor":{"Attributes":{"x":"')))
+        _send(bed.fw.docker, chunk(_line(b'{"Type":"network","Action":"prune","Actor":{"Attributes":{"x":"')))
     until(lambda: sum("/containers/json" in path for path in bed.fw.docker.asked) > listed, "everything is looked at")
-    bed.comes()
-    assert [bed.gets(box) for box in (bed.stays, bed.lied_about)] == [True, False]
+    bed.check_newcomer()
+    assert [bed.gets(box) for box in (bed.stays, bed.misreported)] == [True, False]
     assert sum("/events" in path for path in bed.fw.docker.asked) == subscribed
 
 
-def test_a_container_of_megabytes_closes_nobody(bed: Bed) -> None:
+def test_an_oversized_container_closes_no_other(bed: Bed) -> None:
     """An oversized entry is not read; running containers stay open, new ones are known, and status names it."""
     number = next(bed.numbers)
     endpoint = bed.endpoint(number)
     box = bed.box(number)
     labels = {"fw.policy": "open", "x": "y" * LARGE}
     bed.fw.docker.container("large", endpoint["EndpointID"], endpoint["NetworkID"], labels)
-    bed.comes()
+    bed.check_newcomer()
     assert [bed.gets(each) for each in (bed.stays, box)] == [True, False]
     until(lambda: "large" in bed.fw.status()["apart"], "status names it")
     del bed.fw.docker.containers[endpoint["EndpointID"]]
 
 
-def _tell(docker: FakeDocker, words: bytes) -> None:
+def _send(docker: FakeDocker, words: bytes) -> None:
     for stream in list(docker._streams):
         with contextlib.suppress(BrokenPipeError):
             stream.sendall(words)

@@ -36,7 +36,7 @@ def fresh(site: Site) -> Boxes:
     """All three are known, one of each kind of network accepts UDP 9; no address was resolved before."""
     site.host.sysctl(FORWARDING)
     made = Boxes(site.box(site.network(1), 2), site.docker_box(DOCKERS, 100), site.box(site.network(2), 2))
-    more = site.guarded(made.docker, DOCKERS, Rule("udp", 9, 9))
+    more = site.docker_elements(made.docker, DOCKERS, Rule("udp", 9, 9))
     site.load(site.known(made.ours, Rule("udp", 9, 9)), site.known(made.other), more=more)
     return made
 
@@ -59,7 +59,7 @@ def few(since: float) -> float:
     return 2 * (50 + 10 * (time.monotonic() - since)) + 10
 
 
-def nobodies(box: Box, family: int) -> list[str]:
+def unused_addresses(box: Box, family: int) -> list[str]:
     """Return addresses of the box's network that no container has."""
     number = str(box.v4).split(".")[1]
     if family == 4:
@@ -77,7 +77,9 @@ def source_of(source: Box | None, family: int) -> Any:
 @pytest.mark.parametrize("source", ["outside", "another network"])
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("target", ["ours", "docker"])
-def test_few_packets_to_nobody_pass(site: Site, fresh: Boxes, target: str, family: int, source: str, kind: str) -> None:
+def test_few_packets_to_unused_addresses_pass(
+    site: Site, fresh: Boxes, target: str, family: int, source: str, kind: str
+) -> None:
     """A client that tries all addresses of a network, by ping or by unsolicited errors, creates few entries.
 
     A container there is reached meanwhile as usual, with pings and errors both.
@@ -94,7 +96,7 @@ def test_few_packets_to_nobody_pass(site: Site, fresh: Boxes, target: str, famil
         return icmp_error(src, about, 3, 1) if family == 4 else icmp_error(src, about, 1, 4)
 
     before, began = neighbours(site, bridge(site, box)), time.monotonic()
-    site.send(map(packet, nobodies(box, family)), start)
+    site.send(map(packet, unused_addresses(box, family)), start)
     true = [packet(own) for _ in range(100)]
     assert site.deliver(true, box, start) == set(true)
     assert neighbours(site, bridge(site, box)) - before <= few(began)
@@ -102,14 +104,14 @@ def test_few_packets_to_nobody_pass(site: Site, fresh: Boxes, target: str, famil
     assert neighbours(site, bridge(site, box)) - before >= 40
 
 
-def test_few_related_packets_to_nobody_pass(site: Site, fresh: Boxes) -> None:
+def test_few_related_packets_to_unused_addresses_pass(site: Site, fresh: Boxes) -> None:
     """A container forges neighbours that do not exist, and an accomplice outside returns errors about them.
 
     Few of these pass, while a container's own errors all do.
     """
     box = fresh.docker
     before, began = neighbours(site, DOCKERS), time.monotonic()
-    sent = [new_flow("udp", source, Site.OUT6, 9, next(_ports)) for source in nobodies(box, 6)]
+    sent = [new_flow("udp", source, Site.OUT6, 9, next(_ports)) for source in unused_addresses(box, 6)]
     assert len(site.deliver(sent, site.wan, box, ping(box.v6, Site.OUT6))) == MANY
     site.send([icmp_error(Site.OUT6, packet, 1, 4) for packet in sent])
     own = [new_flow("udp", box.v6, Site.OUT6, 9, next(_ports)) for _ in range(100)]
@@ -121,13 +123,13 @@ def test_few_related_packets_to_nobody_pass(site: Site, fresh: Boxes) -> None:
 
 def test_one_networks_flood_is_not_anothers(site: Site, fresh: Boxes) -> None:
     """While one network is flooded, a container of another that docker-fw does not know yet answers ping."""
-    site.load(site.known(fresh.ours), more=site.guarded(fresh.docker, DOCKERS))
-    site.send(ping(Site.OUT6, address) for address in nobodies(fresh.docker, 6))
+    site.load(site.known(fresh.ours), more=site.docker_elements(fresh.docker, DOCKERS))
+    site.send(ping(Site.OUT6, address) for address in unused_addresses(fresh.docker, 6))
     pings = [ping(Site.OUT6, fresh.other.v6) for _ in range(20)]
     assert site.deliver(pings, fresh.other) == set(pings)
 
 
-def test_what_is_dropped_is_counted_and_nothing_else(site: Site, fresh: Boxes) -> None:
+def test_only_dropped_packets_are_counted(site: Site, fresh: Boxes) -> None:
     """A container that is reached by ping has no drops for it."""
     pings = [ping(Site.OUT6, fresh.ours.v6) for _ in range(20)]
     assert site.deliver(pings, fresh.ours) == set(pings)

@@ -17,7 +17,7 @@ import pytest
 
 from plugin.nftables.sets import CLOSED, FORMER, TABLE
 from tests.kernel import older
-from tests.kernel.foreign_table import THEIRS, listed
+from tests.kernel.host_table import THEIRS, listed
 from tests.kernel.running import ROOT, Running, cleanup
 from tests.kernel.site import BR_DOCKER, Site, arriving
 from tests.waiting import until
@@ -57,7 +57,7 @@ def test_a_hosts_own_table_under_our_former_name_is_never_touched(own: Running) 
         own.start()
         assert arriving(own.site, box) == set()
         own.site.run("nft", "delete", "table", "inet", TABLE)
-        until(lambda: listed(own, TABLE), "docker-fw's own table stands again")
+        until(lambda: listed(own, TABLE), "docker-fw's own table is loaded again")
         own.kill_worker()
         own.stop()
         assert listed(own, FORMER) == theirs
@@ -74,7 +74,7 @@ def test_a_hosts_own_table_that_is_loaded_later_is_never_touched(own: Running) -
     theirs = load(own, FORMER)
     with database(own):
         own.site.run("nft", "delete", "table", "inet", TABLE)
-        until(lambda: listed(own, TABLE), "docker-fw's own table stands again")
+        until(lambda: listed(own, TABLE), "docker-fw's own table is loaded again")
         own.stop()
         own.start()
     assert listed(own, FORMER) == theirs
@@ -108,7 +108,7 @@ def test_another_programs_table_under_our_name_refuses_the_start(own: Running, f
         assert f"table inet {CLOSED} blocks new connections" in error
     assert todo in own.log.read_text()
     own.site.run("nft", "delete", "table", "inet", CLOSED)
-    until(lambda: complete(own, CLOSED), "the closing table stands again")
+    until(lambda: complete(own, CLOSED), "the closing table is loaded again")
     assert arriving(own.site, box) == set()
     assert theirs() == before
     own.stop()
@@ -148,9 +148,12 @@ def test_dry_run_says_that_it_would_not_start(own: Running) -> None:
 
     def dry_run(*options: str) -> str:
         with own.site.host.popen(
-            [sys.executable, "-m", "plugin.fwctl.cli", "dry-run", *options], cwd=ROOT, env=own.environ,
-            stdout=subprocess.PIPE, text=True,
-        ) as process:  # fmt: skip
+            [sys.executable, "-m", "plugin.fwctl.cli", "dry-run", *options],
+            cwd=ROOT,
+            env=own.environ,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
             out, _ = process.communicate(timeout=30)
         return out
 
@@ -162,7 +165,7 @@ def test_dry_run_says_that_it_would_not_start(own: Running) -> None:
     assert listed(own, TABLE) == before
 
 
-def test_a_table_of_ours_without_rules_is_not_taken_for_one_that_closes(own: Running) -> None:
+def test_a_flushed_table_of_ours_is_not_relied_on_to_close(own: Running) -> None:
     """A table that was flushed while docker-fw was not running closes nothing.
 
     So bridges are closed before the socket exists, not when the plugin has been loaded.

@@ -31,7 +31,7 @@ from tests.specs import spec_of
 from tests.waiting import until
 
 BRIDGE = "br-000000000001"
-GUARDED = docker_network("dock", BRIDGE, 101)
+DOCKER_NETWORK = docker_network("dock", BRIDGE, 101)
 PORTS = itertools.count(10000)
 
 
@@ -69,12 +69,12 @@ class Firewall:
         self.state.start(Facts(state, bridges=seen(BRIDGE)))
         self.guard = EndpointTracker(self.state)
 
-    def says(self, box: Box, **words: str) -> None:
+    def set_labels(self, box: Box, **words: str) -> None:
         """Give the box's container these labels from now on."""
         endpoint = known(box, spec_of(**words))
         if box.network is None:
-            guest = dataclasses.replace(endpoint, network_id=GUARDED.id)
-            self.guard.replace([GUARDED], [guest], asked=self.guard.now())
+            guest = dataclasses.replace(endpoint, network_id=DOCKER_NETWORK.id)
+            self.guard.replace([DOCKER_NETWORK], [guest], asked=self.guard.now())
         else:
             self.state.put_endpoint(endpoint)
 
@@ -94,10 +94,10 @@ def fw(site: Site, boxes: Boxes, tmp_path: Path) -> Iterator[Firewall]:
 
 @dataclass(frozen=True)
 class Kind:
-    """A way of speaking for both sides of a flow: first the packet that opens it, then possible later ones."""
+    """The packets of both sides of a flow: the first one, which opens it, and possible later ones."""
 
-    asks: Callable[[Address, Address, int, int], Packet]
-    says: Callable[[Address, Address, int, int], Packet]
+    first: Callable[[Address, Address, int, int], Packet]
+    later: Callable[[Address, Address, int, int], Packet]
 
 
 def _portless(proto: str) -> Kind:
@@ -141,16 +141,16 @@ class Flow:
     sport: int
     port: int = 5353
 
-    def begins(self) -> bool:
+    def opens(self) -> bool:
         """Return True if the client's first packet arrives, and the reply."""
-        return self._passes(self.kind.asks, True) and self.server_says()
+        return self._passes(self.kind.first, True) and self.server_says()
 
     def client_says(self) -> bool:
         """Return True if a packet of the client arrives."""
-        return self._passes(self.kind.says, True)
+        return self._passes(self.kind.later, True)
 
     def server_says(self) -> bool:
-        return self._passes(self.kind.says, False)
+        return self._passes(self.kind.later, False)
 
     def _passes(self, made: Callable[[Address, Address, int, int], Packet], by_client: bool) -> bool:
         if by_client:
@@ -166,7 +166,7 @@ class Flow:
         return Site.HOST4 if address.version == 4 else Site.HOST6
 
 
-def flow(site: Site, name: str, client: Box | None, server: Box | None, version: int) -> Flow:
+def make_flow(site: Site, name: str, client: Box | None, server: Box | None, version: int) -> Flow:
     """Return a flow; None is the outsider."""
     out = Site.OUT4 if version == 4 else Site.OUT6
     source, target = (box.address(version) if box else out for box in (client, server))
@@ -184,37 +184,37 @@ def test_a_flow_that_came_in(site: Site, boxes: Boxes, fw: Firewall, kind: str, 
     """
     box: Box = getattr(boxes, place)
     wide = {"allow": NAMED[kind]} if kind in NAMED else {"policy": "open"}
-    fw.says(box, **wide)
-    talk = flow(site, kind, None, box, version)
-    assert talk.begins()
-    fw.says(box, policy="closed")
+    fw.set_labels(box, **wide)
+    flow = make_flow(site, kind, None, box, version)
+    assert flow.opens()
+    fw.set_labels(box, policy="closed")
     for _ in range(2):
-        assert not talk.server_says()
-        assert not talk.client_says()
+        assert not flow.server_says()
+        assert not flow.client_says()
     if kind in ("udp", "udplite", "sctp"):
-        other = dataclasses.replace(talk, sport=next(PORTS))
-        assert dataclasses.replace(other, client=box, server=site.wan, source=talk.target, target=talk.source)._passes(
-            KINDS[kind].asks, True
+        other = dataclasses.replace(flow, sport=next(PORTS))
+        assert dataclasses.replace(other, client=box, server=site.wan, source=flow.target, target=flow.source)._passes(
+            KINDS[kind].first, True
         ), "its own"
-    fw.says(box, **wide)
-    assert talk.server_says()
-    assert talk.client_says()
+    fw.set_labels(box, **wide)
+    assert flow.server_says()
+    assert flow.client_says()
 
 
 @every_kind
 @both
 def test_a_flow_that_went_out(site: Site, boxes: Boxes, fw: Firewall, kind: str, version: int) -> None:
     """A peer cannot continue the flow of a container that may no longer initiate but accepts everything."""
-    fw.says(boxes.web, policy="open")
-    talk = flow(site, kind, boxes.web, None, version)
-    assert talk.begins()
-    fw.says(boxes.web, policy="open", egress="none")
+    fw.set_labels(boxes.web, policy="open")
+    flow = make_flow(site, kind, boxes.web, None, version)
+    assert flow.opens()
+    fw.set_labels(boxes.web, policy="open", egress="none")
     for _ in range(2):
-        assert not talk.server_says()
-        assert not talk.client_says()
-    fw.says(boxes.web, policy="open")
-    assert talk.server_says()
-    assert talk.client_says()
+        assert not flow.server_says()
+        assert not flow.client_says()
+    fw.set_labels(boxes.web, policy="open")
+    assert flow.server_says()
+    assert flow.client_says()
 
 
 @every_kind
@@ -222,19 +222,19 @@ def test_a_flow_that_went_out(site: Site, boxes: Boxes, fw: Firewall, kind: str,
 def test_a_flow_between_containers(site: Site, boxes: Boxes, fw: Firewall, kind: str, version: int) -> None:
     """A peer on another network that accepts everything is no bypass: a flow between the two that was cut stays cut."""
     wide = {"allow": NAMED[kind]} if kind in NAMED else {"policy": "open"}
-    fw.says(boxes.web, **wide)
-    fw.says(boxes.peer, policy="open")
-    talk = flow(site, kind, boxes.peer, boxes.web, version)
-    assert talk.begins()
-    fw.says(boxes.web, policy="closed")
-    assert not talk.server_says()
-    assert not talk.client_says()
+    fw.set_labels(boxes.web, **wide)
+    fw.set_labels(boxes.peer, policy="open")
+    flow = make_flow(site, kind, boxes.peer, boxes.web, version)
+    assert flow.opens()
+    fw.set_labels(boxes.web, policy="closed")
+    assert not flow.server_says()
+    assert not flow.client_says()
 
 
 @pytest.mark.parametrize("inner", ["tcp", "udp"])
 def test_behind_an_authentication_header(site: Site, boxes: Boxes, fw: Firewall, inner: str) -> None:
     """Over IPv6 conntrack looks behind an authentication header, and rules match only the header."""
-    fw.says(boxes.web, policy="open")
+    fw.set_labels(boxes.web, policy="open")
     ports, out, mine = (5353, next(PORTS)), Site.OUT6, boxes.web.v6
     if inner == "tcp":
         asks, answer = tcp(out, mine, *ports), tcp(mine, out, *reversed(ports), 0x12, 1)
@@ -244,17 +244,17 @@ def test_behind_an_authentication_header(site: Site, boxes: Boxes, fw: Firewall,
     asks, answer, later = map(authenticated, (asks, answer, later))
     assert site.deliver([asks], boxes.web) == {asks}
     assert site.deliver([answer], site.wan, boxes.web) == {answer}
-    fw.says(boxes.web, policy="closed")
+    fw.set_labels(boxes.web, policy="closed")
     assert site.deliver([later], site.wan, boxes.web) == set()
-    fw.says(boxes.web, policy="open")
+    fw.set_labels(boxes.web, policy="open")
     assert site.deliver([later], site.wan, boxes.web) == {later}
 
 
 @both
 def test_a_connection_between_containers(site: Site, boxes: Boxes, fw: Firewall, version: int) -> None:
     """The same for TCP: the next segment of a cut connection opens none, from either side, however open both are."""
-    fw.says(boxes.web, policy="open")
-    fw.says(boxes.peer, policy="open")
+    fw.set_labels(boxes.web, policy="open")
+    fw.set_labels(boxes.peer, policy="open")
     for source, target in ((boxes.web, boxes.peer), (boxes.peer, boxes.web)):
         segment = tcp(source.address(version), target.address(version), next(PORTS), 5432, 0x18, 1)
         last = ping(source.address(version), target.address(version))
@@ -264,18 +264,18 @@ def test_a_connection_between_containers(site: Site, boxes: Boxes, fw: Firewall,
 @both
 def test_a_connection_that_went_out(site: Site, boxes: Boxes, fw: Firewall, version: int) -> None:
     """The peer's next segment opens none, where the container accepts everything and may initiate nothing."""
-    fw.says(boxes.web, policy="open", egress="none")
+    fw.set_labels(boxes.web, policy="open", egress="none")
     out = Site.OUT4 if version == 4 else Site.OUT6
     segment = tcp(out, boxes.web.address(version), next(PORTS), 443, 0x18, 1)
     assert site.deliver([segment], boxes.web) == set()
-    begins = tcp(out, boxes.web.address(version), next(PORTS), 443)
-    assert site.deliver([begins], boxes.web) == {begins}
+    opens = tcp(out, boxes.web.address(version), next(PORTS), 443)
+    assert site.deliver([opens], boxes.web) == {opens}
 
 
 @both
-def test_the_host_brings_back_none(site: Site, boxes: Boxes, fw: Firewall, version: int) -> None:
+def test_the_host_reopens_no_cut_flow(site: Site, boxes: Boxes, fw: Firewall, version: int) -> None:
     """A host program that continues to reply does not reopen a flow to a container that may no longer reach it."""
-    fw.says(boxes.web, egress="all")
+    fw.set_labels(boxes.web, egress="all")
     host = Site.HOST4 if version == 4 else Site.HOST6
     mine, port = boxes.web.address(version), next(PORTS)
     site.send([udp(mine, host, 5353, port)], boxes.web)
@@ -287,30 +287,30 @@ def test_the_host_brings_back_none(site: Site, boxes: Boxes, fw: Firewall, versi
             return False
 
     assert says(udp(host, mine, port, 5353))
-    fw.says(boxes.web, egress="none")
+    fw.set_labels(boxes.web, egress="none")
     assert not says(udp(host, mine, port, 5353))
-    assert says(udp(host, mine, next(PORTS), 5353)), "the host may begin what it likes"
+    assert says(udp(host, mine, next(PORTS), 5353)), "the host may initiate any flow"
 
 
 @pytest.mark.parametrize("kind", ["udp", "gre"])
-def test_as_long_as_it_is_tried(
+def test_quarantine_lasts_while_a_side_tries(
     site: Site, boxes: Boxes, fw: Firewall, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """Quarantine lasts longer while a side still tries, and ends by itself when both are silent."""
     monkeypatch.setattr(sets, "HELD", 2)
     fw.restart()  # with rules of that time
-    fw.says(boxes.web, allow=NAMED[kind])
-    talk = flow(site, kind, None, boxes.web, 6)
-    assert talk.begins()
-    fw.says(boxes.web, policy="closed")
+    fw.set_labels(boxes.web, allow=NAMED[kind])
+    flow = make_flow(site, kind, None, boxes.web, 6)
+    assert flow.opens()
+    fw.set_labels(boxes.web, policy="closed")
     began = time.monotonic()
     while time.monotonic() < began + 5:
-        assert not talk.server_says()
-    until(lambda: not held(site), "it ends when nobody tries")
-    assert talk.server_says(), "a flow of the container's own"
+        assert not flow.server_says()
+    until(lambda: not quarantined(site), "it ends when no side tries")
+    assert flow.server_says(), "a flow of the container's own"
 
 
-def held(site: Site) -> str:
+def quarantined(site: Site) -> str:
     """Return the quarantined flows, as nft lists them."""
     names = [name for v in (4, 6) for name in sets.QUARANTINE_SETS[v]]
     lists = [site.run("nft", "list", "set", "inet", "docker-fw", name).stdout for name in names]
@@ -323,41 +323,41 @@ def test_the_next_owner_of_an_address_has_flows_of_its_own(
     """The quarantine of an address's last owner does not affect the next, whose cut flows are quarantined."""
     monkeypatch.setattr(sets, "HELD", 2)
     fw.restart()
-    fw.says(boxes.web, allow="5353/udp")
-    old = flow(site, "udp", None, boxes.web, 6)
-    assert old.begins()
-    fw.says(boxes.web, policy="closed")
+    fw.set_labels(boxes.web, allow="5353/udp")
+    old = make_flow(site, "udp", None, boxes.web, 6)
+    assert old.opens()
+    fw.set_labels(boxes.web, policy="closed")
     assert not old.server_says()
     fw.state.drop_endpoint(boxes.web.endpoint.id)
-    until(lambda: not held(site), "nothing is held any more")
-    fw.says(boxes.web, allow="5353/udp")
-    talk = flow(site, "udp", None, boxes.web, 6)
-    assert talk.begins()
-    fw.says(boxes.web, policy="closed", egress="all")
-    assert not talk.server_says()
-    fw.says(boxes.web, policy="closed", allow="8080")
-    assert not talk.server_says(), "what opens is something else"
+    until(lambda: not quarantined(site), "no flow is quarantined any more")
+    fw.set_labels(boxes.web, allow="5353/udp")
+    flow = make_flow(site, "udp", None, boxes.web, 6)
+    assert flow.opens()
+    fw.set_labels(boxes.web, policy="closed", egress="all")
+    assert not flow.server_says()
+    fw.set_labels(boxes.web, policy="closed", allow="8080")
+    assert not flow.server_says(), "another port opens"
 
 
 @every_kind
-def test_over_restarts_and_repairs(site: Site, boxes: Boxes, fw: Firewall, kind: str) -> None:
+def test_quarantine_survives_restarts_and_repairs(site: Site, boxes: Boxes, fw: Firewall, kind: str) -> None:
     """A new docker-fw keeps the quarantine of the last one, and so does a table that is restored after a flush."""
     wide = {"allow": NAMED[kind]} if kind in NAMED else {"policy": "open"}
-    fw.says(boxes.web, **wide)
-    talk = flow(site, kind, None, boxes.web, 4)
-    assert talk.begins()
-    fw.says(boxes.web, policy="closed")
+    fw.set_labels(boxes.web, **wide)
+    flow = make_flow(site, kind, None, boxes.web, 4)
+    assert flow.opens()
+    fw.set_labels(boxes.web, policy="closed")
     fw.restart()
-    assert not talk.server_says()
+    assert not flow.server_says()
     site.run("nft", "flush", "ruleset")
     assert fw.state.repair()
-    assert not talk.server_says()
-    assert not talk.client_says()
-    fw.says(boxes.web, **wide)
-    assert talk.server_says()
+    assert not flow.server_says()
+    assert not flow.client_says()
+    fw.set_labels(boxes.web, **wide)
+    assert flow.server_says()
 
 
-def test_too_many_to_be_held_one_by_one(
+def test_too_many_flows_to_quarantine_one_by_one(
     site: Site, boxes: Boxes, fw: Firewall, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With too many flows to list one by one, all flows from that port of the container are quarantined, and no others.
@@ -366,32 +366,32 @@ def test_too_many_to_be_held_one_by_one(
     the address's next owner may at once.
     """
     monkeypatch.setattr(flow_cutter, "_MOST", 20)
-    fw.says(boxes.web, allow="5353/udp")
-    talks = [flow(site, "udp", None, boxes.web, 4) for _ in range(25)]
-    assert all(talk.begins() for talk in talks)
-    fw.says(boxes.web, policy="closed")
-    assert not any(talk.server_says() for talk in talks)
-    assert not any(talk.client_says() for talk in talks)
+    fw.set_labels(boxes.web, allow="5353/udp")
+    flows = [make_flow(site, "udp", None, boxes.web, 4) for _ in range(25)]
+    assert all(flow.opens() for flow in flows)
+    fw.set_labels(boxes.web, policy="closed")
+    assert not any(flow.server_says() for flow in flows)
+    assert not any(flow.client_says() for flow in flows)
     assert "new flows are dropped from 10.1.0.2 port 5353 over IP protocol 17" in caplog.text
 
-    def begins_its_own() -> bool:
+    def opens_its_own() -> bool:
         mine = udp(boxes.web.v4, Site.OUT4, 53, next(PORTS))
         return mine in site.deliver([mine], site.wan, boxes.web, last=ping(boxes.web.v4, Site.OUT4))
 
-    assert begins_its_own()
-    fw.says(boxes.web, allow="5353/udp")
-    assert all(talk.server_says() for talk in talks)
+    assert opens_its_own()
+    fw.set_labels(boxes.web, allow="5353/udp")
+    assert all(flow.server_says() for flow in flows)
 
     monkeypatch.setattr(flow_cutter, "_MOST", 2)
-    fw.says(boxes.web, allow="5353-5355/udp")
-    some = flow(site, "udp", None, boxes.web, 4)
-    talks = [dataclasses.replace(some, sport=next(PORTS), port=port) for port in (5353, 5354, 5355)]
-    assert all(talk.begins() for talk in talks)
-    fw.says(boxes.web, policy="closed")
-    assert not any(talk.server_says() for talk in talks)
+    fw.set_labels(boxes.web, allow="5353-5355/udp")
+    some = make_flow(site, "udp", None, boxes.web, 4)
+    flows = [dataclasses.replace(some, sport=next(PORTS), port=port) for port in (5353, 5354, 5355)]
+    assert all(flow.opens() for flow in flows)
+    fw.set_labels(boxes.web, policy="closed")
+    assert not any(flow.server_says() for flow in flows)
     assert "new flows are dropped from 10.1.0.2 over IP protocol 17" in caplog.text
-    assert not begins_its_own()
+    assert not opens_its_own()
     fw.state.drop_endpoint(boxes.web.endpoint.id)
-    assert not any(talk.server_says() for talk in talks[:2]), "before anybody else has the address"
-    fw.says(boxes.web)
-    assert begins_its_own()
+    assert not any(flow.server_says() for flow in flows[:2]), "before the address has another owner"
+    fw.set_labels(boxes.web)
+    assert opens_its_own()
