@@ -117,7 +117,7 @@ def test_a_rule_that_is_gone_is_told_in_our_words_and_another_by_its_place(site:
 def test_a_table_that_is_gone_is_one_line(site: Site) -> None:
     """There are not thousands of lines."""
     nothing = TableDump(1, frozenset(), frozenset(), frozenset(), ())
-    assert drifted(site, nothing) == ["+ table inet docker-fw: it is not there"]
+    assert drifted(site, nothing) == ["+ table inet docker-fw is missing"]
 
 
 def test_sets_that_are_missing_or_somebody_elses_are_told(site: Site) -> None:
