@@ -89,8 +89,8 @@ class Plugin:
         store = Store(settings.state)
         later = Worker()
         self._state = Reconciler(nft, store, settings.defaults, later)
-        kept = expired(store.load(), time.time())
-        state = _survivors(kept)
+        saved = expired(store.load(), time.time())
+        state = _survivors(saved)
         self._bridges = Bridges(self._links.default_route_links, state.unmanaged)
         self._bridges.see(link_monitor.links().values())
         # Read before the table is replaced: ports that listen only since the old one was written do not count as the
@@ -99,7 +99,7 @@ class Plugin:
         facts = saved_facts(state, settings, listeners)
         # Containers that ended while docker-fw was stopped left flows, which later ones with their addresses must not
         # inherit.
-        self._state.start(dataclasses.replace(facts, bridges=self._bridges.facts()), kept)
+        self._state.start(dataclasses.replace(facts, bridges=self._bridges.facts()), saved)
         self._relay = Relay()
         self._ports = HostPorts(self._relay)
         self._api = api = DockerApi(settings.docker_socket, trust_images=settings.trust_images)
@@ -116,7 +116,7 @@ class Plugin:
         )
         docker_user, neighbours = DockerUser(settings.mark), Neighbours(sysctl)
         self._drops = drops = DropLog(self._state, lambda: nft.logs)
-        self._guard = EndpointTracker(self._state)
+        self._tracker = EndpointTracker(self._state)
         self._proxies = ProxyPorts(
             self._state, listeners, settings.dockerd_ports, lambda: (nft.tells_cgroups, nft.holds)
         )
@@ -124,20 +124,20 @@ class Plugin:
         self._follower = DockerFollower(
             api,
             self._state,
-            self._guard,
+            self._tracker,
             self._bridges,
             self._proxies,
-            note=lambda: self._watcher.note(),  # noqa: PLW0108 (made below)
+            write_bridges=lambda: self._watcher.write_bridges(),  # noqa: PLW0108 (made below)
             forget=self._driver.forget,
-            sighted=lambda: self._watcher.note_proxies(),  # noqa: PLW0108
+            sighted=lambda: self._watcher.write_proxies(),  # noqa: PLW0108
         )
         self._boot = boot = BootTableKeeper(
-            settings, lambda: self._state.state, self._bridges, lambda: list(self._guard.networks.values())
+            settings, lambda: self._state.state, self._bridges, lambda: list(self._tracker.networks.values())
         )
         self._orders = AdminCommands(
             self._state,
             lambda: self._follower.not_guarded,
-            wake=lambda: self._watcher.spoken(),  # noqa: PLW0108 (made below)
+            wake=lambda: self._watcher.overrides_changed(),  # noqa: PLW0108 (made below)
         )
         self._questions = AdminQueries(
             self._state,
@@ -147,14 +147,14 @@ class Plugin:
             api,
             settings,
             read=lambda more: read({**os.environ, **more}),
-            proxy_unidentified=self._blind,
+            proxy_unidentified=self._is_proxy_unidentified,
             held=self._proxies.held,
             boot=lambda: boot.report,
         )
         self._watcher = Loops(
             self._state,
             self._follower,
-            self._guard,
+            self._tracker,
             self._bridges,
             docker_user,
             neighbours,
@@ -172,7 +172,7 @@ class Plugin:
         add_route(app, self._drops)
         return app
 
-    def _blind(self) -> bool:
+    def _is_proxy_unidentified(self) -> bool:
         """True if docker-proxy is not identified by its control group: new listening host ports are then blocked."""
         settings = self._settings
         known = dockerd(settings.cgroup, settings.dockerd_cgroup) and shared(settings.cgroup)
@@ -186,7 +186,7 @@ class Plugin:
         self._watcher.start()
         self._watcher.wake()
         self._watcher.changed()
-        if self._blind():
+        if self._is_proxy_unidentified():
             how = (
                 "stays closed until Docker confirms whose it is"
                 if self._nft.holds
@@ -206,7 +206,7 @@ class Plugin:
         Ports that `fwctl` opened for a limited time are closed until docker-fw runs again: no process would close them.
         """
         self._watcher.stop()
-        self._guard.end()
+        self._tracker.end()
         self._state.suspend()
         self._relay.stop()
 

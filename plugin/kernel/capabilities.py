@@ -43,13 +43,13 @@ def keep() -> None:
     for number, loss in NEEDED.items():
         if loss and not there >> number & 1:
             log.warning("%s is missing: %s", _NAMES[number], loss)
-    kept = there & sum(1 << number for number in NEEDED)
+    needed = there & sum(1 << number for number in NEEDED)
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_CAP_AMBIENT, _AMBIENT_CLEAR_ALL, 0, 0, 0)
     # A program started by root gets all capabilities in the bounding set.
     bounding = (number for number in range(64) if libc.prctl(_CAPBSET_READ, number, 0, 0, 0) == 1)
-    all(_done(libc.prctl(_CAPBSET_DROP, number, 0, 0, 0)) for number in bounding if not kept >> number & 1)
-    low, high = kept & 0xFFFFFFFF, kept >> 32
+    all(_done(libc.prctl(_CAPBSET_DROP, number, 0, 0, 0)) for number in bounding if not needed >> number & 1)
+    low, high = needed & 0xFFFFFFFF, needed >> 32
     data = struct.pack("=6I", low, low, 0, high, high, 0)  # effective, permitted, inheritable
     _done(libc.capset(struct.pack("=Ii", _VERSION_3, 0), data))
     _done(libc.prctl(_SET_NO_NEW_PRIVS, 1, 0, 0, 0))

@@ -250,12 +250,12 @@ class Links:
             address = message.get("address")
             if name in (None, network.bridge) or not address:
                 continue
-            held = _subnet(address, message["prefixlen"])
+            existing = _subnet(address, message["prefixlen"])
             for subnet in wanted:
-                if held.version != subnet.version:
+                if existing.version != subnet.version:
                     continue
                 inside = _in(address, subnet)
-                if inside or (subnet.version == 4 and _overlaps(held, subnet)):
+                if inside or (subnet.version == 4 and _overlaps(existing, subnet)):
                     return f"{subnet} overlaps {address}/{message['prefixlen']} on {name}"
         return None
 

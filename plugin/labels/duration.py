@@ -23,9 +23,9 @@ def parse(text: str) -> int:
 
 def left(seconds: float) -> str:
     """Return the remaining time in its two greatest units."""
-    whole = max(0, round(seconds))
+    rounded = max(0, round(seconds))
     for name, unit, smaller, small in (("d", 86400, "h", 3600), ("h", 3600, "min", 60)):
-        if whole >= unit:
-            rest = whole % unit // small
-            return f"{whole // unit} {name}" + (f" {rest} {smaller}" if rest else "")
-    return f"{whole // 60} min" if whole >= 120 else f"{whole} s"
+        if rounded >= unit:
+            rest = rounded % unit // small
+            return f"{rounded // unit} {name}" + (f" {rest} {smaller}" if rest else "")
+    return f"{rounded // 60} min" if rounded >= 120 else f"{rounded} s"

@@ -234,11 +234,11 @@ def parse_prefix(token: str) -> Peer | str:
         if "host bits" in str(error):
             return f'"{token}" has bits beyond its length; did you mean {ip_network(token, strict=False)}?'
         return f'"{_cut(token)}" is not {_PEER_RIGHT}'
-    whole = prefix.prefixlen == prefix.max_prefixlen
+    is_address = prefix.prefixlen == prefix.max_prefixlen
     if isinstance(prefix, IPv6Network) and (mapped := prefix.network_address.ipv4_mapped) is not None:
-        right = str(mapped) if whole else f"{mapped}/{prefix.prefixlen - 96}"
+        right = str(mapped) if is_address else f"{mapped}/{prefix.prefixlen - 96}"
         return f'"{_cut(token)}" is an IPv4-mapped IPv6 address; write {right}'
-    return Peer("prefix", str(prefix.network_address if whole else prefix))
+    return Peer("prefix", str(prefix.network_address if is_address else prefix))
 
 
 def _rate(part: str) -> Rate | str:

@@ -13,7 +13,7 @@ _ICMP = "destination-unreachable, time-exceeded, parameter-problem, echo-request
 #: on any port that one end announces to the other: it needs a rule like any flow.
 ERRORS = "meta l4proto { icmp, ipv6-icmp } ct state related"
 #: The first segment of a connection that replaces one that has ended.
-BEGINS_ANEW = "ct state established ct direction original tcp flags & (fin | syn | rst | ack) == syn"
+NEW_SYN = "ct state established ct direction original tcp flags & (fin | syn | rst | ack) == syn"
 #: Only the host has its own addresses as source. Linux checks this for IPv4 alone (martians). A host address is in
 #: each of its networks, from which a port may be open.
 NOT_OWN = "meta nfproto ipv6 fib saddr type local goto deny"
@@ -86,7 +86,7 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 
 	# While the table is being loaded, new flows are dropped: their senders retry. The host needs neighbour discovery.
 	chain loading {{
-		{BEGINS_ANEW} goto deny
+		{NEW_SYN} goto deny
 		ct state established return
 		icmpv6 type {{ nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert }} return
 		goto deny
@@ -111,7 +111,7 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 	# Docker itself accepts established packets of Docker networks. A SYN opens a new connection, but if it reuses the
 	# port of a connection that the peer reset, conntrack assigns it to the old one (tcp_conntracks, sIG).
 	chain established {{
-		{BEGINS_ANEW} return
+		{NEW_SYN} return
 		oifgroup {GROUP:#x} goto accept_marked
 		iifgroup {GROUP:#x} goto established_outbound
 		accept
@@ -180,7 +180,7 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 	# Limits the new flows that each source may open to a port with fw.rate. A base chain that exists only while ports
 	# have a rate jumps here. It has a later priority than `forward`, so packets dropped there do not count.
 	chain rate_limit {{
-		{BEGINS_ANEW} goto rate_limit_new
+		{NEW_SYN} goto rate_limit_new
 		ct state established goto rate_limit_known
 		goto rate_limit_new
 	}}

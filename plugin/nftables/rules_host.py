@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from plugin.kernel.names import GROUP
 from plugin.nftables import lookups
-from plugin.nftables.rules_forward import BEGINS_ANEW, ERRORS, LINK6, NOT_OWN
+from plugin.nftables.rules_forward import ERRORS, LINK6, NEW_SYN, NOT_OWN
 from plugin.protocols import PROTOCOLS
 
 #: The protocols that docker-proxy serves.
@@ -34,7 +34,7 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 		ip daddr . meta l4proto . th dport @host_closed4 goto host_closed
 		ip6 daddr . meta l4proto . th dport @host_closed6 goto host_closed
 		ct state new goto new_to_host
-		{BEGINS_ANEW} goto new_to_host
+		{NEW_SYN} goto new_to_host
 		ct state invalid,untracked tcp flags & (fin | syn | rst | ack) == syn goto new_to_host
 	}}
 
@@ -87,7 +87,7 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 	}}
 
 	chain host_established {{
-		{BEGINS_ANEW} return
+		{NEW_SYN} return
 		accept
 	}}
 
@@ -108,7 +108,7 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 	# Like `rate_limit`, for ports of the host.
 	chain rate_limit_host {{
 		iifname "lo" accept
-		{BEGINS_ANEW} goto rate_limit_host_new
+		{NEW_SYN} goto rate_limit_host_new
 		ct state established goto rate_limit_host_known
 		goto rate_limit_host_new
 	}}

@@ -46,7 +46,7 @@ def written(prefix: Prefix) -> str:
     return str(prefix.network_address if prefix.prefixlen == prefix.max_prefixlen else prefix)
 
 
-def told(prefix: Prefix, until: float) -> dict[str, object]:
+def as_data(prefix: Prefix, until: float) -> dict[str, object]:
     """Return a ban as JSON for programs; `until` is None for a permanent one."""
     return {"address": written(prefix), "until": until or None}
 
@@ -67,12 +67,12 @@ def pieces(prefix: Prefix) -> list[Prefix]:
 
     For a prefix that is too wide these are MAX_PIECES + 1, never more.
     """
-    whole, lengths = prefix.max_prefixlen, BAN_LENGTHS[prefix.version]
-    if prefix.prefixlen == whole:
+    longest, lengths = prefix.max_prefixlen, BAN_LENGTHS[prefix.version]
+    if prefix.prefixlen == longest:
         return [prefix]
     if prefix.version == 6 and prefix.prefixlen > max(lengths):
         return [prefix.supernet(new_prefix=max(lengths))]
-    length = min((n for n in lengths if n >= prefix.prefixlen), default=whole)
+    length = min((n for n in lengths if n >= prefix.prefixlen), default=longest)
     if 1 << (length - prefix.prefixlen) > MAX_PIECES:
         return [prefix] * (MAX_PIECES + 1)
     return list(prefix.subnets(new_prefix=length))

@@ -93,7 +93,7 @@ def _rate(raw: Any) -> Rate:
     return found
 
 
-def _word(*words: str) -> Callable[[Any, str], str]:
+def _one_of(*words: str) -> Callable[[Any, str], str]:
     def read(raw: Any, key: str) -> str:
         value = text(raw, key)
         if value not in ("", *words):
@@ -107,10 +107,10 @@ def _word(*words: str) -> Callable[[Any, str], str]:
 _FIELDS: dict[str, Callable[[Any, str], Any]] = {
     "allow": _rules,
     "deny": _rules,
-    "policy": _word(*POLICIES),
+    "policy": _one_of(*POLICIES),
     "egress": lambda raw, key: None if raw[key] is None else _rules(raw, key),
     "rate": lambda raw, key: None if raw[key] is None else tuple(map(_rate, items(raw, key))),
-    "log": _word(*LOGS),
+    "log": _one_of(*LOGS),
 }
 #: Fields that every file of version 2 has. A field added later is unset in a file of a former release.
 _ALWAYS = frozenset(("allow", "deny", "policy", "egress", "rate", "log"))

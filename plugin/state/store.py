@@ -140,8 +140,8 @@ class Store:
     def _replace(self, state: SavedState, *, flush: bool) -> None:
         # A record is frozen, so its line serves until another record replaces it.
         self._lines = {
-            (key := (type(item), item.id)): kept
-            if (kept := self._lines.get(key)) and kept[0] is item
+            (key := (type(item), item.id)): known
+            if (known := self._lines.get(key)) and known[0] is item
             else (item, _line(item))
             for item in _records(state)
         }

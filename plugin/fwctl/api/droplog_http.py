@@ -99,14 +99,14 @@ class _Client:
         events = self._poll.poll(_STALLED_MS)
         if events and events[0][1] == select.POLLOUT:
             return True
-        self._shut(socket.SHUT_RDWR)  # otherwise gunicorn would block on its last bytes
+        self._shutdown(socket.SHUT_RDWR)  # otherwise gunicorn would block on its last bytes
         return False
 
     def stop_reading(self) -> None:
         """Read no more from the client: gunicorn would wait for it to hang up, and not serve Docker meanwhile."""
-        self._shut(socket.SHUT_RD)
+        self._shutdown(socket.SHUT_RD)
 
-    def _shut(self, how: int) -> None:
+    def _shutdown(self, how: int) -> None:
         if self._sock:
             with contextlib.suppress(OSError):
                 self._sock.shutdown(how)

@@ -31,7 +31,9 @@ def file(
     when: str,
 ) -> str:
     """Return the file. `unmanaged`: names of exempt bridges, because their indices change at a boot."""
-    kept = [*WATCHED, *(element for element in elements if element.set != "unmanaged")]
-    text = document(mark, kept, cgroups=False, holds=False, logs=logs, binds=binds, unmanaged=unmanaged, timed=timed)
+    exported = [*WATCHED, *(element for element in elements if element.set != "unmanaged")]
+    text = document(
+        mark, exported, cgroups=False, holds=False, logs=logs, binds=binds, unmanaged=unmanaged, timed=timed
+    )
     gone = away("inet") + (away("bridge") if binds else "")
     return f"{_HEAD.format(version=version, table=TABLE, when=when)}{gone}\n{text}"

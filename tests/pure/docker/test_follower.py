@@ -154,7 +154,7 @@ class World:
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         if name not in (
-            "start_over", "returns", "leaves", "forget", "network_gone", "doubt", "put", "replace", "cut_closed",
+            "start_over", "returns", "leaves", "forget", "network_gone", "mark_unknown", "put", "replace", "cut_closed",
         ):  # fmt: skip
             raise AttributeError(name)
         return lambda *args, **kwargs: self.calls.append((name, *args, *kwargs.values())) or True
@@ -232,12 +232,12 @@ def test_somebody_goes_and_nobody_knows_who(world: World, follower: DockerFollow
     until(lambda: world.looked)
     looked = world.looked
     world.tell(what, "n" if what == "network connect" else "", "")
-    until(lambda: world.told("doubt") and world.looked > looked)
+    until(lambda: world.told("mark_unknown") and world.looked > looked)
     assert not world.told("leaves")
     world.tell("container prune")
     world.tell("container die", WEB.id)
     until(lambda: world.told("leaves", "", WEB.id))
-    assert len([call for call in world.calls if call[0] == "doubt"]) == 1
+    assert len([call for call in world.calls if call[0] == "mark_unknown"]) == 1
 
 
 def test_nobody_is_said_not_to_exist_by_a_list_with_a_hole(world: World, follower: DockerFollower) -> None:
@@ -461,7 +461,7 @@ def test_one_that_the_disk_refuses_holds_up_no_other(world: World, caplog: pytes
     for _ in range(3):
         found.update_labels(told)
     assert [world.endpoints[each].container for each in told] == [None, WEB]
-    assert caplog.text.count("web (endpoint eeeeeeeeeeee) stays as it was: the disk is full") == 1
+    assert caplog.text.count("web (endpoint eeeeeeeeeeee) keeps its old labels: the disk is full") == 1
     world.refused = set()
     found.update_labels(told)
     assert world.endpoints[JOINED.id].container == WEB

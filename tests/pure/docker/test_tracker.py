@@ -309,7 +309,7 @@ def test_an_answer_from_before_a_doubt_dispels_none(table: Table, guard: Endpoin
     guest = endpoint("e", 2, WEB)
     guard.replace([NETWORK], [guest], asked=guard.now())
     asked = guard.now()
-    guard.doubt(NETWORK.bridge)
+    guard.mark_unknown(NETWORK.bridge)
     assert not guard.replace([NETWORK], [guest], asked=asked)
     assert not guard.put(NETWORK, [guest], listed=True, asked=asked)
     assert not table.knows(guest.addr4)
@@ -330,7 +330,7 @@ def test_a_published_port_is_the_containers_not_a_networks(table: Table, guard: 
     key = (10, 6, 18080)
     assert Element("host_open", key) in table.elements()
     assert Element("host_closed", key) not in table.elements()
-    guard.doubt(inner.bridge)
+    guard.mark_unknown(inner.bridge)
     assert Element("host_closed", key) in table.elements()
     assert Element("host_open", key) not in table.elements()
 
@@ -414,13 +414,13 @@ def test_when_nobody_tells_nothing_is_believed(table: Table, guard: EndpointTrac
     port = Published("tcp", ANY4, 18080, 80)
     guest, other = endpoint("e", 2, WEB, NETWORK, port), endpoint("b", 2, DB, OTHER)
     guard.replace([NETWORK, OTHER], [guest, other], asked=NOW)
-    guard.doubt(NETWORK.bridge)
+    guard.mark_unknown(NETWORK.bridge)
     assert not table.knows(guest.addr4)
     assert Element("host_closed", (2, 6, 18080)) in table.elements()
     assert table.opens(other.addr4) == {5432}
     guard.replace([NETWORK, OTHER], [guest, other], asked=NOW)
     assert table.opens(guest.addr4) == {8080}
-    guard.doubt()
+    guard.mark_unknown()
     assert not table.knows(guest.addr4)
     assert not table.knows(other.addr4)
 
@@ -454,7 +454,7 @@ def test_peers_follow_containers(table: Table, guard: EndpointTracker, judged: l
     db4 = IPv4Address("172.18.0.5")
     assert table.of("from") == {Element("from4", (db4, 6, 5432, 32, guest.addr4))}
     judged.clear()
-    guard.doubt(OTHER.bridge)  # the address's container is unknown now
+    guard.mark_unknown(OTHER.bridge)  # the address's container is unknown now
     assert not table.of("from")
     assert any(db4 in each for each in judged)
     guard.replace([NETWORK, OTHER], [endpoint("d", 5, asker), guest], asked=guard.now())
@@ -626,7 +626,7 @@ class Churn(RuleBasedStateMachine):
 
     @rule()
     def doubt(self) -> None:
-        self.guard.doubt()
+        self.guard.mark_unknown()
 
     @invariant()
     def no_exception_is_anothers(self) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from plugin.model import FwError, Prefix
 from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.sets import Element
-from plugin.policy.bans import BAN_LENGTHS, MAX_PIECES, WIDEST, holding, pieces, read, told, written
+from plugin.policy.bans import BAN_LENGTHS, MAX_PIECES, WIDEST, as_data, holding, pieces, read, written
 from tests.pure.strategies import examples, prefixes4, prefixes6
 from tests.pure.tracer import CHAINS, Packet, Table
 
@@ -92,8 +92,8 @@ def test_pieces_cover_the_prefix(banned: Prefix) -> None:
 
 def test_a_ban_as_it_is_shown() -> None:
     """An address is shown without its length; a permanent ban has no end."""
-    assert told(ip_network("203.0.113.7"), 0) == {"address": "203.0.113.7", "until": None}
-    assert told(ip_network("2001:db8::/48"), 5.5) == {"address": "2001:db8::/48", "until": 5.5}
+    assert as_data(ip_network("203.0.113.7"), 0) == {"address": "203.0.113.7", "until": None}
+    assert as_data(ip_network("2001:db8::/48"), 5.5) == {"address": "2001:db8::/48", "until": 5.5}
 
 
 # --- banned addresses ---------------------------------------------------------------------------------------------

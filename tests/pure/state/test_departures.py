@@ -162,7 +162,7 @@ def test_what_is_in_doubt_is_closed_before_anything_is_computed(kernel: Recorder
     """The containers on the bridge are unknown now: all of it is closed at once, docker-proxy's ports by an element."""
     later: list[Callable[[], None]] = []
     state, guard, members = guarded(kernel, later)
-    guard.doubt(DOCKERS.bridge)
+    guard.mark_unknown(DOCKERS.bridge)
     assert all(open_for(kernel.first().remove, each) for each in members)
     assert {Element("host_closed", (2, 6, 9000 + n)) for n in range(MEMBERS)} <= set(kernel.first().add)
     assert not any(open_for(kernel.table or (), each) for each in members)

@@ -216,10 +216,10 @@ def test_ports_of_dockerds_own(site: Site) -> None:
 
 def test_another_mark_is_other_rules() -> None:
     """Each rule with the mark is listed, before and after."""
-    told = lines(plan.rules_apart(0x08000000, 0x04000000))
+    told = lines(plan.rule_differences(0x08000000, 0x04000000))
     assert "- meta mark set meta mark | 0x08000000 accept" in told
     assert "+ meta mark set meta mark | 0x04000000 accept" in told
-    assert plan.rules_apart(0x08000000, 0x08000000) == []
+    assert plan.rule_differences(0x08000000, 0x08000000) == []
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------
