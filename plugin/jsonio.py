@@ -1,4 +1,4 @@
-"""The one strict reader of JSON that comes from outside: Docker, its hooks, `fwctl`, the state file. Pure.
+"""The one strict reader of JSON from outside: Docker, its hooks, `fwctl`, the state file. Pure.
 
 Each function reads one key of an object and checks its type and range. A mistake is a JsonError, which names the key,
 what would be right and what was there. Documents are bounded in size and depth.
@@ -207,13 +207,13 @@ def only(kind: type[T], read: Callable[[Any], object]) -> Callable[[Any], T]:
 
 
 def optional(raw: Any, key: str, read: Callable[[Any], T], *, where: str = "") -> T | None:
-    """What `read` makes of the value; None for null."""
+    """Return the value as `read` returns it; None for null."""
     value = _get(raw, key, "there, or null", where)
     return None if value is None else _named(key, read, value, where)
 
 
 def stated(raw: Any, key: str, read: Callable[[Any], T], *, where: str = "") -> T | None:
-    """What `read` makes of the value; None where there is none, which Docker writes as nothing, null or ""."""
+    """Return the value as `read` returns it; None for a missing one, which Docker writes as nothing, null or ""."""
     value = _get(raw, key, "", where, default=None)
     return _named(key, read, value, where) if value else None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from plugin.protocols import WITH_PORTS, Proto
 from plugin.text import printable, shortened
@@ -126,8 +126,14 @@ class PolicySpec:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A docker-fw network, made at Docker's request. Gateways include the subnet's prefix length."""
+    """A docker-fw network, made at Docker's request. Gateways include the subnet's prefix length.
 
+    `flat`, `problems`: as for a BridgeNetwork. Its containers always reach each other; with a mistake in its options it
+    is refused.
+    """
+
+    flat: ClassVar[bool] = True
+    problems: ClassVar[tuple[Problem, ...]] = ()
     id: str
     bridge: str
     gateway4: IPv4Interface | None = None
@@ -138,6 +144,16 @@ class Network:
     host_ip: Address | None = None
     iface_prefix: str = "eth"
     spec: PolicySpec = PolicySpec()
+
+    @property
+    def name(self) -> str:
+        """The bridge's name, for messages: Docker does not report the network's name when it creates the network."""
+        return self.bridge
+
+    @property
+    def subnets(self) -> tuple[Prefix, ...]:
+        """The network's subnets, one or none of each family."""
+        return tuple(gateway.network for gateway in (self.gateway4, self.gateway6) if gateway)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +222,24 @@ class Published:
     host_ip: Address
     host_port: int
     container_port: int
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class RequestedPorts:
+    """Host ports that a container requests, from `first` to `last`; 0: Docker chooses one each time it starts."""
+
+    proto: Proto
+    host_ip: Address
+    first: int
+    last: int
+
+    def may_be(self, port: Published) -> bool:
+        """True if a program that listens there may be this container's docker-proxy."""
+        if self.proto != port.proto or not self.first <= port.host_port <= self.last:
+            return False
+        if self.host_ip.version != port.host_ip.version:
+            return False
+        return self.host_ip == port.host_ip or self.host_ip.is_unspecified or port.host_ip.is_unspecified
 
 
 class Flow(NamedTuple):

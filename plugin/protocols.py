@@ -16,7 +16,7 @@ from typing import Literal
 Proto = str
 #: Every protocol without an entry.
 OTHER = "other"
-#: Protocols (IANA's numbers) whose flows Linux's conntrack tells apart by their ports: TCP, UDP, DCCP, SCTP, UDP-Lite.
+#: Protocols (IANA numbers) whose flows conntrack distinguishes by their ports: TCP, UDP, DCCP, SCTP, UDP-Lite.
 TRACKED_BY_PORT = frozenset({6, 17, 33, 132, 136})
 
 
@@ -39,7 +39,7 @@ class Protocol:
     def __post_init__(self) -> None:
         if self.ports and self.number not in TRACKED_BY_PORT:
             # The first packet to an open port would make every other port part of an established flow.
-            raise TypeError(f"{self.name} cannot have ports: conntrack does not tell its flows apart by their ports")
+            raise TypeError(f"{self.name} cannot have ports: conntrack does not distinguish its flows by their ports")
         if self.socket and not self.ports:
             raise TypeError(f"{self.name} has no ports, so it has no socket for a published one")
         if self.relay and not self.socket:
@@ -68,7 +68,7 @@ if len(BY_NAME) != len(PROTOCOLS) or len(BY_NUMBER) != len(PROTOCOLS) or OTHER i
 
 
 def name_of(number: int) -> str:
-    """What rules call the protocol with this number."""
+    """Return the name that rules use for the protocol with this number."""
     found = BY_NUMBER.get(number)
     return found.name if found else OTHER
 

@@ -126,7 +126,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--engine", default="28.5.2", choices=ENGINES, help="which Docker (default: %(default)s)")
     options = parser.parse_args()
-    began = time.monotonic()
+    start = time.monotonic()
     say(f"starting Docker {options.engine} in namespaces of its own (nothing of this machine's network is touched)")
     with Engine(options.engine) as engine:
         say("building the image from the Dockerfile and installing the managed plugin (minutes the first time)")
@@ -143,7 +143,7 @@ def main() -> int:
         for stack in ("shop.yml", "unchanged.yml"):
             down(fw, stack)
     wrong = [line for line in lines if not line.right]
-    print(f"\n{len(lines) - len(wrong)} of {len(lines)} right, in {time.monotonic() - began:.0f} s")
+    print(f"\n{len(lines) - len(wrong)} of {len(lines)} right, in {time.monotonic() - start:.0f} s")
     return 1 if wrong else 0
 
 

@@ -93,7 +93,7 @@ class Fw:
     def network(self, *options: str, v4: bool = True, v6: bool = True, driver: str | None = None) -> Iterator[Net]:
         """Create a network with subnets of its own; it and the containers on it are removed afterwards.
 
-        It belongs to docker-fw's driver, or to Docker's own with `driver="bridge"`.
+        Its driver is docker-fw's, or Docker's bridge driver with `driver="bridge"`.
         """
         number = next(_subnets)
         net = Net(f"net{number}", f"10.88.{number}.0/24" if v4 else "", f"2001:db8:88:{number}::/64" if v6 else "")

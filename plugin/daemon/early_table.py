@@ -23,7 +23,7 @@ from plugin.nftables import identity
 from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.elements import bridge_elements
 from plugin.nftables.sets import TABLE
-from plugin.nftables.table import Nft
+from plugin.nftables.table import KernelTable
 from plugin.policy.saved import SavedState
 from plugin.settings import Settings
 from plugin.state.store import Store
@@ -53,8 +53,8 @@ def close_first(settings: Settings) -> None:
         return
     try:
         name = identity.free_name()
-        nft = Nft(settings.mark, name)
-        if not nft.stands():
+        nft = KernelTable(settings.mark, name)
+        if not nft.closes():
             close(nft, settings, lasts=name != TABLE)
     except Exception:  # the plugin must start even after an error here, and closes the bridges too
         log.exception("could not load the early table")
@@ -62,7 +62,7 @@ def close_first(settings: Settings) -> None:
         os._exit(0)
 
 
-def close(nft: Nft, settings: Settings, *, lasts: bool = False) -> None:
+def close(nft: KernelTable, settings: Settings, *, lasts: bool = False) -> None:
     """Replace the table, if there is one, by a table that opens nothing. Raises NftError, OSError.
 
     `lasts`: the plugin does not replace it soon. Only then are the bridges of default routes looked up, which takes as

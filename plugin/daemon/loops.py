@@ -20,7 +20,7 @@ from plugin.docker.tracker import EndpointTracker
 from plugin.kernel import link_monitor
 from plugin.kernel.link_monitor import Link, LinkChange
 from plugin.model import Endpoint, Network
-from plugin.nftables.table import NftError
+from plugin.nftables.client import NftError
 from plugin.policy.facts import Facts
 from plugin.state.lease import EVERY
 from plugin.state.reconciler import Reconciler

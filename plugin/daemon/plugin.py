@@ -38,10 +38,11 @@ from plugin.kernel.instance_lock import claim
 from plugin.kernel.links import Links, exists, lives
 from plugin.kernel.names import host_side
 from plugin.kernel.ndp_proxy import Neighbours
+from plugin.kernel.sock_diag import Listeners
 from plugin.kernel.sysctl import Sysctl
 from plugin.model import Endpoint, FwError, Published
 from plugin.nftables import dump, identity
-from plugin.nftables.table import Nft
+from plugin.nftables.table import KernelTable
 from plugin.policy.facts import ProxyFacts
 from plugin.policy.frozen import FrozenDict
 from plugin.policy.overrides import expired
@@ -80,26 +81,14 @@ class Plugin:
     def __init__(self, settings: Settings) -> None:
         self._claim = claim(settings.docker_socket)
         # libnftables' socket first: libnftables aborts if its number is 1024 or more.
-        self._nft = nft = Nft(settings.mark)
+        self._nft = nft = KernelTable(settings.mark)
         identity.refuse_foreign()
         raise_fd_limit()
         self._settings = settings
         sysctl = Sysctl(settings.sysctl)
         self._links = Links(sysctl)
-        store = Store(settings.state)
         later = Worker()
-        self._state = Reconciler(nft, store, settings.defaults, later)
-        saved = expired(store.load(), time.time())
-        state = _survivors(saved)
-        self._bridges = Bridges(self._links.default_route_links, state.unmanaged)
-        self._bridges.see(link_monitor.links().values())
-        # Read before the table is replaced: ports that listen only since the old one was written do not count as the
-        # host's own until Docker has been asked.
-        listeners = before(state, settings.sysctl, dump.listening())
-        facts = saved_facts(state, settings, listeners)
-        # Containers that ended while docker-fw was stopped left flows, which later ones with their addresses must not
-        # inherit.
-        self._state.start(dataclasses.replace(facts, bridges=self._bridges.facts()), saved)
+        listeners = self._close(Store(settings.state), later)
         self._relay = Relay()
         self._ports = HostPorts(self._relay)
         self._api = api = DockerApi(settings.docker_socket, trust_images=settings.trust_images)
@@ -115,10 +104,10 @@ class Plugin:
             refusal=lambda: refusal(api.engine),
         )
         docker_user, neighbours = DockerUser(settings.mark), Neighbours(sysctl)
-        self._drops = drops = DropLog(self._state, lambda: nft.logs)
+        self._drops = drops = DropLog(self._state, lambda: nft.features.logs)
         self._tracker = EndpointTracker(self._state)
         self._proxies = ProxyPorts(
-            self._state, listeners, settings.dockerd_ports, lambda: (nft.tells_cgroups, nft.holds)
+            self._state, listeners, settings.dockerd_ports, lambda: (nft.features.cgroups, nft.features.listeners)
         )
         api.inspections.asks, api.inspections.lacks = self._proxies.asks, self._proxies.lacks
         self._follower = DockerFollower(
@@ -165,6 +154,23 @@ class Plugin:
             boot,
         )
 
+    def _close(self, store: Store, later: Worker) -> Listeners:
+        """Write the table with what was saved and is still true. Return the listening ports of the host."""
+        settings = self._settings
+        self._state = Reconciler(self._nft, store, settings.defaults, later)
+        saved = expired(store.load(), time.time())
+        state = _survivors(saved)
+        self._bridges = Bridges(self._links.default_route_links, state.unmanaged)
+        self._bridges.see(link_monitor.links().values())
+        # Read before the table is replaced: ports that listen only since the old one was written do not count as the
+        # host's own until Docker has been asked.
+        listeners = before(state, settings.sysctl, dump.listening())
+        facts = saved_facts(state, settings, listeners)
+        # Containers that ended while docker-fw was stopped left flows, which later ones with their addresses must not
+        # inherit.
+        self._state.start(dataclasses.replace(facts, bridges=self._bridges.facts()), saved)
+        return listeners
+
     def app(self) -> Flask:
         """Build the Flask application: the driver's protocol, fwctl's routes and the log of drops."""
         app = create_app(self._driver, self._questions)
@@ -176,7 +182,7 @@ class Plugin:
         """True if docker-proxy is not identified by its control group: new listening host ports are then blocked."""
         settings = self._settings
         known = dockerd(settings.cgroup, settings.dockerd_cgroup) and shared(settings.cgroup)
-        return not (self._nft.tells_cgroups and known)
+        return not (self._nft.features.cgroups and known)
 
     def start(self, serving: Callable[[], bool] = lambda: True) -> None:
         """Restore links and ports, then start the loops. `serving`: whether requests are still accepted."""
@@ -187,11 +193,8 @@ class Plugin:
         self._watcher.wake()
         self._watcher.changed()
         if self._is_proxy_unidentified():
-            how = (
-                "stays closed until Docker confirms whose it is"
-                if self._nft.holds
-                else "is closed as soon as docker-fw sees it"
-            )
+            held = self._nft.features.listeners
+            how = "stays closed until Docker confirms whose it is" if held else "is closed as soon as docker-fw sees it"
             log.warning(
                 "docker-proxy's control group is unknown (FW_CGROUP, FW_DOCKERD_CGROUP): a new listening  "
                 "port of the host %s",

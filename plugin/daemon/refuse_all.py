@@ -20,7 +20,8 @@ from plugin.driver.http import create_app
 from plugin.fwctl.api.routes import add_routes
 from plugin.model import FwError
 from plugin.nftables import identity
-from plugin.nftables.table import Nft, NftError
+from plugin.nftables.client import NftError
+from plugin.nftables.table import KernelTable
 from plugin.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class RefusingPlugin:
     def __init__(self, settings: Settings, why: str) -> None:
         self._settings = settings
         self._why = why
-        self._nft = Nft(settings.mark, identity.free_name())
+        self._nft = KernelTable(settings.mark, identity.free_name())
         self._stop = threading.Event()
 
     def app(self) -> Flask:
@@ -55,7 +56,7 @@ class RefusingPlugin:
         logged = ""
         while not self._stop.wait(TICK):
             try:
-                if not self._nft.stands():
+                if not self._nft.closes():
                     close(self._nft, self._settings, lasts=True)
                 logged = ""
             except (NftError, OSError) as error:

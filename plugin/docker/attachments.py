@@ -17,8 +17,8 @@ import docker
 
 from plugin.docker import parse, request
 from plugin.docker.boundary import answers, understood
-from plugin.model import DockerUnavailable
-from plugin.policy.requested_ports import Asked, asked
+from plugin.docker.requested_ports import requested
+from plugin.model import DockerUnavailable, RequestedPorts
 
 #: By network name, the attachment's `driver_opts`.
 Options = Mapping[str, Mapping[str, Any]]
@@ -72,7 +72,7 @@ class Inspections(Attachments):
         self._threads = ThreadPoolExecutor(8, "inspection")
         #: Containers that publish no port.
         self._unpublished: set[str] = set()
-        self.asks: Callable[[str, tuple[Asked, ...]], None] = lambda *_: None
+        self.asks: Callable[[str, tuple[RequestedPorts, ...]], None] = lambda *_: None
         self.lacks: Callable[[Iterable[str]], list[str]] = lambda _: []
 
     def created(self, container_id: str) -> None:
@@ -122,7 +122,7 @@ class Inspections(Attachments):
             log.debug("%s", error)
             return False
         what = f"container {container_id[:12]} publishes ports that docker-fw cannot read"
-        ports = understood(asked, inspected, what=what)
+        ports = understood(requested, inspected, what=what)
         if ports is not None:
             if not ports:
                 self._unpublished.add(container_id)

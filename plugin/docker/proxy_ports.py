@@ -15,9 +15,8 @@ from pathlib import Path
 
 from plugin.docker.snapshot import DockerSnapshot
 from plugin.kernel.sock_diag import Listeners
-from plugin.model import Published, Rule
+from plugin.model import Published, RequestedPorts, Rule
 from plugin.policy.facts import Facts, ProxyFacts
-from plugin.policy.requested_ports import Asked
 from plugin.policy.saved import SavedState
 from plugin.protocols import NUMBER
 from plugin.state.reconciler import Reconciler
@@ -50,7 +49,7 @@ class ProxyPorts:
         self._dockerd = dockerd
         self._kinds = kinds
         self._lock = threading.Lock()
-        self._asked: dict[str, tuple[Asked, ...]] = dict(reconciler.state.asked)
+        self._asked: dict[str, tuple[RequestedPorts, ...]] = dict(reconciler.state.asked)
         #: The time each container was reported by itself, and the containers whose requested ports are unknown.
         self._since: dict[str, float] = {}
         self._unknown: set[str] = set()
@@ -78,7 +77,7 @@ class ProxyPorts:
                 self._listeners.doubt()
                 self._note()
 
-    def asks(self, container_id: str, ports: tuple[Asked, ...]) -> None:
+    def asks(self, container_id: str, ports: tuple[RequestedPorts, ...]) -> None:
         """Note which ports of the host a container requests."""
         with self._lock:
             self._since.setdefault(container_id, self._listeners.now())
@@ -193,12 +192,12 @@ class ProxyPorts:
             return self._listeners.held() if self._blind else []
 
 
-def own_ports(dockerd: Collection[Rule], asked: Iterable[Asked]) -> frozenset[Port]:
+def own_ports(dockerd: Collection[Rule], asked: Iterable[RequestedPorts]) -> frozenset[Port]:
     """Return dockerd's own ports without those that containers request."""
     return _ports(dockerd) - claimed(dockerd, asked)
 
 
-def claimed(dockerd: Collection[Rule], asked: Iterable[Asked]) -> frozenset[Port]:
+def claimed(dockerd: Collection[Rule], asked: Iterable[RequestedPorts]) -> frozenset[Port]:
     """Return the ports of dockerd that containers request, on any address."""
     return _ports(
         Rule(rule.proto, max(rule.first, each.first), min(rule.last, each.last))
@@ -222,6 +221,8 @@ def passing(sysctl: str) -> int:
 
 def before(state: SavedState, sysctl: str, known: Collection[Published] | None) -> Listeners:
     """Return the listeners at a start; `known`: those of the table in the kernel."""
-    closed = (Asked(p.proto, p.host_ip, p.host_port, p.host_port) for ports in state.proxied.values() for p in ports)
+    closed = (
+        RequestedPorts(p.proto, p.host_ip, p.host_port, p.host_port) for ports in state.proxied.values() for p in ports
+    )
     wanted = (each for ports in state.asked.values() for each in ports)
     return Listeners(known=known, asked=[*closed, *wanted], passing=passing(sysctl))

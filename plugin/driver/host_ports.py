@@ -82,7 +82,7 @@ class HostPorts:
         self._relay = relay
         self._lock = threading.Lock()
         self._reserved: dict[str, _Reservation] = {}
-        #: What the current call has taken from other endpoints, which get it back if the call fails.
+        #: Reservations that the current call has taken from other endpoints, which get them back if the call fails.
         self._replaced: list[tuple[str, Published, Addresses]] = []
         self._taken: dict[tuple[Proto, int], set[Address]] = {}
         self._next_ephemeral = 0
@@ -273,7 +273,7 @@ def _port_range(binding: PortBinding) -> tuple[int, int]:
     if not 0 <= first <= last <= 65535 or (first == 0 and last != 0):
         raise FwError(
             f"host ports {first}-{last} to publish {binding.container_port}/{binding.proto}: "
-            "a port is 1-65535, and a range goes upwards"
+            "a port is 1-65535, and the first port of a range is the lower one"
         )
     if not 1 <= binding.container_port <= 65535:
         raise FwError(f"container port {binding.container_port}/{binding.proto}: a port is 1-65535")

@@ -244,14 +244,13 @@ class Links:
 
         For IPv6 a subnet inside a wider on-link prefix is allowed, as long as it contains no address of the host.
         """
-        wanted = [gateway.network for gateway in (network.gateway4, network.gateway6) if gateway]
         for message in self._ipr.addr("dump"):
             name = _name(message["index"])
             address = message.get("address")
             if name in (None, network.bridge) or not address:
                 continue
             existing = _subnet(address, message["prefixlen"])
-            for subnet in wanted:
+            for subnet in network.subnets:
                 if existing.version != subnet.version:
                     continue
                 inside = _in(address, subnet)

@@ -22,8 +22,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
 from plugin.kernel import netlink as nl
-from plugin.model import Published
-from plugin.policy.requested_ports import Asked
+from plugin.model import Published, RequestedPorts
 from plugin.protocols import BY_NAME, NUMBER, PROTOCOLS, Proto
 
 _SOCK_DIAG, _BY_FAMILY = 4, 20
@@ -91,7 +90,7 @@ class Listeners:
         self,
         listed: Callable[[], set[Listener]] = listening,
         known: Collection[Published] | None = None,
-        asked: Iterable[Asked] = (),
+        asked: Iterable[RequestedPorts] = (),
         passing: int = 32768,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -159,13 +158,15 @@ class Listeners:
         """Return the ports whose owner is unknown."""
         return sorted({each.port for each in self._others.keys() - self._proxies}, key=str)
 
-    def judge(self, asked: float, running: Iterable[Published], wanted: Iterable[Asked], *, known: bool) -> None:
+    def judge(
+        self, asked: float, running: Iterable[Published], wanted: Iterable[RequestedPorts], *, known: bool
+    ) -> None:
         """Apply Docker's answer to a request made at this moment (of `now`).
 
         The answer has the ports of the running containers, and those that all containers request. If not `known`, it
         does not cover all containers.
         """
-        theirs = [Asked(port.proto, port.host_ip, port.host_port, port.host_port) for port in running]
+        theirs = [RequestedPorts(port.proto, port.host_ip, port.host_port, port.host_port) for port in running]
         now_theirs, wants = ByPort(theirs), ByPort([*theirs, *wanted])
         self._judged = asked
         for each in [each for each in self._hosts if each.root and now_theirs.may_be(each.port)]:
@@ -189,9 +190,9 @@ class Listeners:
 class ByPort:
     """Index of the ports that containers request: there may be thousands of them, and thousands of listeners."""
 
-    def __init__(self, asked: Iterable[Asked]) -> None:
-        self._single: dict[int, list[Asked]] = {}
-        self._ranges: list[Asked] = []
+    def __init__(self, asked: Iterable[RequestedPorts]) -> None:
+        self._single: dict[int, list[RequestedPorts]] = {}
+        self._ranges: list[RequestedPorts] = []
         #: A container lets Docker choose a port.
         self.chooses = False
         for each in set(asked):

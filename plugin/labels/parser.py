@@ -43,56 +43,84 @@ def parse(pairs: Mapping[str, object], where: str = "label ") -> ParsedLabels:
     Every mistake is reported at once, in the order of the keys. Keys of other programs are ignored. A mistake in one
     value leaves the other keys as they are, but opens nothing: with any mistake no `fw.allow` counts.
     """
-    places: dict[str, PolicySpec] = {}
-    problems: list[Problem] = []
-    keys = sorted(k for k in pairs if isinstance(k, str) and k.lower().startswith(PREFIX))
-    rules = elements = 0
+    reading = _Reading(where)
+    keys = sorted(key for key in pairs if isinstance(key, str) and key.lower().startswith(PREFIX))
     for number, key in enumerate(keys):
         value = pairs[key]
-        text = _short(value if isinstance(value, str) else repr(value))
-        if why := _too_many(number, len(problems), rules, elements):
+        shown = _short(value if isinstance(value, str) else repr(value))
+        if why := reading.too_many(number):
             what = f"was not read, nor the keys after it: {why}"
-            problems.append(Problem(_short(where + key), text, what, confines=True))
+            reading.problems.append(Problem(_short(where + key), shown, what, confines=True))
             break
-        if len(key) > MAX_KEY:
-            what = f"is a key of {len(key)} characters; docker-fw has none of more than {MAX_KEY}"
-            problems.append(Problem(_short(where + key), text, what, confines=True))
-            continue
+        if wrong := _wrong_key(where, key, shown):
+            reading.problems.append(wrong)
+        else:
+            reading.add(key, value, shown)
+    return reading.result()
+
+
+class _Reading:
+    """The keys of one place that are read so far: a spec for each network named in keys ("": general), and mistakes."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._specs: dict[str, PolicySpec] = {}
+        self.problems: list[Problem] = []
+        self._rules = 0
+        self._elements = 0
+
+    def too_many(self, keys: int) -> str:
+        """Return why no more keys are read; "" if they are. `keys`: how many have been."""
+        if len(self.problems) >= MAX_PROBLEMS:
+            return "there are too many mistakes"
+        if keys >= MAX_KEYS:
+            return f"at most {MAX_KEYS} keys are read"
+        if self._rules > MAX_RULES:
+            return f"there are more than {MAX_RULES} rules before it"
+        if self._elements > MAX_ALL:
+            return f"the keys before it expand to more than {MAX_ALL} rules: ports times peers"
+        return ""
+
+    def add(self, key: str, value: object, shown: str) -> None:
+        """Read the value of a known key. `shown`: the value in messages."""
         network, name = split(key)
-        if name not in KEYS or (network is None and key.lower().startswith(ONE_NETWORK)):
-            problems.append(_unknown(where + key, key, text))
-            continue
-        if network is not None and where != "label ":
-            text_ = f"is for container labels; here write {name}"
-            problems.append(Problem(where + key, text, text_, confines=KEYS[name].confines))
-            continue
-        entry, place = KEYS[name], network or ""
+        entry, place, where = KEYS[name], network or "", self._where + key
         if isinstance(value, str):
-            spec, mistakes = entry.read(value, where + key)
+            spec, mistakes = entry.read(value, where)
         else:
             spec, mistakes = UNSET, [f'must be text, like "{entry.example}"']
-        problems += [Problem(where + key, text, mistake, entry.closes, entry.confines) for mistake in mistakes]
-        found = list(_rules(spec))
-        rules, elements = rules + len(found), elements + sum(map(grammar.elements, found))
-        places[place] = _both(places.get(place, UNSET), spec)
-        if mistake := entry.several(entry.of(places[place])):
-            problems.append(Problem(where + key, text, mistake, entry.closes, entry.confines))
-            places[place] = _without(places[place], entry)
-    if problems:
-        places = {k: _opening_nothing(spec) for k, spec in places.items()}
-    rest = tuple(sorted((k, v) for k, v in places.items() if k and v != UNSET))
-    return ParsedLabels(places.get("", UNSET), tuple(problems), rest)
+        rules = list(_rules(spec))
+        self._rules += len(rules)
+        self._elements += sum(map(grammar.elements, rules))
+        # The key may have been read before, in another case.
+        merged = _both(self._specs.get(place, UNSET), spec)
+        if mistake := entry.several(entry.of(merged)):
+            mistakes = [*mistakes, mistake]
+            merged = _without(merged, entry)
+        self._specs[place] = merged
+        self.problems += [Problem(where, shown, mistake, entry.closes, entry.confines) for mistake in mistakes]
+
+    def result(self) -> ParsedLabels:
+        """Return everything that was read; with any mistake, without the parts that open."""
+        specs = self._specs
+        if self.problems:
+            specs = {network: _opening_nothing(spec) for network, spec in specs.items()}
+        networks = sorted((network, spec) for network, spec in specs.items() if network and spec != UNSET)
+        return ParsedLabels(specs.get("", UNSET), tuple(self.problems), tuple(networks))
 
 
-def _too_many(keys: int, problems: int, rules: int, elements: int) -> str:
-    """Return why no more keys are read; "" if they are."""
-    if problems >= MAX_PROBLEMS:
-        return "there are too many mistakes"
-    if keys >= MAX_KEYS:
-        return f"at most {MAX_KEYS} keys are read"
-    if rules > MAX_RULES:
-        return f"there are more than {MAX_RULES} rules before it"
-    return f"the keys before it expand to more than {MAX_ALL} rules: ports times peers" if elements > MAX_ALL else ""
+def _wrong_key(where: str, key: str, shown: str) -> Problem | None:
+    """Return why a key is not read; None if it is."""
+    if len(key) > MAX_KEY:
+        what = f"is a key of {len(key)} characters; docker-fw has none of more than {MAX_KEY}"
+        return Problem(_short(where + key), shown, what, confines=True)
+    network, name = split(key)
+    if name not in KEYS or (network is None and key.lower().startswith(ONE_NETWORK)):
+        return _unknown(where + key, key, shown)
+    if network is not None and where != "label ":
+        what = f"is for container labels; here write {name}"
+        return Problem(where + key, shown, what, confines=KEYS[name].confines)
+    return None
 
 
 def _short(text: str) -> str:

@@ -48,6 +48,13 @@ def counted(told: Iterable[bytes]) -> Iterator[tuple[Address, int]]:
                 yield ip_address(key), int.from_bytes(counter.get(_COUNTER_PACKETS, b""), "big")
 
 
+def keys(told: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the packed keys of a set's elements, from a dump."""
+    for body in told:
+        for element in nl.each(nl.attributes(body).get(_LIST_ELEMENTS, b"")):
+            yield nl.attributes(nl.attributes(element)[_KEY])[_VALUE]
+
+
 def bodies(
     elements: Iterable[Element], timed: Mapping[Element, int] = MappingProxyType({}), table: str = TABLE
 ) -> list[bytes]:

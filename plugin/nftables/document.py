@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from plugin.nftables import fields, rate_chains
+from plugin.nftables.features import OWNED_FLAGS, Features
 from plugin.nftables.fields import CGROUP, VERDICT
 from plugin.nftables.lookups import set_text
 from plugin.nftables.rules_bridge import bridge
@@ -17,58 +18,28 @@ from plugin.nftables.rules_forward import forward
 from plugin.nftables.rules_host import host
 from plugin.nftables.sets import CGROUP_LEVELS, SETS, TABLE, Element, limiting, spec_of
 
+#: A recent kernel, without owned tables: what a file of `nft -f` can use.
+USUAL = Features()
 #: The number under which drops are reported to listeners (nfnetlink_log); docker-fw is one.
 LOG_GROUP = 0x6677
-_OWNED = "flags owner, persist"
-#: Succeeds if kernel and nft support such a table, and leaves nothing behind.
-TRY_OWNED = f"create table inet {TABLE}_try {{ {_OWNED}; }}\ndelete table inet {TABLE}_try\n"
-#: The same for a table for frames within a bridge (CONFIG_NF_TABLES_BRIDGE).
-TRY_BRIDGE = f"""create table bridge {TABLE}_try
-add chain bridge {TABLE}_try try {{ type filter hook prerouting priority filter; }}
-delete table bridge {TABLE}_try
-"""
-#: The same for the check that a socket listens at a packet's destination (Linux 4.18).
-TRY_HOLD = f"""create table inet {TABLE}_try {{ chain try {{ socket transparent 0; }}; }}
-delete table inet {TABLE}_try
-"""
 
 
-def skeleton(
-    mark: int,
-    *,
-    cgroups: bool = True,
-    logs: bool = True,
-    owned: bool = False,
-    binds: bool = True,
-    holds: bool = True,
-    unmanaged: Iterable[str] = (),
-    rates: Iterable[str] = (),
-) -> str:
+def skeleton(mark: int, features: Features = USUAL, *, unmanaged: Iterable[str] = (), rates: Iterable[str] = ()) -> str:
     """Return the tables without elements, as `nft -f` reads them. `mark` is one bit.
 
-    `owned`: only the socket that sends this text may change the table, and the table outlives the socket (kernel ≥
-    6.9, nft ≥ 1.1.0).
-    `binds`: frames within docker-fw's bridges pass through a table too, which binds a port to its container's
-    addresses.
-    `cgroups`: the kernel can match a socket's control group (≥ 5.13). `logs`: it has nfnetlink_log.
-    `holds`: the kernel can match whether a socket listens (≥ 4.18), so that a new listener can be blocked until its
-    owner is known. If the kernel cannot match control groups, that is always done.
     `unmanaged`: bridges that are left alone by name, if their indices cannot be known yet: before the boot.
     `rates`: the chains of rates in use (`sets.limiting`), each with sets of its own.
     """
     names = ", ".join(f'"{name}"' for name in sorted(unmanaged))
     no_out, no_in = (f" {way}ifname != {{ {names} }}" if names else "" for way in "oi")
-    sets = _sets(name for name, spec in SETS.items() if not spec.bridge and (cgroups or CGROUP not in spec.key))
-    levels = (f"{CGROUP[:-1]}{level}" for level in CGROUP_LEVELS)
-    unknown = "".join(f"\t\t{level} @docker_proxy goto unlisted_proxy\n" for level in levels) if cgroups else ""
-    if holds:
-        proxy_unidentified = "meta nfproto @proxy_unidentified " if cgroups else ""
-        unknown += f"\t\t{proxy_unidentified}socket transparent 0 goto new_listener\n"
-    log = f"limit rate 200/second burst 400 packets log group {LOG_GROUP} snaplen 128" if logs else "continue"
+    sets = _sets(
+        name for name, spec in SETS.items() if not spec.bridge and (features.cgroups or CGROUP not in spec.key)
+    )
+    log = f"limit rate 200/second burst 400 packets log group {LOG_GROUP} snaplen 128" if features.logs else "continue"
     rates = list(rates)
-    flags = f"\t{_OWNED};\n" if owned else ""
+    flags = f"\t{OWNED_FLAGS};\n" if features.owned else ""
     within = ""
-    if binds:
+    if features.bridge:
         ports = _sets(name for name, spec in SETS.items() if spec.bridge)
         within = f"\ntable bridge {TABLE} {{\n{flags}{ports}\n{bridge()}}}\n"
     return f"""table inet {TABLE} {{
@@ -77,9 +48,21 @@ def skeleton(
 	}}
 
 {forward(mark, log=log, no_in=no_in, no_out=no_out)}
-{host(mark, log=log, unknown=unknown, no_in=no_in)}
+{host(mark, log=log, unknown=_unknown_owner(features), no_in=no_in)}
 {rate_chains.inside(rates)}}}
 {rate_chains.shrunk(rates)}{within}"""
+
+
+def _unknown_owner(features: Features) -> str:
+    """Return the rules for packets to a socket of the host that is docker-proxy's, or whose owner is unknown."""
+    text = ""
+    if features.cgroups:
+        levels = (f"{CGROUP[:-1]}{level}" for level in CGROUP_LEVELS)
+        text += "".join(f"\t\t{level} @docker_proxy goto unlisted_proxy\n" for level in levels)
+    if features.listeners:
+        only = "meta nfproto @proxy_unidentified " if features.cgroups else ""
+        text += f"\t\t{only}socket transparent 0 goto new_listener\n"
+    return text
 
 
 def _sets(names: Iterable[str]) -> str:
@@ -89,12 +72,8 @@ def _sets(names: Iterable[str]) -> str:
 def replace(
     mark: int,
     elements: Iterable[Element],
+    features: Features = USUAL,
     *,
-    cgroups: bool = True,
-    logs: bool = True,
-    owned: bool = False,
-    binds: bool = True,
-    holds: bool = True,
     timed: Mapping[Element, int] = MappingProxyType({}),
     rates: Iterable[str] = (),
 ) -> str:
@@ -102,10 +81,9 @@ def replace(
 
     `timed`: elements with a timeout, in seconds. `rates`: chains of rates that elements will lead to.
     """
-    text = document(
-        mark, elements, cgroups=cgroups, logs=logs, owned=owned, binds=binds, holds=holds, timed=timed, rates=rates
-    )
-    return away("inet", owned=owned) + (away("bridge", owned=owned) if binds else "") + text
+    families = ("inet", "bridge") if features.bridge else ("inet",)
+    first = "".join(away(family, owned=features.owned) for family in families)
+    return first + document(mark, elements, features, timed=timed, rates=rates)
 
 
 def away(family: str, *, owned: bool = False) -> str:
@@ -123,12 +101,8 @@ def named(text: str, table: str) -> str:
 def document(
     mark: int,
     elements: Iterable[Element],
+    features: Features = USUAL,
     *,
-    cgroups: bool = True,
-    logs: bool = True,
-    owned: bool = False,
-    binds: bool = True,
-    holds: bool = True,
     unmanaged: Iterable[str] = (),
     timed: Mapping[Element, int] = MappingProxyType({}),
     rates: Iterable[str] = (),
@@ -144,13 +118,11 @@ def document(
         lasting = f" timeout {timed[element]}s" if element in timed else ""
         by_set.setdefault(element.set, []).append(element_text(element) + lasting)
     rates = {*rates, *(chain for element in elements for chain in limiting(element))}
-    text = skeleton(
-        mark, cgroups=cgroups, logs=logs, owned=owned, binds=binds, holds=holds, unmanaged=unmanaged, rates=rates
-    )
+    text = skeleton(mark, features, unmanaged=unmanaged, rates=rates)
     for name, texts in by_set.items():
         if not spec_of(name).bridge:
             text += f"add element inet {TABLE} {name} {{ {', '.join(texts)} }}\n"
-        elif binds:
+        elif features.bridge:
             text += f"add element bridge {TABLE} {name} {{ {', '.join(texts)} }}\n"
     return text
 

@@ -122,7 +122,7 @@ def drift_line(sign: str, what: str, text: str, who: str) -> DriftLine:
 
 
 def _rules(text: str, put: Collection[Line], now: Iterable[Line]) -> Iterator[DriftLine]:
-    """Yield missing rules as docker-fw's text, and foreign rules by their position."""
+    """Yield missing rules as docker-fw's text, and another program's rules by their position."""
     ours, there = {each.raw for each in put}, list(now)
     left = {line.raw for line in there}
     words = _by_chain(text)

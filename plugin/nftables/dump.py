@@ -13,18 +13,17 @@ from ipaddress import IPv4Address, IPv6Address
 from plugin.kernel import netlink as nl
 from plugin.kernel.names import AF
 from plugin.model import Address, Published
-from plugin.nftables import fields
+from plugin.nftables import fields, ruleset
 from plugin.nftables.codec import NFPROTO_BRIDGE, NFPROTO_INET
 from plugin.nftables.drift import Line, TableDump
 from plugin.nftables.fields import VERDICT, Value
 from plugin.nftables.identity import FORMER_SETS
+from plugin.nftables.ruleset import Table
 from plugin.nftables.sets import SETS, TABLE, Element, SetSpec, spec_of
 from plugin.protocols import BY_NUMBER
 
-_SUBSYS = 10 << 8
-_GETRULE, _GETSET, _GETSETELEM, _GETGEN = (_SUBSYS | n for n in (7, 10, 13, 16))
-#: linux/netfilter/nf_tables.h: NFTA_SET_{TABLE,NAME}, NFTA_SET_ELEM_LIST_*, NFTA_RULE_{TABLE,CHAIN,HANDLE}, …
-_TABLE, _NAME, _LIST_SET, _LIST_ELEMENTS, _CHAIN, _HANDLE, _GEN_ID = 1, 2, 2, 3, 2, 3, 1
+#: linux/netfilter/nf_tables.h: NFTA_SET_ELEM_LIST_ELEMENTS, NFTA_SET_ELEM_{KEY,DATA,EXPIRATION}, NFTA_DATA_*, …
+_LIST_ELEMENTS = 3
 _KEY, _DATA, _EXPIRATION, _VALUE, _DATA_VALUE, _DATA_VERDICT, _VERDICT_CHAIN = 1, 2, 5, 1, 1, 2, 2
 #: Every address of a family, as Docker writes it.
 _EVERY: dict[Value, Address] = {AF[4]: IPv4Address(0), AF[6]: IPv6Address(0)}
@@ -37,7 +36,7 @@ def read() -> TableDump:
     with nl.open_socket() as sock:
         for _ in range(_TRIES):
             found = _read(sock)
-            if _generation(sock) == found.generation:
+            if ruleset.generation(sock) == found.generation:
                 break
     return found
 
@@ -57,8 +56,7 @@ def listening() -> frozenset[Published] | None:
 
 def _current_or_former(sock: socket.socket, name: str) -> list[bytes]:
     """Return a set's elements; those of its former name if the table is an older version's."""
-    found = _dump(sock, _GETSETELEM, NFPROTO_INET, name)
-    return found or _dump(sock, _GETSETELEM, NFPROTO_INET, FORMER_SETS[name])
+    return _set(sock, name) or _set(sock, FORMER_SETS[name])
 
 
 def _port(element: Element) -> Published:
@@ -71,44 +69,34 @@ def _port(element: Element) -> Published:
 
 def lines(rules: Iterable[bytes], family: str = "inet") -> tuple[Line, ...]:
     """Convert rules as the kernel encodes them, without the header of 4 bytes."""
-    told = ((raw, nl.attributes(raw)) for raw in rules)
-    return tuple(Line(raw, _text(of[_CHAIN]), int.from_bytes(of[_HANDLE], "big"), family) for raw, of in told)
+    return tuple(Line(raw, ruleset.chain_of(raw), ruleset.handle_of(raw), family) for raw in rules)
 
 
 def _read(sock: socket.socket) -> TableDump:
-    generation = _generation(sock)
-    tables = (NFPROTO_INET, NFPROTO_BRIDGE)
-    told = [_text(nl.attributes(body)[_NAME]) for family in tables for body in _dump(sock, _GETSET, family)]
+    generation = ruleset.generation(sock)
+    inet, bridge = Table(NFPROTO_INET, TABLE), Table(NFPROTO_BRIDGE, TABLE)
     # Sets without a name of their own belong to a rule.
-    names = [name for name in told if not name.startswith("__")]
+    names = [name for table in (inet, bridge) for name in ruleset.sets(sock, table) if not name.startswith("__")]
     elements: set[Element] = set()
     leaving: set[Element] = set()
     for name in names:
         base = name.partition("__")[0]
         if base not in SETS or spec_of(name).meter:
             continue  # elements that packets add are not compared
-        family = NFPROTO_BRIDGE if spec_of(name).bridge else NFPROTO_INET
-        for element, soon in _elements(_dump(sock, _GETSETELEM, family, name), name, spec_of(name)):
+        for element, soon in _elements(_set(sock, name), name, spec_of(name)):
             elements.add(element)
             if soon:
                 leaving.add(element)
-    rules = lines(_dump(sock, _GETRULE, NFPROTO_INET)), lines(_dump(sock, _GETRULE, NFPROTO_BRIDGE), "bridge")
-    return TableDump(generation, frozenset(names), frozenset(elements), frozenset(leaving), (*rules[0], *rules[1]))
+    rules = (*lines(ruleset.rules(sock, inet)), *lines(ruleset.rules(sock, bridge), "bridge"))
+    return TableDump(generation, frozenset(names), frozenset(elements), frozenset(leaving), rules)
 
 
-def _dump(sock: socket.socket, kind: int, family: int, name: str = "") -> list[bytes]:
-    body = nl.nfgen(family) + nl.attr(_TABLE, TABLE.encode() + b"\0")
-    if name:
-        body += nl.attr(_LIST_SET, name.encode() + b"\0")
+def _set(sock: socket.socket, name: str) -> list[bytes]:
+    """Return a set's elements, none if there is no such set."""
     try:
-        return [answer[4:] for _, answer in nl.request(sock, kind, nl.NLM_F_DUMP, body)]
+        return ruleset.elements(sock, name)
     except FileNotFoundError:
         return []
-
-
-def _generation(sock: socket.socket) -> int:
-    ((_, body),) = nl.request(sock, _GETGEN, 0, nl.nfgen(0))
-    return int.from_bytes(nl.attributes(body[4:])[_GEN_ID], "big")
 
 
 def elements(told: Iterable[bytes], name: str) -> Iterator[Element]:
@@ -135,9 +123,5 @@ def _elements(told: Iterable[bytes], name: str, spec: SetSpec) -> Iterator[tuple
 
 def _data(told: Mapping[int, bytes], expressions: tuple[str, ...]) -> tuple[Value, ...]:
     if expressions == VERDICT:
-        return (_text(nl.attributes(told[_DATA_VERDICT]).get(_VERDICT_CHAIN, b"")),)
+        return (ruleset.text(nl.attributes(told[_DATA_VERDICT]).get(_VERDICT_CHAIN, b"")),)
     return fields.unpacked(expressions, told[_DATA_VALUE])
-
-
-def _text(packed: bytes) -> str:
-    return packed.rstrip(b"\0").decode("utf-8", "replace")

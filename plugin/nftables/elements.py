@@ -71,6 +71,9 @@ def _egress(bridge: str, address: Address, rules: tuple[Rule, ...] | None, *, kn
         if known:
             yield Element(f"egress_all{address.version}", (bridge, address))
         return
+    # The bridge has this element already. A container's own one tells that what it opened before must be cut: while
+    # its labels were unknown, it had no element that opens, and opened flows all the same.
+    yield Element("egress_restricted", (bridge,))
     yield from _flows(address, rules, "egress_allow", "egress_peer_ports", "egress_to")
     for rule in rules:
         if any(peer.kind == "host" for peer in rule.peers):
@@ -137,7 +140,7 @@ def bridge_elements(bridges: BridgeFacts) -> frozenset[Element]:
         {Element("unmanaged", (index,)) for index in bridges.unmanaged}
         | {Element("dockers", (name,)) for name in bridges.dockers}
         | {Element("protected_bridges", (name,)) for name in bridges.guarded}
-        # Traffic within one bridge has no source outside it, whoever owns the bridge.
+        # Traffic within one bridge has no source outside it, whichever program owns the bridge.
         | {Element("same_bridge", (name, name)) for name in bridges.there}
     )
 

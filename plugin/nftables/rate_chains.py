@@ -53,7 +53,7 @@ class Limit(NamedTuple):
 
 
 def limit(name: str) -> Limit:
-    """Return the sets and chains of `name`, which comes from `sets.limiting`."""
+    """Return the sets and chains of `name`, a name from `sets.limiting`."""
     if name in _HOOKS:
         return Limit({}, {name: _HOOKS[name]})
     kind, _, *rates = name.split("__")

@@ -24,6 +24,8 @@ class Quota:
     def __init__(self) -> None:
         #: The other owners whose elements the last change affected; they must change in the same transaction.
         self.moved: list[ElementOwner] = []
+        #: The owners whose rates did not fit, so that their ports with one are closed; in the order of waiting.
+        self.refused: dict[ElementOwner, None] = {}
         self._restored: set[str] = set()
         self._wanted: dict[ElementOwner, frozenset[Element]] = {}
         #: The chains that each owner wants: thousands of ports may share a few.
@@ -33,15 +35,6 @@ class Quota:
         self._claims: dict[_Key, set[ElementOwner]] = {}
         self._chains: Counter[str] = Counter()
         self._used = 0
-
-    def copy(self) -> Quota:
-        """A copy that changes independently."""
-        other = Quota()
-        other._restored, other._wanted, other._admitted = set(self._restored), dict(self._wanted), set(self._admitted)
-        other._needs = dict(self._needs)
-        other._claims = {key: set(owners) for key, owners in self._claims.items()}
-        other._chains, other._used = self._chains.copy(), self._used
-        return other
 
     @property
     def keeping(self) -> bool:
@@ -81,10 +74,6 @@ class Quota:
         self.moved += self._next()
         return self.moved
 
-    def refused(self, owner: ElementOwner) -> bool:
-        """True if the owner's rates did not fit, so that their ports are closed."""
-        return owner in self._wanted and owner not in self._admitted
-
     def within(self, owner: ElementOwner, elements: frozenset[Element]) -> frozenset[Element]:
         """Return the owner's elements; a rate that does not fit closes its ports."""
         rated = rates(elements)
@@ -101,6 +90,7 @@ class Quota:
         if not elements:
             return set()
         self._wanted[owner], self._needs[owner] = elements, _chains(elements)
+        self.refused[owner] = None
         for element in elements:
             self._claims.setdefault(_key(element), set()).add(owner)
         self._admit(owner)
@@ -112,6 +102,7 @@ class Quota:
         if self._used + more > MOST or any(self._claims[_key(element)] & self._admitted for element in elements):
             return False
         self._admitted.add(owner)
+        del self.refused[owner]
         self._restored -= chains
         self._chains.update(chains)
         self._used += more
@@ -119,6 +110,7 @@ class Quota:
 
     def _forget(self, owner: ElementOwner) -> set[ElementOwner]:
         others: set[ElementOwner] = set()
+        self.refused.pop(owner, None)
         elements, chains = self._wanted.pop(owner, frozenset()), self._needs.pop(owner, frozenset())
         for element in elements:
             claims = self._claims[_key(element)]
@@ -133,9 +125,7 @@ class Quota:
         return others
 
     def _next(self) -> set[ElementOwner]:
-        if len(self._wanted) == len(self._admitted):
-            return set()
-        return {o for o in self._wanted if self._used < MOST and o not in self._admitted and self._admit(o)}
+        return {owner for owner in list(self.refused) if self._used < MOST and self._admit(owner)}
 
 
 def rates(elements: Iterable[Element]) -> frozenset[Element]:

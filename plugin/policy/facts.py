@@ -1,6 +1,6 @@
 """All facts at one moment, as one frozen value, and the owners whose elements differ between two of them. Pure.
 
-Facts contain no nft element: elements follow from them (`plugin.policy.view`).
+Facts contain no nft element: policies follow from them (`plugin.policy.view`), and elements from policies.
 """
 
 from __future__ import annotations

@@ -108,29 +108,38 @@ def is_closed(flow: Flow, protected: Mapping[bytes, AddressPolicy], local: set[b
 def _judged_closed(ends: _Ends, protected: Mapping[bytes, AddressPolicy], local: set[bytes]) -> bool:
     """True if one of these addresses accepted or opened the flow, and it would not be allowed now."""
     inbound, outbound = protected.get(ends.to), protected.get(ends.by)
-    if inbound is None and outbound is None:
-        return False
-    by, to, number, port, icmp_type = ends
-    proto = name_of(number)
-    source, target = ip_address(by), ip_address(to)
-    if inbound and source not in inbound.subnet and by not in local:
-        if number in _ICMP:
-            if inbound.internal or icmp_type not in _ECHO:
-                return True
-        elif not passes(_open(inbound.policy), proto, port, source):
-            return True
-    if outbound is None or (target in outbound.subnet and to not in local):
-        return False
-    if outbound.internal and to not in local:
+    if inbound is not None and ends.by not in local and not _accepts(inbound, ends):
         return True
-    if outbound.policy.egress is None:
-        return False
-    if number in _ICMP:  # no egress rule covers ICMP, so an egress-restricted container may open none
+    return outbound is not None and not _may_open(outbound, ends, to_host=ends.to in local)
+
+
+def _accepts(responder: AddressPolicy, ends: _Ends) -> bool:
+    """True if the responder, a container, accepts the flow from an initiator that is not the host."""
+    source = ip_address(ends.by)
+    if source in responder.subnet:
         return True
-    if passes(outbound.policy.egress, proto, port, target):
+    if ends.number in _ICMP:
+        return not responder.internal and ends.icmp_type in _ECHO
+    return passes(_open(responder.policy), name_of(ends.number), ends.port, source)
+
+
+def _may_open(initiator: AddressPolicy, ends: _Ends, *, to_host: bool) -> bool:
+    """True if the initiator, a container, may open the flow."""
+    target = ip_address(ends.to)
+    if not to_host and target in initiator.subnet:
+        return True
+    if not to_host and initiator.internal:
         return False
-    hosts = (rule for rule in outbound.policy.egress if any(peer.kind == "host" for peer in rule.peers))
-    return not (to in local and any(rule.proto == proto and rule.first <= port <= rule.last for rule in hosts))
+    egress = initiator.policy.egress
+    if egress is None:
+        return True
+    if ends.number in _ICMP:  # no egress rule covers ICMP, so an egress-restricted container may open none
+        return False
+    proto = name_of(ends.number)
+    if passes(egress, proto, ends.port, target):
+        return True
+    hosts = (rule for rule in egress if any(peer.kind == "host" for peer in rule.peers))
+    return to_host and any(rule.proto == proto and rule.first <= ends.port <= rule.last for rule in hosts)
 
 
 def is_from_unknown(flow: Flow, prefixes: Collection[Prefix], known: set[bytes]) -> bool:

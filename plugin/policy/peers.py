@@ -257,8 +257,9 @@ class PeerIndex:
         published: Collection[Published] = (),
         proxied: Collection[Published] = (),
     ) -> Iterator[_Cost]:
-        """Yield the number of elements of each rule's peers, without making them. An address with two names counts
-        twice.
+        """Yield the number of elements of each rule's peers, without making them.
+
+        An address with two names counts twice.
         """
         total = listed = 0
         counted, served = _Published(published), _Published(proxied)

@@ -6,9 +6,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from plugin.jsonio import INTERFACE_NAME
-from plugin.model import Endpoint, Network, Overriding, Prefix, Published
+from plugin.model import Endpoint, Network, Overriding, Prefix, Published, RequestedPorts
 from plugin.policy.frozen import FrozenDict, frozen
-from plugin.policy.requested_ports import Asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +30,7 @@ class SavedState:
     #: Banned prefixes with their ends (Unix time; 0: permanent).
     bans: Mapping[Prefix, float] = field(default_factory=dict)
     #: By container, the host ports that it requests when it starts.
-    asked: Mapping[str, tuple[Asked, ...]] = field(default_factory=dict)
+    asked: Mapping[str, tuple[RequestedPorts, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("networks", "endpoints", "proxied"):

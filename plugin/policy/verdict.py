@@ -12,10 +12,10 @@ from typing import Literal
 
 from plugin.model import Address, BridgeNetwork, Endpoint, Network, Policy, Rule
 from plugin.policy.bans import holding, written
-from plugin.policy.decide import covers, for_host_alone, in_doubt, passes
+from plugin.policy.decide import covers, for_host_alone, passes
 from plugin.policy.facts import ElementOwner, Kind
 from plugin.policy.rate_quota import FULL
-from plugin.policy.view import PolicyView, subnets
+from plugin.policy.view import PolicyView
 from plugin.protocols import NUMBER, OTHER
 
 #: ICMP and ICMPv6 under one name, as a user writes it; it means useful messages, such as echo-request.
@@ -105,8 +105,8 @@ def _steps(inventory: PolicyView, packet: Packet, now: float) -> Iterator[Step]:
             yield Step(f"{address} is banned ({written(prefix)}{for_a_time})", "drop", "fwctl ban")
     source, target = find(inventory, packet.source), None if packet.host else find(inventory, packet.target)
     together = source and target and source.network.id == target.network.id
-    if source and together and (packet.by != "proxy" or _flat(source.network)):
-        yield Step(f"both are on {_called(source.network)}, where containers talk freely", "accept")
+    if source and together and (packet.by != "proxy" or source.network.flat):
+        yield Step(f"both are on {source.network.name}, where containers talk freely", "accept")
     if source and packet.by != "proxy":  # packets to docker-proxy go to the host, and are judged as such
         yield from _leaves(inventory, packet, source)
     if target is None:
@@ -119,14 +119,14 @@ def _steps(inventory: PolicyView, packet: Packet, now: float) -> Iterator[Step]:
 def _leaves(inventory: PolicyView, packet: Packet, source: Found) -> Iterator[Step]:
     network = source.network
     if network.internal and not packet.host:
-        yield Step(f"{_called(network)} is internal: no traffic leaves it", "drop")
+        yield Step(f"{network.name} is internal: no traffic leaves it", "drop")
     if not egress_restricted(inventory, network):
-        yield Step(f"on {_called(network)} every container may open any connection")
+        yield Step(f"on {network.name} every container may open any connection")
         return
     yield from _unwatched(inventory, network)
     policy = policy_of(inventory, source)
     if policy is None or (policy.egress is None and not policy.known):
-        text = f"egress on {_called(network)} is restricted, and it is unknown which rules apply to {source.name}"
+        text = f"egress on {network.name} is restricted, and it is unknown which rules apply to {source.name}"
         yield Step(text, "drop")
         return
     if policy.egress is None:
@@ -143,7 +143,7 @@ def _leaves(inventory: PolicyView, packet: Packet, source: Found) -> Iterator[St
 
 def _unwatched(inventory: PolicyView, network: Network | BridgeNetwork) -> Iterator[Step]:
     if isinstance(network, BridgeNetwork) and not inventory.watched:
-        text = f"docker-fw is behind Docker's events: it is unknown which containers are on {_called(network)} now"
+        text = f"docker-fw is behind Docker's events: it is unknown which containers are on {network.name} now"
         yield Step(text, "drop")
 
 
@@ -155,7 +155,7 @@ def _host_rule(policy: Policy, packet: Packet) -> Rule | None:
 def _enters(inventory: PolicyView, packet: Packet, target: Found) -> Iterator[Step]:
     network = target.network
     if network.internal:
-        yield Step(f"{_called(network)} is internal: no traffic from outside enters it", "drop")
+        yield Step(f"{network.name} is internal: no traffic from outside enters it", "drop")
     if packet.proto == ICMP:
         text = "useful ICMP (errors, ping) is always accepted"
         if target.endpoint is None:
@@ -166,27 +166,38 @@ def _enters(inventory: PolicyView, packet: Packet, target: Found) -> Iterator[St
     if policy is None or not policy.known:
         yield Step(f"it is unknown which container has {packet.target}: it answers on ICMP only", "drop")
         return
-    yield Step(f"{packet.target} is {target.name} on {_called(network)}")
+    yield Step(f"{packet.target} is {target.name} on {network.name}")
     if not policy.labels_valid:
         yield Step(f"{target.name} has a mistake in its labels, and answers on ICMP only", "drop")
-    what = Rule(packet.proto, packet.port, packet.port).what
     rules = (*policy.accepts, *(policy.published if packet.by else ()))
     rule = _rule(rules, packet.proto, packet.port, packet.source) if packet.source else None
     if rule is None:
-        near = [r for r in policy.accepts if covers(r, packet.proto, packet.port)]
-        others = "; ".join(f"{r} ({r.origin})" for r in near)
-        accepts = f"accepts {what} from others: {others}" if others else f"does not accept {what}"
-        alone = for_host_alone(target.endpoint) if target.endpoint and isinstance(network, BridgeNetwork) else ()
-        if not others and any(covers(each, packet.proto, packet.port) for each in alone):
-            accepts += ", which is published on the host's loopback only"
-        yield Step(f"{target.name} {accepts}", "drop")
+        yield Step(f"{target.name} {_not_accepted(packet, target, policy)}", "drop")
         return
+    yield from _rates(inventory, packet, target, policy)
+    yield Step(f"{target.name} accepts {rule}", "accept", rule.origin)
+
+
+def _not_accepted(packet: Packet, target: Found, policy: Policy) -> str:
+    """Return that a container does not accept a packet, and from whom it accepts such packets."""
+    what = Rule(packet.proto, packet.port, packet.port).what
+    near = [rule for rule in policy.accepts if covers(rule, packet.proto, packet.port)]
+    if near:
+        return f"accepts {what} from others: " + "; ".join(f"{rule} ({rule.origin})" for rule in near)
+    on_bridge = target.endpoint if isinstance(target.network, BridgeNetwork) else None
+    alone = for_host_alone(on_bridge) if on_bridge else ()
+    if any(covers(each, packet.proto, packet.port) for each in alone):
+        return f"does not accept {what}, which is published on the host's loopback only"
+    return f"does not accept {what}"
+
+
+def _rates(inventory: PolicyView, packet: Packet, target: Found, policy: Policy) -> Iterator[Step]:
+    """Yield the rate limits of the packet's port, which every accepted packet passes."""
     for rate in policy.rates:
         if rate.proto == packet.proto and rate.first <= packet.port <= rate.last:
-            if inventory.quota.refused(target.owner):
+            if inventory.rates_refused(target.owner):
                 yield Step(f"{target.name}: {FULL}", "drop", rate.origin)
             yield Step(f"each source is limited: {rate}", "", rate.origin, limited=True)
-    yield Step(f"{target.name} accepts {rule}", "accept", rule.origin)
 
 
 def _rule(rules: tuple[Rule, ...], proto: str, port: int, peer: Address) -> Rule | None:
@@ -197,8 +208,7 @@ def policy_of(inventory: PolicyView, found: Found) -> Policy | None:
     """Return the policy of an address, with addresses instead of names; None if its endpoint is unknown."""
     if found.endpoint is None:
         return None
-    policy = inventory.resolved(found.network, found.endpoint)
-    return in_doubt(policy) if inventory.doubted(found.owner) else policy
+    return inventory.effective(found.owner, found.network, found.endpoint)
 
 
 def egress_restricted(inventory: PolicyView, network: Network | BridgeNetwork) -> bool:
@@ -217,7 +227,7 @@ def find(inventory: PolicyView, address: Address) -> Found | None:
         if found and found[1].joined and address in (found[1].addr4, found[1].addr6):
             return Found(found[0], found[1], owner)
     for candidate in inventory.networks():
-        if any(address in subnet for subnet in subnets(candidate)):
+        if any(address in subnet for subnet in candidate.subnets):
             network = candidate
     return Found(network) if network else None
 
@@ -228,11 +238,3 @@ def number_of(proto: str) -> str:
     if proto in NUMBER or proto in (ICMP, OTHER):
         return proto
     return ICMP if proto in ("icmpv6", "icmp6", "ping") else OTHER
-
-
-def _flat(network: Network | BridgeNetwork) -> bool:
-    return network.flat if isinstance(network, BridgeNetwork) else True
-
-
-def _called(network: Network | BridgeNetwork) -> str:
-    return network.name if isinstance(network, BridgeNetwork) else network.bridge

@@ -1,4 +1,4 @@
-"""The facts at one moment → the elements of each owner. Pure: decides, and changes nothing outside."""
+"""The facts at one moment → the policy of each owner. Pure: decides, and changes nothing outside."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from typing import NamedTuple
 
 from plugin.labels.keys import EVERYTHING
 from plugin.labels.parser import over
@@ -23,17 +24,6 @@ from plugin.model import (
     Published,
     Rule,
 )
-from plugin.nftables.elements import (
-    bridge_elements,
-    endpoint_elements,
-    guarded_elements,
-    guest_elements,
-    network_elements,
-    proxied_element,
-    proxy_elements,
-)
-from plugin.nftables.rate_quota import Quota, rates
-from plugin.nftables.sets import Element
 from plugin.policy import decide as policy
 from plugin.policy import overrides
 from plugin.policy.facts import ElementOwner, Facts, Kind, changed
@@ -42,10 +32,25 @@ from plugin.policy.peers import Key, PeerIndex, Who, itself, who
 from plugin.policy.saved import SavedState
 
 
+class Reindexed(NamedTuple):
+    """The owners that `PolicyView.reindex` has indexed.
+
+    `dependents`: owners whose rules name a peer that was added or removed by it. `rated`: those of `owners` whose
+    policy has rates.
+    """
+
+    owners: list[ElementOwner]
+    dependents: set[ElementOwner]
+    rated: list[ElementOwner]
+
+
 @dataclass(slots=True)
 class PolicyView:
-    """The facts with all that follows from them. Not thread-safe. `watched`: docker-fw keeps up with Docker's events
-    (`plugin.state.lease`).
+    """The facts with all that follows from them. Not thread-safe.
+
+    `watched`: docker-fw keeps up with Docker's events (`plugin.state.lease`). `without_room`: the owners whose rates do
+    not fit into the table, so that their ports with a rate are closed (`plugin.nftables.compile` keeps it up to date).
+    None: that is unknown, so the ports with a rate of all owners count as closed.
     """
 
     defaults: Defaults
@@ -53,7 +58,7 @@ class PolicyView:
     overrides: Mapping[str, Override] = field(default_factory=dict)
     directory: PeerIndex = field(default_factory=PeerIndex)
     watched: bool = True
-    quota: Quota = field(default_factory=Quota)
+    without_room: Collection[ElementOwner] | None = None
     #: The endpoints of each container, by its ID.
     _places: dict[str, dict[ElementOwner, None]] = field(default_factory=dict)
     #: While a change is made: policies by endpoint, with the inputs of each decision.
@@ -66,8 +71,9 @@ class PolicyView:
 
     def copy(self, *, watched: bool = True) -> PolicyView:
         """Return a copy to be read while this view continues to change."""
-        directory, quota = self.directory.copy(), self.quota.copy()
-        return PolicyView(self.defaults, self.facts, self.overrides, directory, watched, quota, _index(self.facts))
+        room = None if self.without_room is None else frozenset(self.without_room)
+        places = _index(self.facts)
+        return PolicyView(self.defaults, self.facts, self.overrides, self.directory.copy(), watched, room, places)
 
     def owners(self) -> list[ElementOwner]:
         """Return every owner that may have elements."""
@@ -89,18 +95,16 @@ class PolicyView:
             self.overrides = _in_force(facts)
         self.directory.networks = facts.names
 
-    def room_left(self) -> list[ElementOwner]:
-        """Return the owners that get rate limits freed when Docker has listed all containers.
-
-        Until then the room of containers from before docker-fw's start is kept for them; some may be gone.
-        """
-        return self.quota.settle() if self.facts.listed and self.quota.keeping else []
-
     def start(self, facts: Facts) -> None:
         """Start from these facts, and forget all earlier ones."""
         self.facts, self.overrides, self._places = facts, _in_force(facts), _index(facts)
-        self.directory, self.quota = PeerIndex(), Quota()
+        self.directory, self.without_room = PeerIndex(), None
         self.directory.networks = facts.names
+
+    def start_settled(self, facts: Facts) -> None:
+        """Start from these facts and the sticky ones that follow from them."""
+        self.start(facts)
+        self.start(self.settled(facts, self.owners()))
 
     def changed(self, before: Facts, after: Facts) -> dict[ElementOwner, None]:
         """Return the owners whose elements may change; `before`: the current facts."""
@@ -193,18 +197,13 @@ class PolicyView:
         ]
         return policy.closed_together(places, doubted=not all(guest.sure for guest in guests))
 
-    # --- identities, elements and policies ------------------------------------------------------------------------
+    # --- identities and policies ----------------------------------------------------------------------------------
 
-    def reindex(self, owners: Iterable[ElementOwner]) -> list[ElementOwner]:
-        """Update the index with these owners' current identities.
-
-        Return these owners, the owners whose rules name a peer that was added or removed, and the owners that get rate
-        limits that others freed.
-        """
-        owners = list(dict.fromkeys(owners))
+    def reindex(self, owners: Iterable[ElementOwner]) -> Reindexed:
+        """Update the index with these owners' current identities."""
+        done = Reindexed(list(dict.fromkeys(owners)), set(), [])
         changed: set[Key] = set()
-        rated: dict[ElementOwner, frozenset[Element]] = {}
-        for owner in owners:
+        for owner in done.owners:
             found = self.endpoint(owner)
             endpoint = found[1] if found else None
             changed |= self.directory.put(owner, self.who(owner))
@@ -213,9 +212,10 @@ class PolicyView:
             container = endpoint.container if endpoint else None
             own = (itself(container),) if container and owner.kind is Kind.ENDPOINT else ()
             self.directory.asks(owner, rules, container, *own)
-            rated[owner] = rates(self._elements(owner)) if decided and decided.rates else frozenset()
-        self.quota.change(rated)
-        return list(dict.fromkeys((*owners, *self.directory.dependents(changed), *self.quota.moved)))
+            if decided and decided.rates:
+                done.rated.append(owner)
+        done.dependents.update(self.directory.dependents(changed))
+        return done
 
     def who(self, owner: ElementOwner) -> Who | None:
         """Return an owner's identity, by which other owners' rules may name it."""
@@ -226,55 +226,26 @@ class PolicyView:
         """Return the owners that had a known container when they were indexed, and have none now."""
         return {owner: None for owner in owners if self.directory.knows(owner) and self.who(owner) is None}
 
-    def elements(self, owner: ElementOwner) -> frozenset[Element]:
-        """Return an owner's elements, within the quota of rates."""
-        return self.quota.within(owner, self._elements(owner))
-
-    def _elements(self, owner: ElementOwner) -> frozenset[Element]:
-        facts = self.facts
-        match owner.kind:
-            case Kind.FORWARDING:
-                return frozenset(Element("no_transit", (family,)) for family in facts.saved.switched)
-            case Kind.BRIDGES:
-                return bridge_elements(facts.bridges)
-            case Kind.PROXIES:
-                return proxy_elements(facts.proxies)
-            case Kind.DOCKERD:
-                return frozenset(Element("dockerd_ports", port) for port in facts.dockerd)
-            case Kind.LISTENING:
-                return frozenset(proxied_element(port, "host_own") for port in facts.listening)
-            case Kind.SUSPECTS | Kind.LAST_RUN:
-                return frozenset(map(proxied_element, self._shut(owner)))
-            case Kind.EGRESS:
-                return frozenset(Element("egress_restricted", (bridge,)) for bridge in facts.saved.egress_restricted)
-            case Kind.NETWORK if network := facts.saved.networks.get(owner.id):
-                return network_elements(network)
-            case Kind.DOCKER_NETWORK if guarded := facts.networks.get(owner.id):
-                return guarded_elements(guarded)
-        found = self.endpoint(owner)
-        if found is None:
-            return frozenset()
-        place, endpoint = found
-        resolved = self.resolved(place, endpoint)
-        if isinstance(place, BridgeNetwork):
-            if self.doubted(owner):
-                resolved = policy.in_doubt(resolved)
-            return guest_elements(place, endpoint, resolved, self._closed_at(endpoint))
-        more = self.directory.addresses(itself(endpoint.container)) if endpoint.container else ()
-        return endpoint_elements(place, endpoint, resolved, more)
-
-    def _closed_at(self, endpoint: Endpoint) -> Collection[Published]:
+    def closed_at(self, endpoint: Endpoint) -> Collection[Published]:
+        """Return the published ports of an endpoint on a Docker network that are not open to all sources."""
         if not endpoint.published:
             return ()
         if endpoint.container and endpoint.container.id:
             return self.closed(endpoint.container.id)
         return [port for port in endpoint.published if not port.host_ip.is_loopback]
 
-    def _shut(self, owner: ElementOwner) -> Iterable[Published]:
-        """Return host ports that are closed, whichever program listens on them."""
+    def closed_on_host(self, owner: ElementOwner) -> Iterable[Published]:
+        """Return host ports that are closed, whichever program listens on them.
+
+        `owner`: the suspected ports, or those of the last run.
+        """
         if owner.kind is Kind.SUSPECTS:
             return self.facts.suspects
         return () if self.facts.listed else chain.from_iterable(self.facts.saved.proxied.values())
+
+    def container_addresses(self, endpoint: Endpoint) -> Collection[Address]:
+        """Return all addresses of the endpoint's container, on all its networks."""
+        return self.directory.addresses(itself(endpoint.container)) if endpoint.container else ()
 
     def called(self, owner: ElementOwner) -> str:
         """Return the name of the owner's container for messages; the owner itself if it has none."""
@@ -287,13 +258,11 @@ class PolicyView:
         if found is None:
             return {}
         network, endpoint = found
-        resolved = self.resolved(network, endpoint)
-        if self.doubted(owner):
-            resolved = policy.in_doubt(resolved)
+        effective = self.effective(owner, network, endpoint)
         return {
-            address: AddressPolicy(subnet, resolved, network.internal)
+            address: AddressPolicy(subnet, effective, network.internal)
             for address in endpoint.addresses
-            for subnet in subnets(network)
+            for subnet in network.subnets
             if address in subnet
         }
 
@@ -311,13 +280,13 @@ class PolicyView:
         rules: dict[Published, list[tuple[tuple[Rule, ...], tuple[Prefix, ...]]]] = {}
         for owner in owners:
             if owner.kind in (Kind.SUSPECTS, Kind.LAST_RUN):  # closed before the port's container is known
-                for port in self._shut(owner):
+                for port in self.closed_on_host(owner):
                     rules.setdefault(port, [])
             elif owner.kind is Kind.TRACKED and (found := self.endpoint(owner)):
                 network, endpoint = found
                 accepts = () if self.doubted(owner) else self.resolved(network, endpoint).accepts
-                neighbours = network.subnets if isinstance(network, BridgeNetwork) and network.flat else ()
-                for port in self._closed_at(endpoint):
+                neighbours = network.subnets if network.flat else ()
+                for port in self.closed_at(endpoint):
                     rules.setdefault(port, []).append((accepts, neighbours))
 
         def stays(port: Published, source: Address) -> bool:
@@ -358,6 +327,15 @@ class PolicyView:
         published, proxied = endpoint.published, _proxied(network, endpoint)
         return self.directory.resolved(self.decide(network, endpoint), endpoint.container, published, proxied)
 
+    def effective(self, owner: ElementOwner, network: Network | BridgeNetwork, endpoint: Endpoint) -> Policy:
+        """Return the policy that holds for an owner's endpoint: closed while its container is unknown."""
+        resolved = self.resolved(network, endpoint)
+        return policy.in_doubt(resolved) if self.doubted(owner) else resolved
+
+    def rates_refused(self, owner: ElementOwner) -> bool:
+        """True if the owner's rates do not fit into the table, or if that is unknown: its ports with one are closed."""
+        return self.without_room is None or owner in self.without_room
+
     def too_many(self, owner: ElementOwner) -> list[str]:
         """Return one sentence for each of the owner's rules that opens nothing because it needs too many elements."""
         found = self.endpoint(owner) if not self.doubted(owner) else None
@@ -369,7 +347,7 @@ class PolicyView:
 
     def confines(self, network: Network | BridgeNetwork) -> bool:
         """True if the network or the settings restrict egress; a container's own labels may still allow all."""
-        if isinstance(network, BridgeNetwork) and any(problem.confines for problem in network.problems):
+        if any(problem.confines for problem in network.problems):
             return True
         return over(self.defaults.spec, network.spec).egress not in (None, EVERYTHING)
 
@@ -390,9 +368,8 @@ class PolicyView:
 def evaluated(defaults: Defaults, facts: Facts) -> PolicyView:
     """Return these facts with all that follows from them, and all names resolved."""
     made = PolicyView(defaults)
-    made.start(facts)
     with made.deciding():
-        made.start(made.settled(facts, made.owners()))
+        made.start_settled(facts)
         made.reindex(made.owners())
     return made
 
@@ -414,10 +391,3 @@ def _proxied(network: Network | BridgeNetwork, endpoint: Endpoint) -> tuple[Publ
     if isinstance(network, Network):
         return ()
     return tuple(port for port in endpoint.published if not port.host_ip.is_loopback)
-
-
-def subnets(network: Network | BridgeNetwork) -> tuple[Prefix, ...]:
-    """Return the subnets of a network."""
-    if isinstance(network, BridgeNetwork):
-        return network.subnets
-    return tuple(gateway.network for gateway in (network.gateway4, network.gateway6) if gateway)

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 from plugin.model import Prefix
 from plugin.nftables.applied import AppliedElements
 from plugin.nftables.ban_elements import ban_change, ban_elements
+from plugin.nftables.client import NftError
+from plugin.nftables.compile import ElementCompiler
 from plugin.nftables.drift import TableDump
 from plugin.nftables.sets import RATED, SETS, Change, Element, spec_of
-from plugin.nftables.table import Nft, NftError
+from plugin.nftables.table import KernelTable
 from plugin.policy.facts import ElementOwner, Facts
 from plugin.policy.peers import Who
 from plugin.policy.rate_quota import FULL
@@ -33,12 +35,13 @@ Bans = Mapping[Prefix, float]
 class TableApplier:
     """Call under the reconciler's lock. `later` queues long work and must return at once."""
 
-    def __init__(self, nft: Nft, known: PolicyView, later: Callable[[Callable[[], object]], object]) -> None:
+    def __init__(self, nft: KernelTable, known: PolicyView, later: Callable[[Callable[[], object]], object]) -> None:
         self.books = AppliedElements()
         self.cuts = FlowCutter(nft, known, later)
         self.lease = Lease(nft)
         self._nft = nft
         self._known = known
+        self._compiler = ElementCompiler(known)
         #: Owners whose applied elements are out of date: a change of their own is not applied yet, or a peer that their
         #: rules name was added or removed. True: flows may be established that would not be accepted any more.
         self.behind: dict[ElementOwner, bool] = {}
@@ -51,9 +54,8 @@ class TableApplier:
 
     def start(self) -> None:
         """Write the whole table from the facts. Raises NftError."""
-        self._known.quota.keep(self._nft.limits())
-        self._known.reindex(self._known.owners())
-        self.books.start({owner: self._known.elements(owner) for owner in self._known.owners()})
+        self._compiler.start(self._nft.rate_chains())
+        self.books.start({owner: self._compiler.elements(owner) for owner in self._known.owners()})
         self.behind.clear()
         self._caught_up(self._known.owners())
         self.lease.begin()
@@ -67,6 +69,10 @@ class TableApplier:
         for owner in owners:
             self.behind[owner] = narrower or self.behind.get(owner, False)
         return new
+
+    def room_left(self) -> list[ElementOwner]:
+        """Return the owners that get rate limits freed when Docker has listed all containers."""
+        return self._compiler.room_left()
 
     def distrust(self, owners: Iterable[ElementOwner]) -> None:
         """Compute these owners' elements again, and write the whole table again at the next `repair`."""
@@ -85,7 +91,7 @@ class TableApplier:
         """
         owners = list(dict.fromkeys(owners))
         closed = self.close_first({owner: self._known.who(owner) for owner in owners})
-        new = {owner: self._known.elements(owner) for owner in self._at_once(owners, everybody=not closed)}
+        new = {owner: self._compiler.elements(owner) for owner in self._at_once(owners, everybody=not closed)}
         narrower = [o for o, elements in new.items() if self.behind.get(o) or self.books.narrower(o, elements)]
         wider = [owner for owner, elements in new.items() if self.books.wider(owner, elements)]
         change = self.books.change(new)
@@ -133,10 +139,10 @@ class TableApplier:
         Without `everybody`, as many as one change may compute, small ones first. Owners that only lose a peer wait:
         that peer is removed already.
         """
-        introduced = self._known.reindex(owners)
+        introduced = self._compiler.reindex(owners)
         self.owe(introduced)  # even if a later step fails: `reindex` does not return them again
         # Where one owner gets the rate limit that another had, no port may lack its limit in between.
-        found, left = list(dict.fromkeys((*owners, *self._known.quota.moved))), AT_ONCE
+        found, left = list(dict.fromkeys((*owners, *self._compiler.moved))), AT_ONCE
         others = set(introduced).difference(found)
         for owner in sorted(others, key=lambda owner: (len(self.books.of(owner)), owner)):
             left -= len(self.books.of(owner)) + 1
@@ -163,12 +169,12 @@ class TableApplier:
             return False
         if any(e.joined and not was.endpoints[e.id].joined for e in now.endpoints.values()):
             return False
-        return all(self.books.only_closes(owner, self._known.elements(owner)) for owner in owners)
+        return all(self.books.only_closes(owner, self._compiler.elements(owner)) for owner in owners)
 
     def _caught_up(self, owners: Iterable[ElementOwner]) -> None:
         for owner in owners:
             self.behind.pop(owner, None)
-            told, full = self._told.pop(owner, frozenset()), self._known.quota.refused(owner)
+            told, full = self._told.pop(owner, frozenset()), self._known.rates_refused(owner)
             sentences = (*self._known.too_many(owner), *([FULL] if full else ()))
             # The number of peers changes with each of them; only a change of the rules concerned is logged.
             if now := frozenset(sentence.partition(":")[0] for sentence in sentences):
@@ -202,13 +208,13 @@ class TableApplier:
 
     def whole(self, owners: Iterable[ElementOwner]) -> None:
         """Write the whole table with these owners' current elements; never raises NftError."""
-        new = {owner: self._known.elements(owner) for owner in self._known.reindex(owners)}
+        new = {owner: self._compiler.elements(owner) for owner in self._compiler.reindex(owners)}
         self.books.write(new)
         self._caught_up(new)
         try:
             self._replace(self.books)
         except NftError:
-            log.exception("could not put the table there; what stands in the kernel stays")
+            log.exception("could not put the table there; the kernel's table remains as it is")
 
     def repair(self) -> bool:
         """Write the table again if another program changed its rules or the kernel lacks a part of it.

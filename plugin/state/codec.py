@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from plugin.jsonio import boolean, integer, items, port, protocol, text
+from plugin.jsonio import address, boolean, integer, items, port, protocol, published_protocol, text, within
 from plugin.labels.grammar import LONGEST, MOST, UNITS, parse_prefix, remembered
 from plugin.labels.keys import KEYS, LOGS, POLICIES
 from plugin.labels.peer_kinds import HOST, NAMED, PREFIX
-from plugin.model import Overriding, Peer, PolicySpec, Problem, Rate, Rule
+from plugin.model import Overriding, Peer, PolicySpec, Problem, Rate, RequestedPorts, Rule
 from plugin.protocols import OTHER, PORTLESS
 
 
@@ -47,6 +47,16 @@ def moment(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e11:
         raise ValueError(f"{value!r} is not a Unix time")
     return value
+
+
+def requested_ports(raw: Any) -> RequestedPorts:
+    """Return host ports that a container requests from their JSON. Raises ValueError."""
+    return RequestedPorts(
+        published_protocol(raw, "proto"),
+        address(raw["host_ip"]),
+        within(raw, "first", 0, 65535),
+        within(raw, "last", 0, 65535),
+    )
 
 
 def rule(raw: Any) -> Rule:

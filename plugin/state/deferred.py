@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from plugin.nftables.table import NftError
+from plugin.nftables.client import NftError
 from plugin.policy.facts import ElementOwner
 from plugin.state.applier import TableApplier
 

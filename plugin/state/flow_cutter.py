@@ -21,13 +21,14 @@ from plugin.kernel import conntrack
 from plugin.kernel.conntrack import Cut
 from plugin.model import Address, AddressPolicy, Published
 from plugin.nftables import dump, sets
+from plugin.nftables.client import NftError
 from plugin.nftables.identity import FORMER_SETS
 from plugin.nftables.sets import QUARANTINE_SETS, Change, Element
-from plugin.nftables.table import Nft, NftError
+from plugin.nftables.table import KernelTable
 from plugin.policy.facts import ElementOwner, Facts, Kind
 from plugin.policy.flows import Way, let_through
 from plugin.policy.frozen import frozen
-from plugin.policy.view import PolicyView, subnets
+from plugin.policy.view import PolicyView
 from plugin.state import closed_flows
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ _MOST = 60_000
 class FlowCutter:
     """Call under the reconciler's lock. `later` queues long work and must return at once."""
 
-    def __init__(self, nft: Nft, known: PolicyView, later: Callable[[Callable[[], object]], object]) -> None:
+    def __init__(self, nft: KernelTable, known: PolicyView, later: Callable[[Callable[[], object]], object]) -> None:
         self._nft = nft
         self._view = known
         self._later = later
@@ -122,7 +123,7 @@ class FlowCutter:
     def _cut_unknown(self, bridges: Collection[str]) -> None:
         """Cut flows that unknown addresses on these bridges opened."""
         networks = [network for network in self._view.networks() if network.bridge in bridges]
-        prefixes = [subnet for network in networks for subnet in subnets(network)]
+        prefixes = [subnet for network in networks for subnet in network.subnets]
         if prefixes:
             known = frozenset(self.answers(self._view.owners()))
             self._later(partial(closed_flows.cut_unknown, prefixes, known, self.quarantine))
@@ -157,9 +158,8 @@ class FlowCutter:
             # Where there is no table, the next one includes them.
             return ways if all(self._kernels(element.set) is not None for element in list(fitting)[:1]) else []
         if fitting and level is not _element:
-            some = "; ".join(map(_described, list(fitting)[:8])) + (
-                f"; and {len(fitting) - 8} more" if len(fitting) > 8 else ""
-            )
+            more = f"; and {len(fitting) - 8} more" if len(fitting) > 8 else ""
+            some = "; ".join(map(_described, list(fitting)[:8])) + more
             log.error(
                 "too many cut flows to quarantine one by one: until none was tried for %d s, new flows are dropped %s",
                 sets.HELD,

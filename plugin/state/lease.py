@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import time
 
+from plugin.nftables.client import NftError
 from plugin.nftables.sets import WATCHED, Change, Element
-from plugin.nftables.table import Nft, NftError
+from plugin.nftables.table import KernelTable
 
 #: Seconds that the lease lasts, and between two renewals: a host under load must not lose it.
 SECONDS, EVERY = 30, 10.0
@@ -19,7 +20,7 @@ SECONDS, EVERY = 30, 10.0
 class Lease:
     """Call under the reconciler's lock."""
 
-    def __init__(self, nft: Nft) -> None:
+    def __init__(self, nft: KernelTable) -> None:
         self._nft = nft
         self._until = 0.0
 

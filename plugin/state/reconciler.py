@@ -4,8 +4,8 @@ Every change is made here, under one lock: first the state file, then the kernel
 more closed than the file says, never less, because the start replaces the whole table from the file. The owners whose
 elements a change affects follow from comparing the facts before and after it; callers do not name them.
 
-Lock order: `ProxyPorts`, then the lock here, then `Bridges`, `FlowCutter`, `Nft`, which call only the kernel. The
-tracker, the driver and the loops have no lock: their data in addition to the facts changes within edits, under this
+Lock order: `ProxyPorts`, then the lock here, then `Bridges`, `FlowCutter`, `KernelTable`, which call only the kernel.
+The tracker, the driver and the loops have no lock: their data in addition to the facts changes within edits, under this
 lock.
 """
 
@@ -21,8 +21,9 @@ from typing import TypeVar
 from plugin.kernel.conntrack import Cut
 from plugin.model import Defaults, Endpoint, FwError, Network
 from plugin.nftables import dump as standing
+from plugin.nftables.client import NftError
 from plugin.nftables.sets import Element
-from plugin.nftables.table import Nft, NftError
+from plugin.nftables.table import KernelTable
 from plugin.policy.facts import ElementOwner, Facts, Kind
 from plugin.policy.frozen import FrozenDict, frozen
 from plugin.policy.saved import SavedState
@@ -49,7 +50,7 @@ class Reconciler:
 
     def __init__(
         self,
-        nft: Nft,
+        nft: KernelTable,
         store: Store,
         defaults: Defaults,
         later: Callable[[Callable[[], object]], object] = lambda work: work(),
@@ -158,7 +159,7 @@ class Reconciler:
             owners = self._concerned(before, after)
             self._view.take(after, owners)
             owed = self._writer.owe(owners)
-            gone = owners  # if it cannot be told who leaves: Docker takes no departure back
+            gone = owners  # if it is unknown who leaves: Docker takes no departure back
             try:
                 gone = self._view.departing(owners)
                 self._perform(before, owners, owed, ends, gone=gone, observed=observed)
@@ -169,7 +170,7 @@ class Reconciler:
                 raise
 
     def _concerned(self, before: Facts, after: Facts) -> Owners:
-        """Return the owners whose elements may change; all of them if that cannot be told."""
+        """Return the owners whose elements may change; all of them if that is unknown."""
         try:
             return self._view.changed(before, after)
         except Exception:
@@ -200,7 +201,7 @@ class Reconciler:
             log.error("%s; what must be closed is closed all the same", error)
         try:
             self._apply(owners, before)
-            if room := self._view.room_left():
+            if room := self._writer.room_left():
                 self._writer.owe(room)
                 self._apply(room)
         except (NftError, OSError) as error:
@@ -403,7 +404,7 @@ class Reconciler:
 
         No other program can change an owned table. Raises NftError, OSError.
         """
-        if self._nft.owned:
+        if self._nft.features.owned:
             return 0
         found = standing.read()  # with many elements this takes a while, so it runs outside the lock
         with self._lock:
@@ -422,7 +423,7 @@ class Reconciler:
     def generation(self) -> int:
         """Return a number that other programs' transactions change and docker-fw's own do not."""
         with self._lock:
-            return self._nft.generation() - self._nft.changes
+            return self._nft.foreign_changes()
 
 
 def _differ(one: object, other: object) -> bool:

@@ -39,13 +39,12 @@ from plugin.jsonio import (
     within,
 )
 from plugin.model import Container, Endpoint, FwError, Network, NewerStateError, PolicySpec, Prefix, Published
-from plugin.policy import requested_ports
 from plugin.policy.saved import SavedState
 from plugin.state import codec
 from plugin.state.journal import Journal
 
 VERSION = 2
-#: What reading a record raises that a person or a disk error changed.
+#: Errors while reading a record that a person or a disk error changed.
 NOT_AS_IT_SHOULD_BE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError)
 #: Fields that the file has under the names of former versions, which read it after a downgrade.
 _KEYS = {"spec": "said", "image_spec": "brought"}
@@ -227,7 +226,7 @@ def _decode(document: Any) -> SavedState:
         frozenset(filter(_plain_name, document.get("confined", []))),
         tuple(map(codec.overriding, document.get("overrides", []))),
         {ip_network(prefix): codec.moment(until) for prefix, until in document.get("bans", {}).items()},
-        {container: tuple(map(requested_ports.read, ports)) for container, ports in document.get("asked", {}).items()},
+        {container: tuple(map(codec.requested_ports, ports)) for container, ports in document.get("asked", {}).items()},
     )
     if [*networks, *endpoints] != [item.id for item in _records(state)]:
         raise ValueError("a record has another ID than its key")

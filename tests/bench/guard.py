@@ -20,8 +20,8 @@ from ipaddress import ip_address
 
 from plugin.kernel import netlink as nl
 from plugin.nftables import fields
+from plugin.nftables.client import DELSETELEM, NEWSETELEM
 from plugin.nftables.sets import SETS
-from plugin.nftables.table import _DELSETELEM, _NEWSETELEM
 from tests.bench.bed import LABEL, PROTECTED, Bed, connect, disconnect
 from tests.bench.table import Table, median, percentile, say
 from tests.bench.traffic import within
@@ -80,24 +80,24 @@ def _come_and_go(bed: Bed, kernel: Kernel, network: str, times: Times) -> None:
     label = ("--label", f"fw.allow={LABEL}")
     container = engine.docker("run", "-d", "--name", name, "--network", network, *label, "busybox", *_COMMAND)
     try:
-        opened = kernel.when(_NEWSETELEM, _key(bed, name, network), began)
+        opened = kernel.when(NEWSETELEM, _key(bed, name, network), began)
         first = _began(bed, name)
         time.sleep(_SETTLE)
 
         key, now = _key(bed, name, network), time.time_ns()
         disconnect(docker, network, name)
-        closed = kernel.when(_DELSETELEM, key, now)
+        closed = kernel.when(DELSETELEM, key, now)
         time.sleep(_SETTLE)
 
         now = time.time_ns()
         connect(docker, network, name)
         key = _key(bed, name, network)
-        reopened = kernel.when(_NEWSETELEM, key, now)
+        reopened = kernel.when(NEWSETELEM, key, now)
         time.sleep(_SETTLE)
         now = time.time_ns()
     finally:
         engine.try_docker("rm", "-f", name)
-    gone = kernel.when(_DELSETELEM, key, now)
+    gone = kernel.when(DELSETELEM, key, now)
     time.sleep(_SETTLE)
 
     reported = _events(bed, container, began)
@@ -178,7 +178,7 @@ class Kernel:
         with self._news:
             if self._news.wait_for(lambda: any(self._found(kind, key, since)), _PATIENCE):
                 return next(self._found(kind, key, since))
-        what = "come" if kind == _NEWSETELEM else "gone"
+        what = "come" if kind == NEWSETELEM else "gone"
         raise RuntimeError(f"the element {key.hex()} of allow6 has not {what} within {_PATIENCE:g} s")
 
     def _found(self, kind: int, key: bytes, since: int) -> Iterator[int]:
@@ -191,7 +191,7 @@ class Kernel:
             with contextlib.suppress(TimeoutError):
                 for kind, _, body in nl.replies(self._sock):
                     at = time.time_ns()
-                    if kind in (_NEWSETELEM, _DELSETELEM) and b"allow6\0" in body:
+                    if kind in (NEWSETELEM, DELSETELEM) and b"allow6\0" in body:
                         with self._news:
                             self._heard.append((at, kind, body))
                             self._news.notify_all()

@@ -24,7 +24,7 @@ from plugin.labels.grammar import MAX_LENGTH
 from plugin.labels.keys import KEYS
 from plugin.model import BridgeNetwork, Container, Defaults, Endpoint, Network, Peer, PolicySpec, Rule
 from plugin.nftables.sets import Change, Element
-from plugin.nftables.table import Nft
+from plugin.nftables.table import KernelTable
 from plugin.policy.facts import Facts
 from plugin.policy.saved import SavedState
 from plugin.state.reconciler import Reconciler
@@ -83,9 +83,9 @@ def add_rows(table: Table, results: Mapping[str, Any], many: int) -> None:
 
 
 class Watched:
-    """`Nft`, with the return time of the transaction that removed the last element that opens for an address."""
+    """`KernelTable`, with the time when the last element that opens for an address was removed."""
 
-    def __init__(self, nft: Nft, elements: Iterable[Element], addresses: Iterable[IPv6Address]) -> None:
+    def __init__(self, nft: KernelTable, elements: Iterable[Element], addresses: Iterable[IPv6Address]) -> None:
         self._change = nft.change
         self._open: dict[object, set[Element]] = {address: set() for address in addresses}
         for element in elements:

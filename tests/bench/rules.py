@@ -18,7 +18,7 @@ from typing import Any
 from plugin.nftables import identity, rate_chains
 from plugin.nftables.document import element_text
 from plugin.nftables.sets import TABLE, Change, Element
-from plugin.nftables.table import Nft
+from plugin.nftables.table import KernelTable
 from tests.bench.bed import Bed
 from tests.bench.child import measured
 from tests.bench.table import Table, median, say
@@ -48,7 +48,7 @@ def measure(bed: Bed, table: Table) -> None:
 
 
 def _child(many: int) -> dict[str, Any]:
-    nft, elements = Nft(0x08000000), _elements(many)
+    nft, elements = KernelTable(0x08000000), _elements(many)
     empty = _weight(lambda: nft.replace([]), identity.remove)
     changes = [_pair(nft, 10)]
     began = time.perf_counter()
@@ -64,7 +64,7 @@ def _child(many: int) -> dict[str, Any]:
     return {"changes": changes, "replace": replace, "intact": intact, "empty": empty, "full": full, "rates": rates}
 
 
-def _rates(nft: Nft, count: int) -> dict[str, float]:
+def _rates(nft: KernelTable, count: int) -> dict[str, float]:
     """Return the seconds under the writer's lock, and the bytes, for one more rate beside so many others."""
     crowd = Change(add=tuple(map(_rated, range(count))))
     empty = _weight(lambda: _settled(nft.change, crowd), lambda: nft.replace([])) / count
@@ -83,7 +83,7 @@ def _rated(number: int) -> Element:
     return Element("rate_limit6", (address, 6, 22), (chain,))
 
 
-def _full(nft: Nft) -> float:
+def _full(nft: KernelTable) -> float:
     """Return the bytes that the sources of one flooded rate take."""
     name = f"sources6__{str(IPv6Address(_NET)).replace(':', '-')}__5_hour_10"
     sources = ", ".join(f"tcp . 22 . 2001:db8:{n:x}::" for n in range(2 * rate_chains.NEW))
@@ -96,7 +96,7 @@ def _settled(work: Callable[..., None], *args: Any) -> None:
     time.sleep(0.3)  # sets shrink a moment later
 
 
-def _pair(nft: Nft, count: int) -> tuple[float, float]:
+def _pair(nft: KernelTable, count: int) -> tuple[float, float]:
     """Return the seconds for one element in or out, by docker-fw's messages and libnftables' text, alternately."""
     if count == 10:
         nft.replace(_elements(count))
@@ -114,9 +114,9 @@ def _pair(nft: Nft, count: int) -> tuple[float, float]:
     return median(own), median(text)
 
 
-def _must(nft: Nft, command: str) -> None:
+def _must(nft: KernelTable, command: str) -> None:
     # Its own context: a table with an owner accepts no other socket.
-    code, _, error = nft._nft.cmd(command)
+    code, _, error = nft._client._nft.cmd(command)
     if code:
         raise RuntimeError(f"{command}: {error}")
 

@@ -10,7 +10,6 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 import pytest
 
@@ -231,7 +230,10 @@ def test_the_ingress_mesh_is_closed(each: Node) -> None:
     It is no container's address: the host reaches it, no outsider does, in the base or not. (An `nft` command that
     would open it serves as a proof.)
     """
-    inspected = partial(each.engine.docker, "network", "inspect", "docker_gwbridge")
+
+    def inspected() -> str:
+        return each.engine.try_docker("network", "inspect", "docker_gwbridge").stdout
+
     until(lambda: '"ingress-sbox":' in inspected(), "the sandbox is there")
     (address,) = each.gateway("ingress-sbox")
     # As moby's programIngressPortsRules; the traffic behind it needs IPVS.

@@ -79,15 +79,19 @@ def lists(data: bytes) -> None:
     raw = _json(data)
     listing.event(raw if isinstance(raw, dict) else {})
     for read in (
-        listing.network, listing.endpoint_ids, listing.driver_options, listing.not_guarded,
+        listing.network,
+        listing.endpoint_ids,
+        listing.driver_options,
+        listing.not_guarded,
         container_labels.compose_key,
-        lambda r: list(listing.published(r)), lambda r: listing.bridges([r]),
+        lambda r: list(listing.published(r)),
+        lambda r: listing.bridges([r]),
         lambda r: [
             container_labels.on_network(who, "net")
             for who in (container_labels.read(r, {}), container_labels.read(r, None, unknown="gone"))
         ],
         lambda r: list(listing.endpoints(r, container_labels.read(r, {}))),
-    ):  # fmt: skip
+    ):
         try:
             read(raw)
         except listing.MALFORMED:

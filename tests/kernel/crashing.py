@@ -22,7 +22,7 @@ import plugin.daemon.plugin  # here, and so not in each new worker  # noqa: F401
 from plugin.gunicorn_conf import *  # noqa: F403
 from plugin.kernel import conntrack, links
 from plugin.kernel.sysctl import Sysctl
-from plugin.nftables.table import Nft
+from plugin.nftables.client import NftClient
 from plugin.state import closed_flows, journal, store
 
 ORDER = Path(os.environ["CRASH"])
@@ -113,8 +113,8 @@ _own(journal, open=_step(os.open, "open the log"), write=_step(_torn, "write a l
 store.Path = _StatePath  # type: ignore[attr-defined]
 store.open = lambda *args, **kwargs: _File(open(*args, **kwargs))  # type: ignore[attr-defined]  # noqa: SIM115
 links.IPRoute = _IPRoute  # type: ignore[attr-defined]
-for _name in ("_run", "_batch"):
-    setattr(Nft, _name, _step(getattr(Nft, _name), f"nft {_name}"))
+for _name in ("run", "send"):
+    setattr(NftClient, _name, _step(getattr(NftClient, _name), f"nft {_name}"))
 Sysctl._write = _step(Sysctl._write)  # type: ignore[method-assign]
 for _module, _name in (
     (conntrack, "cut_addresses"),

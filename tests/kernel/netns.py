@@ -1,7 +1,7 @@
 """Enter network namespaces with the test's own thread.
 
-A socket belongs to the namespace it was created in, so `with inside(path): nft = Nft(mark)` is a firewall of that
-namespace, to be used from anywhere; code that opens sockets or /proc/sys/net later must be called inside.
+A socket belongs to the namespace it was created in, so `with inside(path): nft = KernelTable(mark)` is a firewall of
+that namespace, to be used from anywhere; code that opens sockets or /proc/sys/net later must be called inside.
 """
 
 from __future__ import annotations
@@ -24,33 +24,37 @@ def _enter(fd: int) -> None:
 
 
 @contextmanager
+def _returning() -> Iterator[None]:
+    """Return this thread to its own network namespace at the end."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield
+    finally:
+        try:
+            _enter(home)
+        finally:
+            os.close(home)
+
+
+@contextmanager
 def inside(path: str) -> Iterator[None]:
     """Put this thread, and the threads and processes it starts meanwhile, into the namespace of that file."""
-    home, there = (os.open(p, os.O_RDONLY | os.O_CLOEXEC) for p in ("/proc/thread-self/ns/net", path))
-    try:
-        _enter(there)
+    with _returning():
+        there = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            yield
+            _enter(there)
         finally:
-            _enter(home)
-    finally:
-        os.close(home)
-        os.close(there)
+            os.close(there)
+        yield
 
 
 @contextmanager
 def nowhere() -> Iterator[None]:
     """Put this thread into a new, empty network namespace."""
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with _returning():
         if _libc.unshare(CLONE_NEWNET):
             raise OSError(ctypes.get_errno(), "unshare")
-        try:
-            yield
-        finally:
-            _enter(home)
-    finally:
-        os.close(home)
+        yield
 
 
 def in_thread(path: str, work: Callable[[], T]) -> T:

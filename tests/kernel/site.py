@@ -26,13 +26,13 @@ from plugin.kernel.links import Links, mac_of
 from plugin.kernel.names import bridge_name, container_side
 from plugin.kernel.sysctl import Sysctl
 from plugin.model import BridgeNetwork, Container, Defaults, Endpoint, Network, PolicySpec, Published, Rule
+from plugin.nftables.compile import ElementCompiler, compiled
 from plugin.nftables.elements import guarded_elements, guest_elements
 from plugin.nftables.sets import WATCHED, Element
-from plugin.nftables.table import Nft
+from plugin.nftables.table import KernelTable
 from plugin.policy import decide
 from plugin.policy.facts import EGRESS, BridgeFacts, ElementOwner, Facts, Kind
 from plugin.policy.saved import SavedState
-from plugin.policy.view import PolicyView, evaluated
 from tests.kernel.netns import inside
 from tests.kernel.packets import Listener, Packet, Sender, Sniffer, arrived, icmp, new_flow, ping, written
 from tests.lab import NamedNetns, Wan
@@ -100,14 +100,9 @@ def egress_restricting(bridge: str) -> set[Element]:
     return {Element("egress_restricted", (bridge,))}
 
 
-def of_endpoint(inventory: PolicyView, endpoint: Endpoint) -> frozenset[Element]:
+def of_endpoint(inventory: ElementCompiler, endpoint: Endpoint) -> frozenset[Element]:
     """Return the elements of an endpoint on a docker-fw network, with those that its network gets because of it."""
     return inventory.elements(ElementOwner(Kind.ENDPOINT, endpoint.id)) | inventory.elements(EGRESS)
-
-
-def all_elements(inventory: PolicyView) -> set[Element]:
-    """Return the elements of all that is known."""
-    return {element for owner in inventory.owners() for element in inventory.elements(owner)}
 
 
 class Site:
@@ -128,7 +123,7 @@ class Site:
         self.networks: dict[str, Network] = {}
         self.boxes: list[Box] = []
         with self.inside():
-            self.nft = Nft(MARK)
+            self.nft = KernelTable(MARK)
             self.sysctl = Sysctl("/proc/sys/net")
             self.links = Links(self.sysctl)
         self._senders: dict[str, Sender] = {}
@@ -322,15 +317,15 @@ class Site:
         container = Container("c" * 64, "web", spec or PolicySpec(allow=allow))
         return dataclasses.replace(box.endpoint, container=container, **fields)
 
-    def inventory(self, *endpoints: Endpoint, defaults: Defaults = PLAIN) -> PolicyView:
+    def inventory(self, *endpoints: Endpoint, defaults: Defaults = PLAIN) -> ElementCompiler:
         """Return the facts of every docker-fw network, and of these endpoints."""
-        return evaluated(
+        return compiled(
             defaults, Facts(SavedState(dict(self.networks), {endpoint.id: endpoint for endpoint in endpoints}))
         )
 
     def load(self, *endpoints: Endpoint, more: Iterable[Element] = (), defaults: Defaults = PLAIN) -> None:
         """Load the table, with these endpoints and no others known."""
-        self.nft.replace({*all_elements(self.inventory(*endpoints, defaults=defaults)), *more})
+        self.nft.replace({*self.inventory(*endpoints, defaults=defaults).all_elements(), *more})
 
     # --- packets --------------------------------------------------------------------------------------------------
 

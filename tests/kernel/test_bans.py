@@ -26,7 +26,7 @@ from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
 from tests.kernel.netns import inside
 from tests.kernel.packets import Packet, arrived, new_flow, ping, udp
-from tests.kernel.site import Box, Site, all_elements, of_endpoint, site_of_module
+from tests.kernel.site import Box, Site, of_endpoint, site_of_module
 from tests.lab import NamedNetns
 from tests.lab.netns import FORWARDING
 from tests.waiting import until
@@ -60,7 +60,7 @@ def load(site: Site, boxes: Boxes, banned: dict[Prefix, float]) -> None:
     lasting, timed = ban_elements(banned, time.time())
     known = (Site.known(boxes.web, spec=OPEN), Site.known(boxes.other, spec=OPEN))
     elements = set().union(*(of_endpoint(site.inventory(e), e) for e in known))
-    elements |= all_elements(site.inventory())
+    elements |= site.inventory().all_elements()
     elements |= site.docker_elements(boxes.guest, BRIDGE, spec=OPEN)
     site.nft.replace({*elements, *lasting}, timed)
 
@@ -236,7 +236,7 @@ def test_active_bans_can_be_changed(site: Site, boxes: Boxes) -> None:
 
 @pytest.fixture
 def reconciler(site: Site, boxes: Boxes, tmp_path: Path) -> Reconciler:
-    """The one writer, with the web container known."""
+    """Return the reconciler, which knows the web container."""
     with site.inside():
         made = Reconciler(site.nft, Store(str(tmp_path / "state.json")), Defaults())
         endpoint = Site.known(boxes.web, spec=OPEN)

@@ -217,6 +217,9 @@ def test_the_host_accepts_a_source_only_from_where_it_belongs(site: Site, boxes:
         site.forget_flows()
         site.send(forged, sender)
         assert not set(forged) & _seen(site, site.listener, ping(site.wan.V6, Site.HOST6), None)
+    own = [udp(boxes.other.v4, Site.HOST4, 8125, next(_ports)), udp(boxes.other.v6, Site.HOST6, 8125, next(_ports))]
+    site.send(own, boxes.other)
+    assert set(own) <= _seen(site, site.listener, ping(site.wan.V6, Site.HOST6), None)
 
 
 def test_a_list_is_all_that_leaves(site: Site, boxes: Boxes) -> None:

@@ -139,6 +139,8 @@ def test_a_forged_packet_of_no_flow_is_dropped(site: Site, friendly: Boxes) -> N
     who = friendly.docker_too
     packets = [tcp(a, to((Site.OUT4, Site.OUT6), a), 80, next(_ports), 0x06) for a in forged(who)]
     assert site.deliver(packets, site.wan, who, ping(who.v6, Site.OUT6)) == set()
+    own = [tcp(who.v4, Site.OUT4, 80, next(_ports), 0x06), tcp(who.v6, Site.OUT6, 80, next(_ports), 0x06)]
+    assert site.deliver(own, site.wan, who, ping(who.v6, Site.OUT6)) == set(own)
 
 
 @pytest.mark.parametrize("where", ["ours_too", "docker_too"])
@@ -249,6 +251,8 @@ def test_protocols_without_ports_as_well(site: Site, friendly: Boxes) -> None:
     who, ours = friendly.docker_too, (friendly.ours.v4, friendly.ours.v6)
     packets: list[Packet] = [portless(proto, a, to(ours, a)) for a in forged(who) for proto in protos]
     assert site.deliver(packets, friendly.ours, who, ping(who.v6, friendly.ours.v6)) == set()
+    packets = [portless(proto, a, to(ours, a)) for a in (Site.OUT4, Site.OUT6) for proto in protos]
+    assert site.deliver(packets, friendly.ours) == set(packets), "the friend itself"
 
 
 def test_the_hosts_own_address_as_a_source_gains_nothing(site: Site, friendly: Boxes) -> None:

@@ -12,8 +12,8 @@ from contextlib import closing
 
 import pytest
 
+from plugin.nftables.client import NftError
 from plugin.nftables.sets import WATCHED
-from plugin.nftables.table import NftError
 from plugin.state.lease import SECONDS, Lease
 from tests.kernel.running import Running
 from tests.kernel.site import Box, Site

@@ -243,7 +243,7 @@ def test_a_clashing_subnet_is_named(
         gateway6=IPv6Interface(gateway6) if gateway6 else None,
     )
     found = links.overlap(wanted)
-    assert found == clash or (clash and found and clash in found)
+    assert (clash in str(found)) if clash else (found is None)
 
 
 def test_its_own_bridge_is_no_clash(links: Links) -> None:

@@ -61,6 +61,8 @@ def test_untracked_packets_to_new_listeners_are_dropped(site: Site) -> None:
     site.run("nft", "-f", "-", input=f"table inet untracked {{\n{rules}\n}}\n")
     served = {proxied_element(Published("tcp", every, 7001, 80), "host_open") for every in (ANY4, ANY6)}
     with site.host.probe.serve(tcp=[7001]):
+        site.load()
+        assert seen(site, 7001) == set(on_all_addresses(7001, protos=("tcp",)))
         for more in ({*PROXY_UNIDENTIFIED, *WATCHED}, served):
             site.load(more=more)
             assert seen(site, 7001) == set()

@@ -52,7 +52,7 @@ class SiteDropLog:
 
     def __init__(self, site: Site, *endpoints: Endpoint) -> None:
         site.load(*endpoints)
-        self.log = DropLog(Known(site.inventory(*endpoints)), lambda: True)
+        self.log = DropLog(Known(site.inventory(*endpoints).view), lambda: True)
         self.seen = 0
         with site.inside():
             self._thread = threading.Thread(target=self.log.drop_loop, daemon=True)
@@ -268,7 +268,7 @@ def test_another_program_in_our_group_is_reported_and_outlived(
     web, _ = boxes
     endpoint = site.known(web)
     site.load(endpoint)
-    log = DropLog(Known(site.inventory(endpoint)), lambda: True)
+    log = DropLog(Known(site.inventory(endpoint).view), lambda: True)
     with site.inside():
         other = NfLog(LOG_GROUP)
         thread = threading.Thread(target=log.drop_loop, daemon=True)

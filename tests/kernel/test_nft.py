@@ -20,11 +20,13 @@ from hypothesis import strategies as st
 
 from plugin.kernel import netlink
 from plugin.model import Rule
+from plugin.nftables.client import NftError
 from plugin.nftables.document import document, element_text, skeleton
 from plugin.nftables.elements import rule_elements
+from plugin.nftables.features import Features
 from plugin.nftables.fields import CGROUP, TARGET
 from plugin.nftables.sets import RATED, SETS, Change, Element, SetSpec, spec_of
-from plugin.nftables.table import Nft, NftError
+from plugin.nftables.table import KernelTable
 from plugin.protocols import NUMBER
 from tests.kernel.netns import inside
 from tests.kernel.site import MARK
@@ -48,11 +50,11 @@ def host() -> Iterator[NamedNetns]:
 
 
 @pytest.fixture
-def nft(host: NamedNetns) -> Iterator[Nft]:
+def nft(host: NamedNetns) -> Iterator[KernelTable]:
     """Yield the plugin's firewall in an empty ruleset."""
     host.run(["nft", "flush", "ruleset"])
     with inside(host.path):
-        yield Nft(MARK)
+        yield KernelTable(MARK)
 
 
 def listed(host: NamedNetns) -> str:
@@ -125,7 +127,7 @@ bounded = settings(
 )
 
 
-def test_every_kind_of_set_is_written_alike_both_ways(host: NamedNetns, nft: Nft) -> None:
+def test_every_kind_of_set_is_written_alike_both_ways(host: NamedNetns, nft: KernelTable) -> None:
     """In each set and map, an element added over netlink equals the one that the text adds."""
     one = {
         name: Element(name, *(tuple(_EXAMPLE[e] for e in words) for words in (spec.key, spec.data)))
@@ -155,7 +157,7 @@ _EXAMPLE: dict[str, Any] = {
 @given(before=any_elements, after=any_elements)
 @bounded
 def test_a_change_makes_what_a_replacement_makes(
-    host: NamedNetns, nft: Nft, before: list[Element], after: list[Element]
+    host: NamedNetns, nft: KernelTable, before: list[Element], after: list[Element]
 ) -> None:
     """Between any two states the difference over netlink leads to the same table as the whole text."""
     nft.replace(before)
@@ -167,7 +169,7 @@ def test_a_change_makes_what_a_replacement_makes(
     assert blocks(host) == by_change
 
 
-def test_thousands_of_elements_in_one_transaction(host: NamedNetns, nft: Nft) -> None:
+def test_thousands_of_elements_in_one_transaction(host: NamedNetns, nft: KernelTable) -> None:
     """A restart with thousands of containers' elements, and their removal, are one transaction each."""
     nft.replace(())
     many = tuple(
@@ -200,7 +202,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("change", REFUSED.values(), ids=REFUSED)
-def test_a_refused_change_changes_nothing(host: NamedNetns, nft: Nft, change: Change) -> None:
+def test_a_refused_change_changes_nothing(host: NamedNetns, nft: KernelTable, change: Change) -> None:
     """A transaction that the kernel refuses leaves everything as it was, reports why, and affects no later one."""
     nft.replace([HERE, MAPPED])
     before, generation = listed(host), nft.generation()
@@ -213,7 +215,7 @@ def test_a_refused_change_changes_nothing(host: NamedNetns, nft: Nft, change: Ch
     assert "10.0.0.2 . 6 . 80" not in listed(host)
 
 
-def test_adding_an_existing_element_is_no_error(host: NamedNetns, nft: Nft) -> None:
+def test_adding_an_existing_element_is_no_error(host: NamedNetns, nft: KernelTable) -> None:
     """A repeated add is no error: the wanted element is present."""
     nft.replace([HERE, MAPPED])
     before = listed(host)
@@ -221,7 +223,7 @@ def test_adding_an_existing_element_is_no_error(host: NamedNetns, nft: Nft) -> N
     assert listed(host) == before
 
 
-def test_nothing_to_change_costs_no_transaction(nft: Nft) -> None:
+def test_nothing_to_change_costs_no_transaction(nft: KernelTable) -> None:
     """An empty change does not touch the ruleset: other watchers are not woken."""
     nft.replace([HERE])
     generation = nft.generation()
@@ -229,7 +231,7 @@ def test_nothing_to_change_costs_no_transaction(nft: Nft) -> None:
     assert nft.generation() == generation
 
 
-def test_a_replacement_that_is_refused_changes_nothing(host: NamedNetns, nft: Nft) -> None:
+def test_a_replacement_that_is_refused_changes_nothing(host: NamedNetns, nft: KernelTable) -> None:
     """If the kernel refuses the whole table, the previous one remains active."""
     nft.replace([HERE])
     before = listed(host)
@@ -239,7 +241,7 @@ def test_a_replacement_that_is_refused_changes_nothing(host: NamedNetns, nft: Nf
     assert nft.intact()
 
 
-def test_one_replacement_is_one_generation(host: NamedNetns, nft: Nft) -> None:
+def test_one_replacement_is_one_generation(host: NamedNetns, nft: KernelTable) -> None:
     """The table is never absent or incomplete in between: its removal and its creation are one transaction."""
     nft.replace([HERE])
     generation = nft.generation()
@@ -247,7 +249,7 @@ def test_one_replacement_is_one_generation(host: NamedNetns, nft: Nft) -> None:
     assert nft.generation() == generation + 1
 
 
-def test_tables_of_others_are_left_alone(host: NamedNetns, nft: Nft) -> None:
+def test_tables_of_others_are_left_alone(host: NamedNetns, nft: KernelTable) -> None:
     """Whatever docker-fw does, another tool's table stays as it is."""
     other = "table inet fw2 {\n\tset allow4 {\n\t\ttype ipv4_addr\n\t\telements = { 10.0.0.9 }\n\t}\n}\n"
     host.run(["nft", "-f", "-"], input=other)
@@ -273,7 +275,7 @@ TOUCHES = {
 
 
 @pytest.mark.parametrize("command", TOUCHES.values(), ids=TOUCHES)
-def test_a_changed_table_is_noticed_and_restored(host: NamedNetns, nft: Nft, command: str) -> None:
+def test_a_changed_table_is_noticed_and_restored(host: NamedNetns, nft: KernelTable, command: str) -> None:
     """A change to docker-fw's rules by another tool raises the generation, is noticed, and one replacement fixes it."""
     nft.replace([HERE])
     whole, generation = listed(host), nft.generation()
@@ -285,7 +287,7 @@ def test_a_changed_table_is_noticed_and_restored(host: NamedNetns, nft: Nft, com
     assert listed(host) == whole
 
 
-def test_a_replaced_rule_is_noticed(host: NamedNetns, nft: Nft) -> None:
+def test_a_replaced_rule_is_noticed(host: NamedNetns, nft: KernelTable) -> None:
     """A rule that another tool replaced in its place is noticed too."""
     nft.replace([HERE])
     shown = host.run(["nft", "-a", "list", "chain", "inet", "docker-fw", "deny"]).stdout
@@ -295,7 +297,7 @@ def test_a_replaced_rule_is_noticed(host: NamedNetns, nft: Nft) -> None:
     assert not nft.intact()
 
 
-def test_a_saved_ruleset_loaded_again_is_noticed(host: NamedNetns, nft: Nft) -> None:
+def test_a_saved_ruleset_loaded_again_is_noticed(host: NamedNetns, nft: KernelTable) -> None:
     """A reload of /etc/nftables.conf with an old copy of docker-fw's table does not leave old ports open."""
     nft.replace([HERE])
     saved = "flush ruleset\n" + host.run(["nft", "list", "ruleset"]).stdout
@@ -308,7 +310,7 @@ def test_a_saved_ruleset_loaded_again_is_noticed(host: NamedNetns, nft: Nft) -> 
     assert nft.intact()
 
 
-def test_our_own_changes_are_no_touch(nft: Nft) -> None:
+def test_our_own_changes_are_no_touch(nft: KernelTable) -> None:
     """docker-fw's own changes are never taken for another program's."""
     nft.replace([HERE])
     nft.change(Change(remove=(HERE,), add=(THERE,)))
@@ -317,7 +319,7 @@ def test_our_own_changes_are_no_touch(nft: Nft) -> None:
     assert nft.intact()
 
 
-def test_the_generation_counts_all_transactions(host: NamedNetns, nft: Nft) -> None:
+def test_the_generation_counts_all_transactions(host: NamedNetns, nft: KernelTable) -> None:
     """Another table's change raises the generation too; docker-fw's table stays intact."""
     nft.replace([HERE])
     generation = nft.generation()
@@ -327,7 +329,7 @@ def test_the_generation_counts_all_transactions(host: NamedNetns, nft: Nft) -> N
     assert nft.intact()
 
 
-def test_a_change_after_a_flush_is_refused_and_a_replacement_heals(host: NamedNetns, nft: Nft) -> None:
+def test_a_change_after_a_flush_is_refused_and_a_replacement_heals(host: NamedNetns, nft: KernelTable) -> None:
     """When the table is absent, adding to it is an error, not a silent no-op."""
     nft.replace([HERE])
     host.run(["nft", "flush ruleset"])
@@ -365,7 +367,7 @@ class Recorder:
         return data
 
 
-def test_a_blocklist_of_another_tool_is_never_read(host: NamedNetns, nft: Nft) -> None:
+def test_a_blocklist_of_another_tool_is_never_read(host: NamedNetns, nft: KernelTable) -> None:
     """With 20,000 ranges in another tool's interval set a change sends a few messages and reads one answer.
 
     libnftables would read that whole set before each transaction (200 ms).
@@ -374,8 +376,8 @@ def test_a_blocklist_of_another_tool_is_never_read(host: NamedNetns, nft: Nft) -
     text = f"table ip bans {{\n set s {{\n type ipv4_addr\n flags interval\n elements = {{ {ranges} }}\n }}\n}}\n"
     host.run(["nft", "-f", "-"], input=text)
     nft.replace([HERE])
-    recorder = Recorder(nft._sock)
-    nft._sock = recorder  # type: ignore[assignment]
+    recorder = Recorder(nft._client._writer)
+    nft._client._writer = recorder  # type: ignore[assignment]
     nft.change(Change(remove=(HERE,), add=(THERE,)))
     # begin, one removal, one addition, end; and one acknowledgement is returned
     assert recorder.sent == [16, (10 << 8) | 14, (10 << 8) | 12, 17]
@@ -383,16 +385,16 @@ def test_a_blocklist_of_another_tool_is_never_read(host: NamedNetns, nft: Nft) -
     host.run(["nft", "delete table ip bans"])
 
 
-def test_watching_reads_no_elements(host: NamedNetns, nft: Nft) -> None:
+def test_watching_reads_no_elements(host: NamedNetns, nft: KernelTable) -> None:
     """The check that the table is intact costs the same with one container and with ten thousand."""
 
     def read(elements: Iterable[Element]) -> int:
         nft.replace(elements)
-        recorder, kept = Recorder(nft._read), nft._read
-        nft._read = recorder  # type: ignore[assignment]
+        recorder, kept = Recorder(nft._client.reader), nft._client.reader
+        nft._client.reader = recorder  # type: ignore[assignment]
         assert nft.intact()
         nft.generation()
-        nft._read = kept
+        nft._client.reader = kept
         return recorder.received
 
     many = [Element("allow4", (IPv4Address((10 << 24) + n), 6, 80)) for n in range(10000)]
@@ -402,7 +404,7 @@ def test_watching_reads_no_elements(host: NamedNetns, nft: Nft) -> None:
 # --- many threads, many sockets -----------------------------------------------------------------------------------
 
 
-def test_many_threads_at_once(host: NamedNetns, nft: Nft) -> None:
+def test_many_threads_at_once(host: NamedNetns, nft: KernelTable) -> None:
     """Hooks and loops use it at the same time: each answer reaches its own request, and no thread waits in vain."""
     nft.replace([])
     stop, failures = threading.Event(), []
@@ -458,7 +460,7 @@ def test_it_may_be_made_beside_many_open_files(host: NamedNetns) -> None:
     """The firewall finds its own socket among all other open files of the process."""
     with inside(host.path):
         others = [netlink.open_socket() for _ in range(3)]
-        made = Nft(MARK)
+        made = KernelTable(MARK)
     made.replace([HERE])
     assert made.intact()
     for sock in others:
@@ -468,9 +470,10 @@ def test_it_may_be_made_beside_many_open_files(host: NamedNetns) -> None:
 def test_where_nftables_is_forbidden_it_says_so(host: NamedNetns) -> None:
     """Without CAP_NET_ADMIN the start fails with the kernel's own message, and nothing else happens."""
     script = (
-        "from plugin.nftables.table import Nft, NftError\n"
+        "from plugin.nftables.client import NftError\n"
+        "from plugin.nftables.table import KernelTable\n"
         "import ctypes\n"
-        "nft = Nft(0x08000000)\n"
+        "nft = KernelTable(0x08000000)\n"
         "import os\n"
         "os.setresuid(65534, 65534, 65534)\n"
         "try:\n    nft.replace([])\nexcept NftError as error:\n    print('refused:', error)\n"
@@ -496,7 +499,9 @@ def test_the_table_loads_without_what_a_kernel_may_not_know(
     These are a socket's control group (before 5.13), nfnetlink_log, and the test for a listening socket.
     """
     host.run(["nft", "flush", "ruleset"])
-    text = document(MARK, [HERE, MAPPED, *_one_of_each().values()], cgroups=cgroups, logs=logs, holds=holds)
+    text = document(
+        MARK, [HERE, MAPPED, *_one_of_each().values()], Features(cgroups=cgroups, logs=logs, listeners=holds)
+    )
     host.run(["nft", "-f", "-"], input=text)
     shown = listed(host)
     assert ("socket cgroupv2" in shown) is cgroups
@@ -512,31 +517,33 @@ def test_the_table_loads_without_what_a_kernel_may_not_know(
     ids=str,
 )
 def test_a_kernel_that_knows_less_gets_the_rest(
-    host: NamedNetns, nft: Nft, monkeypatch: pytest.MonkeyPatch, unknown: tuple[str, ...]
+    host: NamedNetns, nft: KernelTable, monkeypatch: pytest.MonkeyPatch, unknown: tuple[str, ...]
 ) -> None:
     """Expressions that the kernel does not know are left out in a second try, once and permanently.
 
     The other rules are complete, and elements of a set that does not exist are left out.
     """
-    run = nft._run
+    run = nft._client.run
 
     def refusing(text: str) -> None:
         if any(words in text for words in unknown):
             raise NftError("Could not process rule: Operation not supported")
         run(text)
 
-    monkeypatch.setattr(nft, "_run", refusing)
+    monkeypatch.setattr(nft._client, "run", refusing)
     nft.replace([HERE, Element("docker_proxy", (1 << 50,))])
-    assert (nft.logs, nft.tells_cgroups) == ("log group" not in unknown, "socket cgroupv2" not in unknown)
-    assert nft.holds == ("socket transparent" not in unknown)
+    assert (nft.features.logs, nft.features.cgroups) == ("log group" not in unknown, "socket cgroupv2" not in unknown)
+    assert nft.features.listeners == ("socket transparent" not in unknown)
     assert nft.intact()
     nft.change(
         Change(remove=(HERE, Element("docker_proxy", (1 << 50,))), add=(THERE, Element("docker_proxy", (1 << 51,))))
     )
-    monkeypatch.setattr(nft, "_run", run)
+    monkeypatch.setattr(nft._client, "run", run)
     nft.replace([HERE])  # it has learnt
     assert not any(words in listed(host) for words in unknown)
-    monkeypatch.setattr(nft, "_run", lambda text: refusing("log group" + "socket cgroupv2" + "socket transparent"))
+    monkeypatch.setattr(
+        nft._client, "run", lambda text: refusing("log group" + "socket cgroupv2" + "socket transparent")
+    )
     with pytest.raises(NftError, match="not supported"):
         nft.replace([HERE])
     assert "10.0.0.2 . 6 . 80" in listed(host), "existing elements remain"
@@ -615,7 +622,7 @@ def test_every_nft_reads_what_another_one_wrote(host: NamedNetns, writer: Comman
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.nft")), ids=lambda p: p.stem)
-def test_the_golden_tables_load(host: NamedNetns, nft: Nft, path: Path) -> None:
+def test_the_golden_tables_load(host: NamedNetns, nft: KernelTable, path: Path) -> None:
     """`nft -f` takes each golden file, and nft's listing of it can be loaded again."""
     host.run(["nft", "-f", str(path)])
     shown = host.run(["nft", "list", "table", "inet", "docker-fw"]).stdout
@@ -624,7 +631,7 @@ def test_the_golden_tables_load(host: NamedNetns, nft: Nft, path: Path) -> None:
     assert host.run(["nft", "list", "table", "inet", "docker-fw"]).stdout == shown
 
 
-def test_the_skeleton_and_the_document_are_files_for_nft(host: NamedNetns, nft: Nft) -> None:
+def test_the_skeleton_and_the_document_are_files_for_nft(host: NamedNetns, nft: KernelTable) -> None:
     """The policy can be saved as a file, checked and applied by hand, as the article requests."""
     text = document(MARK, [HERE, MAPPED])
     assert host.run(["nft", "-c", "-f", "-"], input=text).returncode == 0
@@ -636,7 +643,7 @@ def test_the_skeleton_and_the_document_are_files_for_nft(host: NamedNetns, nft: 
     assert skeleton(MARK) in text
 
 
-def test_nft_lists_the_ruleset(host: NamedNetns, nft: Nft) -> None:
+def test_nft_lists_the_ruleset(host: NamedNetns, nft: KernelTable) -> None:
     """`nft list ruleset`, as text and as JSON, shows it on this host's version of nft."""
     nft.replace([HERE, MAPPED])
     assert "chain inbound" in host.run(["nft", "list", "ruleset"]).stdout
@@ -644,7 +651,7 @@ def test_nft_lists_the_ruleset(host: NamedNetns, nft: Nft) -> None:
     assert any(item.get("chain", {}).get("name") == "inbound" for item in shown["nftables"])
 
 
-def test_a_thousand_and_more_open_files_later(host: NamedNetns, nft: Nft) -> None:
+def test_a_thousand_and_more_open_files_later(host: NamedNetns, nft: KernelTable) -> None:
     """A process with thousands of open files (published ports) can still change and replace the table."""
     nft.replace([HERE])
     opened = [os.open("/dev/null", os.O_RDONLY) for _ in range(900)]
@@ -659,7 +666,7 @@ def test_a_thousand_and_more_open_files_later(host: NamedNetns, nft: Nft) -> Non
 
 
 def test_a_table_whose_last_elements_were_not_added_is_not_intact(
-    host: NamedNetns, nft: Nft, monkeypatch: pytest.MonkeyPatch
+    host: NamedNetns, nft: KernelTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """docker-proxy's control group is added after the text; if that fails, the table is loaded again."""
     proxies = Element("docker_proxy", (1 << 50,))
@@ -670,7 +677,7 @@ def test_a_table_whose_last_elements_were_not_added_is_not_intact(
         raise NftError("No buffer space available")
 
     with monkeypatch.context() as broken:
-        broken.setattr(nft, "_batch", refused)
+        broken.setattr(nft._client, "send", refused)
         with pytest.raises(NftError):
             nft.replace([proxies])
     assert not nft.intact()

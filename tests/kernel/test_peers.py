@@ -12,10 +12,10 @@ import pytest
 
 from plugin.docker.tracker import EndpointTracker
 from plugin.model import Published
+from plugin.nftables.compile import ElementCompiler
 from plugin.nftables.sets import Element
 from plugin.policy import peers
 from plugin.policy.facts import ElementOwner, Kind
-from plugin.policy.view import PolicyView
 from plugin.protocols import Proto
 from plugin.state.reconciler import Reconciler
 from tests.kernel import compose_project
@@ -109,14 +109,14 @@ def test_a_removed_container_is_closed_before_anything_is_computed(
         tracker.put(network, [guest(1, known(boxes.job, "job", labels))], listed=True, asked=tracker.now())
     assert reach(site, boxes.web, box) == reach(site, box, None, port=8080) == [True]
     seen: list[bool] = []
-    elements = PolicyView.elements
+    elements = ElementCompiler.elements
 
-    def computes(self: PolicyView, *args: Any) -> frozenset[Element]:
+    def computes(self: ElementCompiler, *args: Any) -> frozenset[Element]:
         if not seen:
             seen.extend((*reach(site, boxes.web, box), *reach(site, box, None, port=8080)))
         return elements(self, *args)
 
-    monkeypatch.setattr(PolicyView, "elements", computes)
+    monkeypatch.setattr(ElementCompiler, "elements", computes)
     if where == "ours":
         reconciler.edit_endpoint(box.endpoint.id, lambda e: dataclasses.replace(e, joined=False, container=None))
     elif where == "docker's":

@@ -53,7 +53,7 @@ def boxes(site: Site) -> Boxes:
 
 
 class Firewall:
-    """The one writer on the site's host, and the containers' labels."""
+    """The reconciler on the site's host, and the containers' labels."""
 
     def __init__(self, site: Site, path: Path) -> None:
         self.site = site
@@ -237,8 +237,8 @@ def test_behind_an_authentication_header(site: Site, boxes: Boxes, fw: Firewall,
     fw.set_labels(boxes.web, policy="open")
     ports, out, mine = (5353, next(PORTS)), Site.OUT6, boxes.web.v6
     if inner == "tcp":
-        asks, answer = tcp(out, mine, *ports), tcp(mine, out, *reversed(ports), 0x12, 1)
-        later = tcp(mine, out, *reversed(ports), 0x18, 1)
+        asks, answer = tcp(out, mine, *ports), tcp(mine, out, *reversed(ports), 0x12, 1001)
+        later = tcp(mine, out, *reversed(ports), 0x18, 1001)
     else:
         asks, answer, later = udp(out, mine, *ports), *[udp(mine, out, *reversed(ports), w) for w in (b"a", b"b")]
     asks, answer, later = map(authenticated, (asks, answer, later))
@@ -259,6 +259,8 @@ def test_a_connection_between_containers(site: Site, boxes: Boxes, fw: Firewall,
         segment = tcp(source.address(version), target.address(version), next(PORTS), 5432, 0x18, 1)
         last = ping(source.address(version), target.address(version))
         assert site.deliver([segment], target, source, last=last) == set()
+        opens, last = tcp(segment.src, segment.dst, next(PORTS), 5432), ping(segment.src, segment.dst)
+        assert site.deliver([opens], target, source, last=last) == {opens}
 
 
 @both

@@ -18,8 +18,8 @@ import pytest
 
 from plugin.model import PolicySpec, Published
 from plugin.nftables import rate_chains, rate_quota
+from plugin.nftables.client import NftError
 from plugin.nftables.sets import Change, Element
-from plugin.nftables.table import NftError
 from tests.kernel.packets import arrived, new_flow, ping, tcp
 from tests.kernel.resets import resetting, served
 from tests.kernel.running import took
@@ -247,7 +247,7 @@ def forgetting(monkeypatch: pytest.MonkeyPatch) -> int:
 
 def remembered(site: Site, kind: str) -> int:
     """Return the number of sources in the sets of this kind ("sources4", …)."""
-    sets = {key for chain in site.nft.limits() for key in rate_chains.limit(chain).sets if key.startswith(kind)}
+    sets = {key for chain in site.nft.rate_chains() for key in rate_chains.limit(chain).sets if key.startswith(kind)}
     return sum(site.run("nft", "list", "set", "inet", "docker-fw", key).stdout.count("expires") for key in sets)
 
 
@@ -343,7 +343,9 @@ def test_removed_rates_leave_nothing(site: Site, boxes: Boxes) -> None:
     for _ in range(2):
         site.nft.change(Change(add=tuple(anew)))
         assert site.nft.intact()
-        assert len(site.nft.limits()) == 2 * 3, "of each family: of 22, which has two rates; of the others; of 9/udp"
+        assert len(site.nft.rate_chains()) == 2 * 3, (
+            "of each family: of 22, which has two rates; of the others; of 9/udp"
+        )
         site.nft.change(Change(remove=tuple(anew)))
         assert site.nft.intact()
         assert _names(site) == plain
@@ -415,8 +417,8 @@ def test_a_rate_whose_rules_were_changed_is_noticed(site: Site, boxes: Boxes) ->
     load(site, boxes, PolicySpec(), PolicySpec())
     anew = tuple(_elements(site, boxes, spec_of(rate="22 9/hour")) - _elements(site, boxes, PolicySpec()))
     site.nft.change(Change(add=anew))
-    site.run("nft", "flush", "chain", "inet", "docker-fw", min(site.nft.limits()), check=False)
-    if site.nft.owned:
+    site.run("nft", "flush", "chain", "inet", "docker-fw", min(site.nft.rate_chains()), check=False)
+    if site.nft.features.owned:
         return
     assert not site.nft.intact()
     with pytest.raises(NftError, match="touched"):
@@ -442,7 +444,7 @@ def test_hundreds_of_rates_take_little_of_the_kernels_memory(site: Site, boxes: 
     assert site.nft.intact()
     site.nft.change(Change(remove=tuple(wanted)))
     assert site.nft.intact()
-    assert not site.nft.limits()
+    assert not site.nft.rate_chains()
 
 
 def _kernel_memory() -> int:

@@ -41,6 +41,7 @@ from plugin.model import (
     TrackedEndpoint,
 )
 from plugin.nftables.ban_elements import ban_elements
+from plugin.nftables.compile import ElementCompiler, compiled
 from plugin.nftables.sets import WATCHED, Change, Element
 from plugin.policy.bans import read
 from plugin.policy.decide import prefix_of
@@ -48,11 +49,11 @@ from plugin.policy.facts import Facts
 from plugin.policy.saved import SavedState
 from plugin.policy.verdict import ICMP, Verdict, verdict
 from plugin.policy.verdict import Packet as Asked
-from plugin.policy.view import PolicyView, evaluated
+from plugin.policy.view import PolicyView
 from plugin.protocols import OTHER, PORTLESS, Proto
 from tests.kernel import packets as pk
 from tests.kernel.packets import Packet, arrived, new_flow, ping
-from tests.kernel.site import Box, Site, all_elements, claimed
+from tests.kernel.site import Box, Site, claimed
 from tests.lab import Wan
 from tests.lab.netns import FORWARDING
 
@@ -159,10 +160,11 @@ class Bed:
             problems=drawn["problems"],
         )
 
-    def load(self, inventory: PolicyView, *, whole: bool) -> None:
+    def load(self, compiler: ElementCompiler, *, whole: bool) -> None:
         """Load the policies into the kernel, whole or as a difference from the active ones."""
+        inventory = compiler.view
         lasting, timed = ban_elements(inventory.state.bans, NOW)
-        elements = all_elements(inventory) | lasting | claimed(*self.bridges.values())
+        elements = compiler.all_elements() | lasting | claimed(*self.bridges.values())
         elements -= set() if inventory.watched else set(WATCHED)
         loaded = {*elements, *timed}
         if whole or self.loaded is None:
@@ -318,8 +320,8 @@ def inventory_of(
     nets: dict[str, Any],
     drawn: list[dict[str, Any]],
     bans: Mapping[Prefix, float] = MappingProxyType({}),
-) -> PolicyView:
-    """Return the facts that follow from these policies."""
+) -> ElementCompiler:
+    """Return the facts that follow from these policies, and their elements."""
     places = {name: bed.place(name, each) for name, each in nets.items()}
     ours = {**bed.networks, **{p.id: p for p in places.values() if isinstance(p, Network)}}
     guests: dict[str, TrackedEndpoint] = {}
@@ -361,11 +363,12 @@ def inventory_of(
         listed=True,
         networks={p.id: p for p in places.values() if isinstance(p, BridgeNetwork)},
     )
-    inventory = evaluated(defaults, facts)
+    compiler = compiled(defaults, facts)
+    inventory = compiler.view
     inventory.overrides = {s.name: t["override"] for s, t in zip(bed.seats, drawn, strict=True)}
     inventory.take(inventory.settled(inventory.facts, inventory.owners()), ())
-    inventory.reindex(inventory.owners())
-    return inventory
+    compiler.reindex(inventory.owners())
+    return compiler
 
 
 # --- packets ------------------------------------------------------------------------------------------------------
@@ -580,16 +583,16 @@ class Gun:
         return Shot(source, sent, lands, tuple(verdict(self.inventory, each, NOW) for each in asked))
 
 
-def compare(bed: Bed, inventory: PolicyView, seed: int, *, whole: bool, bridges: bool) -> None:
+def compare(bed: Bed, compiler: ElementCompiler, seed: int, *, whole: bool, bridges: bool) -> None:
     """Load the policies, send, and compare each packet's fate with its verdict.
 
     `bridges`: the rules see packets within one.
     """
     site = bed.site
     bridges = bed.show_bridges(bridges)
-    bed.load(inventory, whole=whole)
+    bed.load(compiler, whole=whole)
     site.forget_flows()
-    shots = Gun(bed, inventory, seed, bridges=bridges).shots(MANY)
+    shots = Gun(bed, compiler.view, seed, bridges=bridges).shots(MANY)
     sniffers = [*(site.sniffer(each) for each in (site.wan, bed.last, *(s.box for s in bed.seats))), site.listener]
     for sniffer in sniffers:
         for _ in sniffer.read():
@@ -645,9 +648,9 @@ def test_the_kernels_verdict_is_the_references(
 
     This holds whether or not docker-fw is up to date with Docker.
     """
-    inventory = inventory_of(bed, defaults, nets, drawn)
-    inventory.watched = watched
-    compare(bed, inventory, seed, whole=whole, bridges=bridges)
+    compiler = inventory_of(bed, defaults, nets, drawn)
+    compiler.view.watched = watched
+    compare(bed, compiler, seed, whole=whole, bridges=bridges)
 
 
 def _bannable(prefix: Prefix) -> bool:

@@ -14,10 +14,11 @@ import pytest
 from plugin.model import Defaults, FwError, PolicySpec, Published, Rule
 from plugin.nftables import dump
 from plugin.nftables.ban_elements import ban_elements
+from plugin.nftables.client import NftError
+from plugin.nftables.compile import ElementCompiler, compiled
+from plugin.nftables.features import Features
 from plugin.nftables.sets import Change, Element
-from plugin.nftables.table import NftError
 from plugin.policy.facts import ProxyFacts
-from plugin.policy.view import PolicyView, evaluated
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
 from tests.kernel.packets import Listener, Packet, Sniffer, arrived, tcp, udp
@@ -27,6 +28,8 @@ from tests.lab import NamedNetns
 from tests.lab.netns import FORWARDING
 
 PORT = 9090
+#: Tables that other programs may change, as where kernel or nft has no owners.
+NOT_OWNED = Features(owned=False)
 BANNED = IPv4Address("192.0.2.66")
 CLOSED = [Published(*each, PORT, PORT) for each in itertools.product(("tcp", "udp"), (IPv4Address(0), IPv6Address(0)))]
 _ports = itertools.cycle(range(20000, 60000))
@@ -39,21 +42,20 @@ def web(site: Site) -> Box:
     return site.box(site.network(1), 2)
 
 
-def known(site: Site, web: Box) -> PolicyView:
+def known(site: Site, web: Box) -> ElementCompiler:
     """Return facts that close something of every kind.
 
     The container may initiate nothing, docker-proxy has a closed port, an address is banned, dockerd has a control
     group.
     """
-    facts = site.inventory(Site.known(web, spec=PolicySpec(egress=()))).facts
+    facts = site.inventory(Site.known(web, spec=PolicySpec(egress=()))).view.facts
     facts = facts.keeping(lambda state: dataclasses.replace(state, bans={ip_network(BANNED): 0.0}))
     proxies = ProxyFacts(frozenset({1 << 50}))
-    return evaluated(Defaults(), dataclasses.replace(facts, suspects=frozenset(CLOSED), proxies=proxies))
+    return compiled(Defaults(), dataclasses.replace(facts, suspects=frozenset(CLOSED), proxies=proxies))
 
 
-def elements(inventory: PolicyView) -> set[Element]:
-    found = {element for owner in inventory.owners() for element in inventory.elements(owner)}
-    return found | ban_elements(inventory.state.bans, 0)[0]
+def elements(inventory: ElementCompiler) -> set[Element]:
+    return inventory.all_elements() | ban_elements(inventory.view.state.bans, 0)[0]
 
 
 def hears(site: Site, ear: Sniffer | Listener, shot: Packet, source: NamedNetns | None, last: Packet) -> bool:
@@ -90,8 +92,9 @@ class Moments:
 
     def __init__(self, site: Site, web: Box, monkeypatch: pytest.MonkeyPatch) -> None:
         self.passed: list[set[str]] = []
-        for name in ("_run", "_batch"):
-            monkeypatch.setattr(site.nft, name, self._looked_at(getattr(site.nft, name), site, web))
+        for name in ("run", "send"):
+            client = site.nft._client
+            monkeypatch.setattr(client, name, self._looked_at(getattr(client, name), site, web))
 
     def _looked_at(self, transaction: Callable[..., Any], site: Site, web: Box) -> Callable[..., Any]:
         def one(*args: Any, **more: Any) -> Any:
@@ -118,7 +121,7 @@ def test_a_replaced_table_is_closed_from_its_first_transaction(
     """Whatever changed the table: what its elements close is closed before the elements are added."""
     wanted = elements(known(site, web))
     site.nft.replace(wanted)
-    site.nft.owned = False
+    site.nft.features = NOT_OWNED
     site.nft.replace(wanted)
     site.run("nft", touch)
     moments = Moments(site, web, monkeypatch)
@@ -150,7 +153,7 @@ def test_the_first_table_of_a_host_is_closed_from_its_first_transaction(
 def test_elements_that_the_kernel_does_not_take_open_nothing(site: Site, web: Box) -> None:
     """The table is active, closed, and loaded whole when the kernel accepts it again; established flows continue."""
     wanted = elements(known(site, web))
-    site.nft.owned = False
+    site.nft.features = NOT_OWNED
     site.nft.replace(wanted)
     one, two = (Element("publish4_any", (6, 81), (IPv4Address(f"10.1.0.{n}"), 80)) for n in (2, 3))
     site.run("nft", "flush ruleset")
@@ -168,61 +171,58 @@ def test_a_transaction_that_is_refused_once_leaves_nothing_shut(
     site: Site, web: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When the kernel accepts the elements at the second try, new connections pass at once, not after a minute."""
-    batch, refusals = site.nft._batch, [NftError("Cannot allocate memory")]
+    batch, refusals = site.nft._client.send, [NftError("Cannot allocate memory")]
 
     def refuses_once(*args: Any, **more: Any) -> None:
         if refusals:
             raise refusals.pop()
         batch(*args, **more)
 
-    monkeypatch.setattr(site.nft, "_batch", refuses_once)
+    monkeypatch.setattr(site.nft._client, "send", refuses_once)
     site.nft.replace(elements(known(site, web)))
     assert not refusals
     assert not [element for element in standing_elements(site) if element.set.startswith("loading")]
     assert not passing(site, web)
-
-
-class Writes(Reconciler):
-    def __init__(self, site: Site, path: Path) -> None:
-        super().__init__(site.nft, Store(str(path / "state.json")), Defaults())
+    opened = [tcp(a, b, 80, next(_ports)) for a, b in ((site.OUT4, web.v4), (site.OUT6, web.v6))]
+    assert site.deliver(opened, web) == set(opened)
 
 
 @pytest.fixture
-def writer(site: Site, web: Box, tmp_path: Path) -> Writes:
-    site.nft.owned = False
-    made = Writes(site, tmp_path)
+def reconciler(site: Site, web: Box, tmp_path: Path) -> Reconciler:
+    site.nft.features = NOT_OWNED
+    made = Reconciler(site.nft, Store(str(tmp_path / "state.json")), Defaults())
     inventory = known(site, web)
     with site.inside():
-        made.start(inventory.facts)
+        made.start(inventory.view.facts)
     return made
 
 
 def test_a_refused_change_never_puts_half_a_table_there(
-    site: Site, web: Box, writer: Writes, monkeypatch: pytest.MonkeyPatch
+    site: Site, web: Box, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A change that the kernel refuses, and the whole table that is loaded then, open nothing at any moment."""
     endpoint = Site.known(web, spec=PolicySpec(allow=(Rule("tcp", 8080, 8080),), egress=()))
     with site.inside():
-        writer.put_endpoint(endpoint)
+        reconciler.put_endpoint(endpoint)
         assert not passing(site, web)
         # Another program deleted an element that the next change is to remove.
         site.run("nft", "delete element inet docker-fw allow4 { " + str(web.v4) + " . tcp . 8080 }")
         moments = Moments(site, web, monkeypatch)
-        writer.put_endpoint(Site.known(web, spec=PolicySpec(egress=())))
+        reconciler.put_endpoint(Site.known(web, spec=PolicySpec(egress=())))
     assert len(moments.passed) > 1, "the change was not refused"
     assert not set().union(*moments.passed)
     assert site.nft.intact()
 
 
 def test_closing_does_not_wait_for_changes_that_the_kernel_refuses(
-    site: Site, web: Box, writer: Writes, monkeypatch: pytest.MonkeyPatch
+    site: Site, web: Box, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A change that closes something, and is refused for another part, closes it in its first transaction.
 
     This is before the whole table is loaded, and it stays closed if the kernel refuses that too.
     """
     with site.inside():
-        writer.put_endpoint(Site.known(web, Rule("tcp", 5432, 5432)))
+        reconciler.put_endpoint(Site.known(web, Rule("tcp", 5432, 5432)))
     assert passing(site, web) >= {"to a container's closed port"}
     change, seen = site.nft.change, []
 
@@ -238,13 +238,13 @@ def test_closing_does_not_wait_for_changes_that_the_kernel_refuses(
     monkeypatch.setattr(site.nft, "change", refuses)
     monkeypatch.setattr(site.nft, "replace", whole)
     with site.inside(), pytest.raises(FwError):
-        writer.put_endpoint(Site.known(web, Rule("tcp", 8080, 8080)))
+        reconciler.put_endpoint(Site.known(web, Rule("tcp", 8080, 8080)))
     assert seen
     assert "to a container's closed port" not in seen[0]
 
 
 def test_flows_from_a_time_without_rules_are_cut_at_docker_proxys_ports_too(
-    site: Site, web: Box, writer: Writes
+    site: Site, web: Box, reconciler: Reconciler
 ) -> None:
     """An outsider's flows to a closed published port end with the repair; those that a rule accepts continue.
 
@@ -260,7 +260,7 @@ def test_flows_from_a_time_without_rules_are_cut_at_docker_proxys_ports_too(
         talks.open("of both families", "tcp", site.wan, site.host, site.HOST6, PORT, source=site.OUT6)
         talks.open("the host's own", "tcp", site.wan, site.host, site.HOST4, PORT + 1, source=site.OUT4)
         assert talks.going("the host's own") == set(talks.all)
-        assert writer.repair()
+        assert reconciler.repair()
         assert talks.going("the host's own") == {"the host's own"}
 
 
@@ -268,12 +268,12 @@ def refuses_all(nft: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def no(*_: Any) -> None:
         raise NftError("Cannot allocate memory")
 
-    monkeypatch.setattr(nft, "_run", no)
-    monkeypatch.setattr(nft, "_batch", no)
+    monkeypatch.setattr(nft._client, "run", no)
+    monkeypatch.setattr(nft._client, "send", no)
 
 
 def test_a_container_removed_while_the_kernel_refuses_is_closed_once_it_accepts(
-    site: Site, web: Box, writer: Writes, monkeypatch: pytest.MonkeyPatch
+    site: Site, web: Box, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A container is removed while the kernel has no memory for a single change.
 
@@ -281,29 +281,29 @@ def test_a_container_removed_while_the_kernel_refuses_is_closed_once_it_accepts(
     unchanged, so no other mechanism would fix that.
     """
     with site.inside():
-        writer.put_endpoint(Site.known(web, Rule("tcp", 5432, 5432)))
+        reconciler.put_endpoint(Site.known(web, Rule("tcp", 5432, 5432)))
         assert "to a container's closed port" in passing(site, web)
         with monkeypatch.context() as short:
             refuses_all(site.nft, short)
-            writer.drop_endpoint(Site.known(web).id)
-        assert writer.incomplete
-        writer.repair()
+            reconciler.drop_endpoint(Site.known(web).id)
+        assert reconciler.incomplete
+        reconciler.repair()
         assert "to a container's closed port" not in passing(site, web)
-        assert not writer.incomplete
+        assert not reconciler.incomplete
 
 
 def test_a_kernel_that_cannot_match_a_listening_socket_takes_the_table(
     site: Site, web: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where no rule can match a packet's socket (no nft_socket), the table is loaded without that one, and closes."""
-    run = site.nft._run
+    run = site.nft._client.run
 
     def old(text: str) -> None:
         if "socket transparent" in text:
             raise NftError("Could not process rule: No such file or directory")
         run(text)
 
-    monkeypatch.setattr(site.nft, "_run", old)
+    monkeypatch.setattr(site.nft._client, "run", old)
     site.nft.replace(elements(known(site, web)))
-    assert not site.nft.holds
+    assert not site.nft.features.listeners
     assert not passing(site, web)

@@ -165,6 +165,34 @@ def test_when_egress_becomes_narrower_outbound_flows_are_cut(
         assert talks.going("inbound") == stays, "and none continues"
 
 
+@pytest.mark.parametrize("on", ["docker-fw's network", "Docker's network"])
+def test_when_labels_become_known_late_what_it_began_is_cut(
+    site: Site, boxes: Boxes, writer: TableApplier, on: str
+) -> None:
+    """Flows that a container opened while its labels were unknown are cut if these turn out to restrict its egress."""
+    guard = EndpointTracker(writer)
+    box = boxes.web if on == "docker-fw's network" else boxes.shop
+
+    def says(egress: str, *, sure: bool) -> None:
+        if box is boxes.web:
+            now = known(box, "late", spec_of(egress=egress))
+            writer.put_endpoint(now if sure else dataclasses.replace(now, container=None))
+        else:
+            guest = dataclasses.replace(known(box, "late", spec_of(egress=egress)), network_id=GUARDED[0].id)
+            if not sure:
+                guest = dataclasses.replace(guest, container=None)
+            guard.replace(GUARDED, [guest], asked=guard.now())
+
+    says("443", sure=False)
+    with Talks() as talks:
+        for v, out in ((4, Site.OUT4), (6, Site.OUT6)):
+            talks.open(f"permitted {v}", "tcp", box, site.wan, out, 443)
+            talks.open(f"out {v}", "tcp", box, site.wan, out, 25)
+            talks.open(f"out udp {v}", "udp", box, site.wan, out, 53)
+        says("443", sure=True)
+        assert talks.going("permitted 4") == {"permitted 4", "permitted 6"}
+
+
 PORTS = tuple(Published(p, a, 15432, 5432) for p in BOTH for a in (IPv4Address("0.0.0.0"), IPv6Address("::")))
 
 

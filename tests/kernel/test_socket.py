@@ -1012,6 +1012,7 @@ def test_containers_removed_meanwhile_are_closed(own: Running) -> None:
     network = fw.network(1)
     fw.well("CreateNetwork", network)
     endpoint = fw.start_container(network, 2, {"fw.allow": "8080"})
+    assert fw.opens("10.1.0.2") == {*BASE, "8080/6"}
     fw.stop()
     fw.site.host.ip(f"link del {host_side(endpoint['EndpointID'])}")
     fw.start()

@@ -14,7 +14,8 @@ from plugin.model import Published
 from plugin.nftables import dump
 from plugin.nftables.codec import NFPROTO_INET
 from plugin.nftables.document import skeleton
-from plugin.nftables.identity import SETS_OF_OURS, Found, Table, find
+from plugin.nftables.identity import SETS_OF_OURS, Found, find
+from plugin.nftables.ruleset import Table
 from plugin.nftables.sets import FORMER, TABLE
 from plugin.state.store import VERSION
 from tests.kernel import older
@@ -227,14 +228,14 @@ def orphan(fw: Running, name: str = TABLE, *commands: str) -> None:
     """Create a table with `flags owner, persist` whose owner has exited (nft 1.0 has no keyword for it)."""
     program = f"""
 from plugin.kernel import netlink as nl
-from plugin.nftables.table import Nft
-nft = Nft(1 << 27)
+from plugin.nftables.client import NftClient
+nft = NftClient()
 body = nl.nfgen(1) + nl.attr(1, b"{name}\\0") + nl.attr(2, (2 | 4).to_bytes(4, "big"))
-nft._sock.send(nl.message(16, 0, 1, nl.nfgen(0, 10)) + nl.message(2560, 0x405, 2, body)
+nft._writer.send(nl.message(16, 0, 1, nl.nfgen(0, 10)) + nl.message(2560, 0x405, 2, body)
                + nl.message(17, 0, 3, nl.nfgen(0, 10)))
-assert next(nl.error_of(answer) for kind, _, answer in nl.replies(nft._sock) if kind == nl.NLMSG_ERROR) == 0
+assert next(nl.error_of(answer) for kind, _, answer in nl.replies(nft._writer) if kind == nl.NLMSG_ERROR) == 0
 for command in {commands!r}:
-    nft._run(command)
+    nft.run(command)
 """
     with fw.site.host.popen([sys.executable, "-c", program], cwd=ROOT) as owner:
         assert owner.wait(30) == 0

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from plugin.nftables.ban_elements import ban_elements
+from plugin.nftables.compile import compiled
 from plugin.nftables.sets import Element
-from plugin.policy.view import evaluated
 from plugin.state.reconciler import Reconciler
 
 
 def desired(state: Reconciler) -> set[Element]:
     """Return every owner's elements and the permanent bans. Fail if a derived fact is missing."""
-    fresh = evaluated(state.read(lambda view: view.defaults), state.facts)
-    assert fresh.facts == state.facts
-    elements = {element for owner in fresh.owners() for element in fresh.elements(owner)}
-    return elements | ban_elements(state.state.bans, 0)[0]
+    fresh = compiled(state.read(lambda view: view.defaults), state.facts)
+    assert fresh.view.facts == state.facts
+    return fresh.all_elements() | ban_elements(state.state.bans, 0)[0]

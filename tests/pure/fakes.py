@@ -12,8 +12,8 @@ import pytest
 from plugin.kernel import conntrack
 from plugin.labels.parser import parse
 from plugin.model import Container, FwError, Published
+from plugin.nftables.client import NftError
 from plugin.nftables.sets import Change, Element, limiting
-from plugin.nftables.table import NftError
 from plugin.policy.saved import SavedState
 from plugin.state import closed_flows
 
@@ -47,10 +47,10 @@ class Kernel:
         self.timed = {element: n for element, n in self.timed.items() if element not in change.remove} | dict(timed)
 
     def dump(self, name: str) -> list[bytes]:
-        """The quarantine is empty."""
+        """Return the table, with an empty quarantine."""
         return []
 
-    def limits(self) -> frozenset[str]:
+    def rate_chains(self) -> frozenset[str]:
         return frozenset(chain for element in self.table or () for chain in limiting(element)[1:])
 
     def intact(self) -> bool:

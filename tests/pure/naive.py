@@ -1,6 +1,6 @@
 """A second reader of the label language, for the tests: slow, literal, word by word, without a line of the plugin's.
 
-`rules`, `rates` … → the meaning of a value, or None if it is wrong; `accepts`, `begins` → the decision about one flow.
+`rules`, `rates` … return the meaning of a value, or None if it is wrong; `accepts`, `may_open` decide about one flow.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ def accepts(spec: Reading, flow: Flow, names: Names, published: Set[tuple[str, i
     return flow.proto == "tcp" and flow.port in (22, 80, 443)
 
 
-def begins(spec: Reading, flow: Flow, names: Names, host: Set[Address] = frozenset()) -> bool:
+def may_open(spec: Reading, flow: Flow, names: Names, host: Set[Address] = frozenset()) -> bool:
     """True if a container with these labels may open the connection."""
     if spec.egress is None or spec.egress == "all":
         return True

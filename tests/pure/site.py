@@ -45,7 +45,7 @@ def guest(network: BridgeNetwork, number: int, who: Container | None, *ports: Pu
 
 
 def published(port: int, host_port: int) -> tuple[Published, Published]:
-    """`-p HOST_PORT:PORT`."""
+    """Return the publication of `-p HOST_PORT:PORT`."""
     return Published("tcp", ANY4, host_port, port), Published("tcp", ANY6, host_port, port)
 
 
@@ -63,10 +63,10 @@ class Site:
         self.state = Reconciler(self.kernel, self.disk, defaults)  # type: ignore[arg-type]
         there = {endpoint.id: endpoint for endpoint in endpoints if endpoint.network_id == OURS.id}
         self.state.start(Facts(dataclasses.replace(state or SavedState(), networks={OURS.id: OURS}, endpoints=there)))
-        self.guard = EndpointTracker(self.state)
+        self.tracker = EndpointTracker(self.state)
         self.guests = [endpoint for endpoint in endpoints if endpoint.network_id != OURS.id]
         self.see(*existing)
 
     def see(self, *existing: str) -> None:
         """Docker lists all its networks, and their endpoints."""
-        self.guard.replace([FRONT, BACK], self.guests, existing, asked=1 << 30)
+        self.tracker.replace([FRONT, BACK], self.guests, existing, asked=1 << 30)

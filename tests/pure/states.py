@@ -15,7 +15,7 @@ from plugin.policy.saved import SavedState
 
 MORE, TEN = Rule("tcp", 8080, 8080, origin="network option fw.allow"), Peer("prefix", "10.0.0.0/8")
 NETWORK = Network("a" * 64, "fw-aaaaaaaaaaaa", IPv4Interface("172.18.0.1/16"), spec=PolicySpec(allow=(MORE,)))
-SAID = PolicySpec(
+SPEC = PolicySpec(
     (Rule("tcp", 22, 22, (TEN, Peer("service", "api"))), Rule("gre", 0, 0)),
     (Rule("tcp", 80, 80),),
     "closed",
@@ -31,7 +31,7 @@ ENDPOINT = Endpoint(
     "02:42:ac:12:00:02",
     joined=True,
     spec=PolicySpec(egress=EVERYTHING),
-    container=Container("c" * 64, "wéb", SAID, (), ("a notice",), "front", "shop", "web", PolicySpec(egress=())),
+    container=Container("c" * 64, "wéb", SPEC, (), ("a notice",), "front", "shop", "web", PolicySpec(egress=())),
     published=(Published("tcp", IPv4Address("0.0.0.0"), 8081, 80),),
 )
 AFTER = SavedState(

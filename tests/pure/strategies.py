@@ -86,10 +86,13 @@ some_any_rules = st.lists(any_rules, max_size=3).map(tuple)
 denied = st.lists(rules | portless, max_size=2).map(tuple)
 rates = st.builds(
     lambda rule, count, unit, burst: Rate(rule.proto, rule.first, rule.last, count, unit, burst),
-    rules, st.integers(1, 1_000_000), st.sampled_from(["second", "minute", "hour", "day"]), st.integers(1, 65535),
-).filter(lambda rate: remembered(rate.count, rate.unit, rate.burst) <= LONGEST)  # fmt: skip
+    rules,
+    st.integers(1, 1_000_000),
+    st.sampled_from(["second", "minute", "hour", "day"]),
+    st.integers(1, 65535),
+).filter(lambda rate: remembered(rate.count, rate.unit, rate.burst) <= LONGEST)
 policies = st.sampled_from(["", "", "default", "closed", "open"])
-saids = st.builds(
+specs = st.builds(
     PolicySpec,
     allow=some_any_rules,
     deny=denied,
@@ -110,13 +113,13 @@ containers = st.builds(
     Container,
     id=ids,
     name=texts | names,
-    spec=saids,
+    spec=specs,
     problems=st.lists(problems, max_size=2).map(tuple),
     notices=st.lists(texts, max_size=2).map(tuple),
     network=texts | names,
     project=texts | names,
     service=texts | names,
-    image_spec=st.just(PolicySpec()) | saids,
+    image_spec=st.just(PolicySpec()) | specs,
 )
 published = st.builds(Published, protos, st.one_of(ipv4, ipv6), ports, ports)
 bridges = st.from_regex(r"[a-z][a-z0-9_.-]{0,14}", fullmatch=True)
@@ -131,7 +134,7 @@ networks = st.builds(
     masquerade=st.booleans(),
     host_ip=st.none() | ipv4,
     iface_prefix=st.sampled_from(["eth", "net"]),
-    spec=saids,
+    spec=specs,
 )
 endpoints = st.builds(
     Endpoint,
@@ -141,7 +144,7 @@ endpoints = st.builds(
     addr6=st.none() | ipv6,
     mac=st.sampled_from(["", "02:42:ac:12:00:02"]),
     joined=st.booleans(),
-    spec=saids,
+    spec=specs,
     container=st.none() | containers,
     published=st.lists(published, max_size=3).map(tuple),
 )

@@ -69,7 +69,7 @@ def missing_name(span: str) -> str:
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_paths_and_names_are_there(path: Path) -> None:
+def test_paths_and_names_exist(path: Path) -> None:
     """Every file, module, class and function that a document names exists."""
     named = spans(prose(path))
     words = [word for span in named for word in span.split()]
@@ -77,7 +77,7 @@ def test_paths_and_names_are_there(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_somewhere(path: Path) -> None:
+def test_links_lead_to_existing_headings(path: Path) -> None:
     """Links lead to existing files and to headings within them."""
     for link in re.findall(r"\]\((?!https?:)([^)]+)\)", path.read_text()):
         file, _, heading = link.partition("#")
@@ -97,7 +97,7 @@ def test_sets_and_chains_are_those_of_the_table(path: Path) -> None:
         assert not {name for group in groups for name in spans(group)} - known
 
 
-def test_architecture_draws_the_table_that_there_is() -> None:
+def test_architecture_draws_the_actual_table() -> None:
     """The drawing of the packet path has every base chain with its hook and priority, and jumps to existing chains."""
     drawing = ARCHITECTURE.read_text().split("```")[1]
     text = skeleton(1)
@@ -110,7 +110,7 @@ def test_architecture_draws_the_table_that_there_is() -> None:
     assert named <= set(re.findall(r"chain (\w+) {", text)), "a chain that does not exist"
 
 
-def test_architecture_draws_the_packages_that_there_are() -> None:
+def test_architecture_draws_the_actual_packages() -> None:
     """The drawing of the data path has every package except `labels`, which the packages that read labels call."""
     words = re.findall(r"[\w.]+", ARCHITECTURE.read_text().split("```")[3])
     drawn = {word for word in words if (PLUGIN / word.replace(".", "/") / "__init__.py").exists()}
@@ -161,7 +161,7 @@ def test_architecture_leads_to_all_details() -> None:
 @pytest.mark.parametrize(
     "path", [PLUGIN, *sorted(p.parent for p in PLUGIN.rglob("*/__init__.py"))], ids=lambda p: p.name
 )
-def test_packages_say_what_they_do(path: Path) -> None:
+def test_packages_have_short_docstrings(path: Path) -> None:
     """A package's docstring says in a few lines what it does and what it may access."""
     name = ".".join(("plugin", *path.relative_to(PLUGIN).parts))
     text = inspect.getdoc(importlib.import_module(name)) or ""
@@ -248,7 +248,7 @@ def test_contributing_has_twelve_recipes_with_files() -> None:
     ],
     ids=lambda each: getattr(each, "__name__", str(each)),
 )
-def test_what_is_not_there_is_found(check: object, text: object) -> None:
-    """These checks can fail."""
+def test_missing_names_are_detected(check: object, text: object) -> None:
+    """The checks of this file detect a name, a path or a command that does not exist."""
     assert callable(check)
     assert check(text)

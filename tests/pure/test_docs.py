@@ -33,7 +33,7 @@ def test_every_label_is_documented_and_its_example_is_right() -> None:
         assert not parse({key: table[key][1]}).problems
 
 
-def test_the_reference_of_labels_is_what_the_code_does() -> None:
+def test_the_reference_of_labels_equals_the_code() -> None:
     """LABELS.md has the code's own table of keys, and its "labels → rules" are the rules that the code makes of them.
 
     `python -m tests.reference` rewrites both.
@@ -77,14 +77,14 @@ def test_every_setting_is_offered_by_docker_plugin_set() -> None:
     assert not [entry for entry in env if entry.get("settable") and entry not in offered]
 
 
-def test_every_make_target_that_the_readme_names_is_there() -> None:
+def test_every_make_target_of_the_readme_exists() -> None:
     """`make WORD` in the README works."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"`make ([a-z-]+)`|^make ([a-z-]+)", README, re.MULTILINE))
     assert {first or second for first, second in named} <= targets
 
 
-def test_files_that_the_readme_names_are_there() -> None:
+def test_files_of_the_readme_exist() -> None:
     """Links in the README lead to existing files."""
     for name in re.findall(r"\]\(([^)]+)\)", README):
         if name.startswith("#"):

@@ -123,20 +123,20 @@ class Plugin:
         """Return the answer to a body, which is an object for every request."""
         reply = self.client.post(path, data=body if isinstance(body, bytes) else json.dumps(body).encode())
         assert reply.status_code in (200, 400, 404, 405, 413), reply.data[:300]
-        told: Any = json.loads(reply.data)
-        assert isinstance(told, dict)
-        if error := told.get("Err"):
+        answer: Any = json.loads(reply.data)
+        assert isinstance(answer, dict)
+        if error := answer.get("Err"):
             assert len(error) <= LONGEST, f"{len(error)} characters: {error[:200]}"
             assert "docker-fw failed" not in error, error
             assert "Traceback" not in error
             assert error.isprintable(), repr(error[:300])
-        return told
+        return answer
 
     def drive(self, *calls: str) -> None:
         for call in calls:
             assert "Err" not in self.post(f"/NetworkDriver.{call}", DRIVER[call])
 
-    def books(self) -> None:
+    def check_table(self) -> None:
         """Check that the table equals the elements computed from the facts, and that they are about known addresses."""
         assert self.kernel.table == desired(self.state)
         assert self.kernel.table is not None
@@ -154,7 +154,7 @@ def running() -> Iterator[Plugin]:
 
 
 @pytest.fixture(autouse=True)
-def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def _isolated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not touch this machine's flows and links."""
     cut_no_flows(monkeypatch)
     monkeypatch.setattr(driver, "exists", lambda _: True)
@@ -170,7 +170,7 @@ def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 @st.composite
-def spoilt(draw: st.DrawFn, right: Body) -> Any:
+def damaged(draw: st.DrawFn, right: Body) -> Any:
     """Draw a valid body that is changed at one to three places: a value is replaced, removed or added."""
     root: Any = {"": copy.deepcopy(right)}
     for _ in range(draw(st.integers(1, 3))):
@@ -190,18 +190,18 @@ def spoilt(draw: st.DrawFn, right: Body) -> Any:
 
 @given(st.data())
 @some(60)
-def test_a_spoilt_request_is_answered_and_opens_nothing_by_itself(data: st.DataObject) -> None:
-    """At any time of a container's life, by any route: the answer is a reply or an error in words, never a traceback;
-    and afterwards the table equals the facts."""
+def test_a_damaged_request_is_answered_and_opens_nothing(data: st.DataObject) -> None:
+    """Any damaged request gets a reply or an error in words at any time of a container's life, never a traceback; and
+    afterwards the table equals the facts."""
     path = data.draw(st.sampled_from(sorted(POSTS)))
     life = ["CreateNetwork", "CreateEndpoint", "Join", "ProgramExternalConnectivity"]
     with running() as plugin:
         plugin.drive(*life[: data.draw(st.integers(0, 4))])
         before = plugin.state.state
-        told = plugin.post(path, data.draw(spoilt(POSTS[path])))
-        if "Err" in told and "Delete" not in path and "Create" not in path:
+        answer = plugin.post(path, data.draw(damaged(POSTS[path])))
+        if "Err" in answer and "Delete" not in path and "Create" not in path:
             assert dataclasses.replace(plugin.state.state, switched=before.switched) == before
-        plugin.books()
+        plugin.check_table()
         plugin.drive("Leave", "DeleteEndpoint", "DeleteNetwork")
 
 
@@ -212,22 +212,26 @@ def test_bytes_that_are_no_json_are_an_error(path: str, data: bytes, cut: int) -
     with running() as plugin:
         for body in (data, json.dumps(POSTS[path]).encode()[:cut], data + json.dumps(POSTS[path]).encode()):
             plugin.post(path, body)
-        plugin.books()
+        plugin.check_table()
 
 
 @pytest.mark.parametrize("path", sorted(POSTS))
-def test_what_is_deep_long_or_twice_is_answered(path: str) -> None:
+def test_deep_long_and_duplicate_json_is_answered(path: str) -> None:
     """Nested 100,000 times, a number of 5,000 digits, a megabyte of text, a duplicate key, more bytes than are read."""
     bodies = [
-        b"[" * 100_000, b'{"a":' * 100_000, b'{"NetworkID": ' + b"9" * 5000 + b"}", b'{"container": NaN}',
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"NetworkID": ' + b"9" * 5000 + b"}",
+        b'{"container": NaN}',
         json.dumps({**POSTS[path], "NetworkID": "x" * (1 << 20)}).encode(),
         json.dumps({**POSTS[path], "Options": {"fw.allow": "80," * 300_000}}).encode(),
-        b'{"NetworkID": "a", "NetworkID": {}}', b" " * (10 << 20),
-    ]  # fmt: skip
+        b'{"NetworkID": "a", "NetworkID": {}}',
+        b" " * (10 << 20),
+    ]
     with running() as plugin:
         for body in bodies:
             plugin.post(path, body)
-        plugin.books()
+        plugin.check_table()
 
 
 @given(
@@ -235,7 +239,7 @@ def test_what_is_deep_long_or_twice_is_answered(path: str) -> None:
     st.sampled_from(["GET", "POST", "PUT", "DELETE", "HEAD", "TRACE"]),
 )
 @some(10)
-def test_odd_paths_and_methods_are_refused_in_words(text: str, method: str) -> None:
+def test_odd_paths_and_methods_are_refused_with_json(text: str, method: str) -> None:
     """The answer is a 404 or 405 with JSON; nothing is done."""
     safe = quote(text.encode("utf-8", "surrogatepass"))
     with running() as plugin:
@@ -253,9 +257,9 @@ def test_odd_paths_and_methods_are_refused_in_words(text: str, method: str) -> N
     follow=st.sampled_from(["", "0", "1", "true", *HOSTILE_TEXTS]),
 )
 @some(30)
-def test_drops_are_told_as_json_lines_whatever_was_dropped(packets: list[bytes], since: str, follow: str) -> None:
-    """For any packet bytes, any container name and any query: each line is a drop or a progress line, and no follower's
-    place is lost."""
+def test_any_drop_is_a_json_line(packets: list[bytes], since: str, follow: str) -> None:
+    """Each line is a drop or a progress line, and no follower's place is lost, for any packet bytes, container name and
+    query."""
     name = HOSTILE_TEXTS[len(since) % len(HOSTILE_TEXTS)]
     with running() as plugin:
         plugin.drive("CreateNetwork", "CreateEndpoint", "Join")
@@ -266,12 +270,12 @@ def test_drops_are_told_as_json_lines_whatever_was_dropped(packets: list[bytes],
         for _ in range(FOLLOWERS + 1):
             reply = plugin.client.get("/drops", query_string=query, buffered=True)
             assert reply.status_code == 200
-            told = [json.loads(line) for line in reply.data.splitlines()]
-            assert all(text.isprintable() for each in told for text in each.values() if isinstance(text, str))
-            assert all(("number" in each) != ("newest" in each) for each in told)
+            lines = [json.loads(line) for line in reply.data.splitlines()]
+            assert all(text.isprintable() for each in lines for text in each.values() if isinstance(text, str))
+            assert all(("number" in each) != ("newest" in each) for each in lines)
 
 
-def test_every_route_is_tried_here() -> None:
+def test_every_route_is_tested_here() -> None:
     """A new route needs a body for these tests."""
     with running() as plugin:
         rules = {str(rule): rule.methods or set() for rule in plugin.app.url_map.iter_rules()}
@@ -284,7 +288,7 @@ def test_every_route_is_tried_here() -> None:
 @pytest.mark.parametrize("name", TARGETS)
 @given(data=st.binary(max_size=200) | values.map(lambda v: json.dumps(v).encode()))
 @some(25)
-def test_the_parsers_take_any_bytes(name: str, data: bytes) -> None:
+def test_the_parsers_accept_any_bytes(name: str, data: bytes) -> None:
     """Each parser returns a value, or raises an intended error. `make fuzz` finds better bytes."""
     TARGETS[name](data)
 
@@ -294,14 +298,14 @@ def test_the_parsers_take_any_bytes(name: str, data: bytes) -> None:
 
 @given(st.data())
 @some(30)
-def test_no_text_from_outside_is_part_of_the_tables_text(data: st.DataObject) -> None:
-    """For any input from Docker or `fwctl`: elements are numbers, addresses and checked names of links."""
+def test_no_text_from_outside_is_in_the_table(data: st.DataObject) -> None:
+    """Elements are numbers, addresses and checked names of links, for any input from Docker or `fwctl`."""
     with running() as plugin:
         plugin.drive("CreateNetwork", "CreateEndpoint", "Join", "ProgramExternalConnectivity")
         for call in ("CreateNetwork", "CreateEndpoint", "Join", "ProgramExternalConnectivity"):
-            plugin.post(f"/NetworkDriver.{call}", data.draw(spoilt(DRIVER[call])))
+            plugin.post(f"/NetworkDriver.{call}", data.draw(damaged(DRIVER[call])))
         for path in ("/allow", "/ban"):
-            plugin.post(path, data.draw(spoilt(POSTS[path])))
+            plugin.post(path, data.draw(damaged(POSTS[path])))
         table: set[Element] = plugin.kernel.table or set()
         for element in (*table, *plugin.kernel.timed):
             assert re.fullmatch(ELEMENT_TEXT, element_text(element)), element

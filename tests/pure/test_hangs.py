@@ -42,14 +42,15 @@ def pytest_in(directory: Path, *arguments: str, ignore: tuple[signal.Signals, ..
     return done.stdout + done.stderr
 
 
-def test_what_hangs_fails_by_its_name(tmp_path: Path) -> None:
-    """This also holds at the end of a `with`, and in a fixture; the tests after it are run."""
+def test_a_hanging_test_fails_by_its_name(tmp_path: Path) -> None:
+    """A test that hangs fails with its name, also at the end of a `with` and in a fixture; the tests after it are
+    run."""
     (tmp_path / "conftest.py").write_text((ROOT / "tests/conftest.py").read_text().replace("AGAIN = 60", "AGAIN = 2"))
     (tmp_path / "test_hanging.py").write_text(HANGS)
-    told = pytest_in(tmp_path, "-o", "timeout=2", "--confcutdir", str(tmp_path), str(tmp_path))
-    assert "::test_waits_for_a_program - Failed: Timeout" in told, told
-    assert "::test_leaves_late - Failed: Timeout" in told, told
-    assert "1 passed" in told, told
+    output = pytest_in(tmp_path, "-o", "timeout=2", "--confcutdir", str(tmp_path), str(tmp_path))
+    assert "::test_waits_for_a_program - Failed: Timeout" in output, output
+    assert "::test_leaves_late - Failed: Timeout" in output, output
+    assert "1 passed" in output, output
 
 
 def test_each_test_has_a_time_out(pytestconfig: pytest.Config) -> None:
@@ -61,5 +62,7 @@ def test_each_test_has_a_time_out(pytestconfig: pytest.Config) -> None:
 @pytest.mark.parametrize("ignored", [(signal.SIGINT,), (signal.SIGINT, signal.SIGQUIT)], ids=["int", "both"])
 def test_tests_pass_where_an_interrupt_is_ignored(ignored: tuple[signal.Signals, ...]) -> None:
     """`make test &` in a script, `nohup make test`: programs that the tests interrupt end anyway."""
-    told = pytest_in(ROOT, "-o", "timeout=60", "tests/pure/fwctl/cli/test_main.py", "-k", "test_watch", ignore=ignored)
-    assert "2 passed" in told, told
+    output = pytest_in(
+        ROOT, "-o", "timeout=60", "tests/pure/fwctl/cli/test_main.py", "-k", "test_watch", ignore=ignored
+    )
+    assert "2 passed" in output, output

@@ -64,7 +64,7 @@ def test_a_value_is_read_or_named(read: Callable[[Any, str], object], right: obj
         (jsonio.text, {"name": ["x" * 100]}, 'name must be text, not ["' + "x" * 58 + "…"),
     ],
 )
-def test_the_words(read: Callable[[Any, str], object], raw: Any, error: str) -> None:
+def test_the_message_names_key_expectation_and_value(read: Callable[[Any, str], object], raw: Any, error: str) -> None:
     """The error contains the key, what would be right, and the value as JSON, cut to the length of a line."""
     with pytest.raises(JsonError) as caught:
         read(raw, "name")
@@ -79,8 +79,9 @@ def test_an_address_is_named_by_its_key() -> None:
             jsonio.stated({"HostIP": value}, "HostIP", read, where="where")
 
 
-def test_nothing_null_and_empty_are_docker_spelling_of_none() -> None:
-    """`stated` and lists or objects with a default treat them alike; a list elsewhere is required."""
+def test_missing_null_and_empty_values_are_equal() -> None:
+    """`stated`, and lists or objects with a default, treat missing, null and empty values alike; a list elsewhere is
+    required."""
     for raw in ({}, {"a": None}):
         assert jsonio.stated({**raw, "b": ""}, "a", jsonio.address) is None
         assert jsonio.items(raw, "a", default=[]) == []
@@ -97,8 +98,8 @@ def test_unknown_fields_are_an_error() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"[" * 100_000, b'{"a":' * 100_000, b"9" * 5000, b"nan"])
-def test_bytes_that_are_no_json(data: bytes) -> None:
-    """There is never another exception, however deep or long the bytes."""
+def test_bytes_that_are_no_json_are_one_error(data: bytes) -> None:
+    """Bytes that are no JSON raise one kind of error, however deep or long they are."""
     with pytest.raises(JsonError, match=r"^the request is not JSON"):
         jsonio.document(data)
 
@@ -116,6 +117,6 @@ def test_documents_are_bounded() -> None:
 
 @given(st.recursive(json_values, lambda inner: st.lists(inner, max_size=2), max_leaves=5))
 @examples(100)
-def test_every_document_is_read(value: Any) -> None:
+def test_documents_within_the_bounds_are_read(value: Any) -> None:
     """JSON within the bounds is returned unchanged."""
     assert jsonio.document(json.dumps(value).encode()) == value

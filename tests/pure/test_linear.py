@@ -102,7 +102,7 @@ def _backtracks(text: str, *, anywhere: bool) -> str:
     try:
         ways = _ways(_parser.parse(text, re.VERBOSE if "\n" in text else 0))
     except _Nested:
-        return "a repeat stands within another"
+        return "a repeat is within another"
     for way in ways:
         for at, (chars, again) in enumerate(way):
             if not again:
@@ -130,7 +130,7 @@ def test_no_expression_backtracks(text: str, anywhere: bool) -> None:
 @pytest.mark.parametrize(
     ("text", "anywhere"), [(r"(.+?)\s+([0-9]+)", False), (r"a*b?a*", False), (r"(a+)+", False), (r"\s*x", True)]
 )
-def test_an_expression_that_backtracks_is_seen(text: str, anywhere: bool) -> None:
+def test_an_expression_that_backtracks_is_detected(text: str, anywhere: bool) -> None:
     """The test above detects backtracking."""
     assert _backtracks(text, anywhere=anywhere)
 
@@ -150,11 +150,11 @@ def steps(work: Callable[[], object]) -> int:
     count = 0
     work()
 
-    def told(*_: object) -> None:
+    def count_call(*_: object) -> None:
         nonlocal count
         count += 1
 
-    sys.setprofile(told)
+    sys.setprofile(count_call)
     try:
         work()
     finally:
@@ -164,7 +164,7 @@ def steps(work: Callable[[], object]) -> int:
 
 @pytest.mark.parametrize("read", [parse_allow, parse_deny, parse_egress, parse_rate, taken_back])
 def test_a_value_twice_as_long_takes_twice_the_work(read: Callable[[str], object]) -> None:
-    """For every reader of a value, with any repeated text."""
+    """Every reader of a value takes at most about twice the work for any repeated text of twice the length."""
     for before in _BEFORE:
         for unit in _UNITS:
             half, whole = (before + (unit * length)[:length] for length in (MAX_LENGTH // 4, MAX_LENGTH // 2))
@@ -173,20 +173,20 @@ def test_a_value_twice_as_long_takes_twice_the_work(read: Callable[[str], object
 
 @pytest.mark.parametrize("key", KEYS)
 def test_four_kilobytes_of_labels_take_bounded_work(key: str) -> None:
-    """At most 16 calls a character for any text, which takes some milliseconds."""
+    """Reading any text takes at most 16 calls a character, which takes some milliseconds."""
     for before in _BEFORE:
         for unit in _UNITS:
             value = (before + unit * MAX_LENGTH)[:MAX_LENGTH]
             assert steps(lambda value=value: parser.parse({key: value})) <= 16 * MAX_LENGTH, unit
 
 
-def test_a_rule_with_hundreds_of_wrong_peers_is_told_by_the_first_ones() -> None:
+def test_only_the_first_of_many_wrong_peers_are_read() -> None:
     """More than that is no typo; the rest is not even read."""
     ((spec),) = parse_allow("22 from " + "1 " * 2000)[1]
     assert spec.count("is not an address") == 8
 
 
-def test_masses_of_holes_take_work_in_proportion() -> None:
+def test_thousands_of_denied_ports_take_work_in_proportion() -> None:
     """`fw.policy: open` without 2,000 ports does not take 2,000 times 2,000 steps."""
     everything = [Rule("tcp", 1, 65535)]
 
@@ -204,7 +204,7 @@ _WORDS = ["22", "5", "/", "minute", "burst", "10", " ", "  ", "/tcp", "5/minute"
 
 @given(st.lists(st.sampled_from(_WORDS), max_size=9).map("".join))
 @examples(500)
-def test_a_rate_is_what_the_expression_says(text: str) -> None:
+def test_a_rate_is_read_as_the_expression_matches(text: str) -> None:
     """Each text that the expression matches is a rate with these parts; any other is a mistake that quotes it."""
     text = text.strip()
     if not text or "," in text:

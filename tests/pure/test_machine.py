@@ -31,9 +31,9 @@ from tests.pure.tracer import Packet, Table
 from tests.recorded import GENERIC, PORTMAP
 
 Address = IPv4Address | IPv6Address
-NET, INTERNAL, SAYS, NOWHERE = ("1" * 64, "2" * 64, "3" * 64, "9" * 64)
+NET, INTERNAL, WITH_OPTIONS, NOWHERE = ("1" * 64, "2" * 64, "3" * 64, "9" * 64)
 #: The options of a network, and a setting, for all containers there.
-OPTIONS: dict[str, dict[str, str]] = {NET: {}, INTERNAL: {}, SAYS: {"fw.allow": "9100", "fw.deny": "22"}}
+OPTIONS: dict[str, dict[str, str]] = {NET: {}, INTERNAL: {}, WITH_OPTIONS: {"fw.allow": "9100", "fw.deny": "22"}}
 SETTING = {"fw.allow": "161/udp"}
 ENDPOINTS = tuple(f"e{n}".ljust(64, "0") for n in range(5))
 HOSTS = (2, 3, 4)
@@ -147,8 +147,8 @@ class Calls(RuleBasedStateMachine):
 
     def call(self, name: str, body: dict[str, Any], *, well: bool) -> None:
         """Make the call and check that the answer is an error, or not, as expected."""
-        told = json.loads(self.client.post(f"/NetworkDriver.{name}", data=json.dumps(body)).data)
-        assert ("Err" not in told) == well, (name, told)
+        answer = json.loads(self.client.post(f"/NetworkDriver.{name}", data=json.dumps(body)).data)
+        assert ("Err" not in answer) == well, (name, answer)
 
     def endpoint(self, drawn: int) -> str:
         known = sorted(self.docker.places)
@@ -161,7 +161,7 @@ class Calls(RuleBasedStateMachine):
         for network in OPTIONS:
             self.create_network(network, 1)
 
-    @rule(network=st.sampled_from([NET, INTERNAL, SAYS]), other=st.integers(0, 9))
+    @rule(network=st.sampled_from([NET, INTERNAL, WITH_OPTIONS]), other=st.integers(0, 9))
     def create_network(self, network: str, other: int) -> None:
         """Repeat the same request; sometimes with other options under the same ID."""
         net, changed = subnet(network), not other and network in self.docker.networks
@@ -171,14 +171,15 @@ class Calls(RuleBasedStateMachine):
                 GENERIC: {**OPTIONS[network], **({"fw.policy": "open"} if changed else {})},
                 "com.docker.network.internal": network == INTERNAL,
             },
-            "IPv4Data": [{"Gateway": f"10.{net}.0.1/24"}], "IPv6Data": [{"Gateway": f"2001:db8:{net}::1/64"}],
-        }  # fmt: skip
+            "IPv4Data": [{"Gateway": f"10.{net}.0.1/24"}],
+            "IPv6Data": [{"Gateway": f"2001:db8:{net}::1/64"}],
+        }
         self.call("CreateNetwork", body, well=not changed)
         self.docker.networks.add(network)
 
-    @rule(network=st.sampled_from([NET, INTERNAL, SAYS, NOWHERE]), seldom=st.integers(0, 3))
+    @rule(network=st.sampled_from([NET, INTERNAL, WITH_OPTIONS, NOWHERE]), seldom=st.integers(0, 3))
     def delete_network(self, network: str, seldom: int) -> None:
-        """Also with containers on the network, and twice."""
+        """Delete a network, also with containers on it, and twice."""
         if seldom:
             return
         self.call("DeleteNetwork", {"NetworkID": network}, well=True)
@@ -187,7 +188,7 @@ class Calls(RuleBasedStateMachine):
 
     @rule(
         endpoint=st.sampled_from(ENDPOINTS),
-        network=st.sampled_from([NET, NET, INTERNAL, SAYS, NOWHERE]),
+        network=st.sampled_from([NET, NET, INTERNAL, WITH_OPTIONS, NOWHERE]),
         number=st.sampled_from(HOSTS),
     )
     def create_endpoint(self, endpoint: str, network: str, number: int) -> None:
@@ -205,7 +206,7 @@ class Calls(RuleBasedStateMachine):
 
     @rule(drawn=which, labels=st.sampled_from(LABELS), astray=st.integers(0, 9))
     def join(self, drawn: int, labels: dict[str, str] | None, astray: int) -> None:
-        """With any labels, known or not; sometimes on a network that the endpoint is not on."""
+        """Join with any labels, known or not; sometimes on a network that the endpoint is not on."""
         self._join(self.endpoint(drawn), labels, astray)
 
     def _join(self, endpoint: str, labels: dict[str, str] | None, astray: int) -> None:
@@ -223,10 +224,10 @@ class Calls(RuleBasedStateMachine):
     @rule(
         drawn=which,
         labels=st.sampled_from([*LABELS[1:-2], NAMES]),
-        network=st.sampled_from([NET, NET, SAYS, INTERNAL]),
+        network=st.sampled_from([NET, NET, WITH_OPTIONS, INTERNAL]),
         number=st.sampled_from(HOSTS),
     )
-    def begin(self, drawn: int, labels: dict[str, str], network: str, number: int) -> None:
+    def start_container(self, drawn: int, labels: dict[str, str], network: str, number: int) -> None:
         """Make the calls of a container's usual start."""
         endpoint = ENDPOINTS[drawn % len(ENDPOINTS)]
         self.create_endpoint(endpoint, network, number)
@@ -234,7 +235,7 @@ class Calls(RuleBasedStateMachine):
 
     @rule(drawn=which, network=st.sampled_from([NET, NOWHERE]))
     def leave(self, drawn: int, network: str) -> None:
-        """Also for an endpoint that has never joined, or has left already."""
+        """Leave, also for an endpoint that has never joined, or has left already."""
         endpoint = self.endpoint(drawn)
         self.call("Leave", {"NetworkID": network, "EndpointID": endpoint}, well=True)
         if place := self.docker.places.get(endpoint):
@@ -242,14 +243,14 @@ class Calls(RuleBasedStateMachine):
 
     @rule(drawn=which)
     def delete_endpoint(self, drawn: int) -> None:
-        """Also without a Leave, and twice."""
+        """Delete an endpoint, also without a Leave, and twice."""
         endpoint = self.endpoint(drawn)
         self.call("DeleteEndpoint", {"NetworkID": NET, "EndpointID": endpoint}, well=True)
         self.docker.places.pop(endpoint, None)
 
     @rule(drawn=which)
     def publish(self, drawn: int) -> None:
-        """`-p 18080:8080`, which alone opens nothing."""
+        """Publish with `-p 18080:8080`, which alone opens nothing."""
         endpoint = self.endpoint(drawn)
         place = self.docker.places.get(endpoint)
         network = place.network if place else NET
@@ -275,11 +276,12 @@ class Calls(RuleBasedStateMachine):
     # --- invariants -----------------------------------------------------------------------------------------------
 
     @invariant()
-    def the_sets_open_what_labels_say_and_no_more(self) -> None:
-        """This holds at each possible address, from outside and from other containers."""
+    def the_sets_open_exactly_the_labels_ports(self) -> None:
+        """The sets open exactly the ports of the labels, at each possible address, from outside and from other
+        containers."""
         assert self.kernel.table is not None
         table = Table(self.kernel.table)
-        addresses = [a for net in (NET, INTERNAL, SAYS) for n in HOSTS for a in Place(net, n).addresses]
+        addresses = [a for net in (NET, INTERNAL, WITH_OPTIONS) for n in HOSTS for a in Place(net, n).addresses]
         names = self.docker.names()
         theirs = {address for place in self.docker.places.values() for address in place.addresses}
         for at in addresses:
@@ -292,7 +294,7 @@ class Calls(RuleBasedStateMachine):
                     assert found == self.docker.accepts(naive.Flow(proto, port, peer), at), (at, proto, port, peer)
 
     @invariant()
-    def host_ports_lead_to_who_publishes_them(self) -> None:
+    def host_ports_lead_to_their_publishers(self) -> None:
         """No host port leads to a container that has left."""
         assert self.kernel.table is not None
         led = {(int(str(e.key[1])), e.data[0]) for e in self.kernel.table if e.set.endswith("_any") and e.data}
@@ -304,7 +306,7 @@ class Calls(RuleBasedStateMachine):
         }
 
     @invariant()
-    def nothing_is_kept_of_who_is_gone(self) -> None:
+    def nothing_remains_of_departed_endpoints(self) -> None:
         """State and table contain the same endpoints as dockerd."""
         assert set(self.state.endpoints) == set(self.docker.places)
         assert set(self.state.networks) == self.docker.networks

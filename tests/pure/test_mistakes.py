@@ -53,8 +53,12 @@ API, DB, OUT4, OUT6 = (
 NOTHING = PolicySpec()
 HOST = frozenset({IPv4Address("172.18.0.1")})
 NAMES: dict[str, set[naive.Address]] = {
-    "service:api": {API}, "container:db": {DB}, "project:shop": {API}, "network:front": {API}, "network:shop_back": {DB}
-}  # fmt: skip
+    "service:api": {API},
+    "container:db": {DB},
+    "project:shop": {API},
+    "network:front": {API},
+    "network:shop_back": {DB},
+}
 PEERS = (API, DB, OUT4, OUT6, IPv4Address("10.1.2.3"), IPv4Address("10.0.0.1"), *HOST)
 _TRIED = (
     *(("tcp", port) for port in (1, 21, 22, 23, 80, 443, 5432, 8080, 8081, 9000, 9050, 65535)),
@@ -74,15 +78,23 @@ FLOWS = tuple(Flow(proto, port, peer) for (proto, port), peer in itertools.produ
 
 def container(pairs: Mapping[str, Any], image: Mapping[str, str] | None = None, network: str = "front") -> Any:
     """Return the container as the plugin reads it from Docker's list, on a network."""
-    told = {
-        "com.docker.compose.project": "shop", "com.docker.compose.service": "web",
-        "com.docker.compose.container-number": "1", **pairs,
-    }  # fmt: skip
-    listed = {
-        "Id": "c" * 64, "Names": ["/web"], "Labels": told,
+    labels = {
+        "com.docker.compose.project": "shop",
+        "com.docker.compose.service": "web",
+        "com.docker.compose.container-number": "1",
+        **pairs,
+    }
+    return container_labels.on_network(container_labels.read(listed(labels), image), network)
+
+
+def listed(labels: Mapping[str, str]) -> dict[str, Any]:
+    """Return a container on two networks as `GET /containers/json` lists it."""
+    return {
+        "Id": "c" * 64,
+        "Names": ["/web"],
+        "Labels": dict(labels),
         "NetworkSettings": {"Networks": {"front": {}, "shop_back": {}}},
-    }  # fmt: skip
-    return container_labels.on_network(container_labels.read(listed, image), network)
+    }
 
 
 def directory() -> PeerIndex:
@@ -129,7 +141,7 @@ def accepted(decided: Policy) -> set[Flow]:
     return {flow for flow in FLOWS if _passes((*decided.accepts, *decided.published), flow, host=False)}
 
 
-def begun(decided: Policy) -> set[Flow]:
+def permitted(decided: Policy) -> set[Flow]:
     return set(FLOWS) if decided.egress is None else {f for f in FLOWS if _passes(decided.egress, f, host=True)}
 
 
@@ -138,7 +150,7 @@ def no_wider(world: World, narrow: Any, wide: Any) -> None:
     not."""
     (one, endpoint), (two, _) = world.decide(narrow), world.decide(wide)
     assert accepted(one) <= accepted(two)
-    assert begun(one) <= begun(two)
+    assert permitted(one) <= permitted(two)
     assert set(closed_ports(one, endpoint)) >= set(closed_ports(two, endpoint))
 
 
@@ -148,10 +160,26 @@ _ports = st.sampled_from(
     ["22", "80", "443", "8080", "5432", "1-1024", "9000-9100", "*", "53/udp", "*/udp", "80/sctp", "20 - 25", "1-65535"]
 )
 _whom = st.lists(
-    st.sampled_from(["10.0.0.0/8", "203.0.113.7", "2001:db8::/32", "::/0", "0.0.0.0/0", "service:api", "container:db",
-                     "project:shop", "network:front", "network:back", "service:nobody", "host", "any"]),
-    min_size=1, max_size=3,
-).map(" ".join)  # fmt: skip
+    st.sampled_from(
+        [
+            "10.0.0.0/8",
+            "203.0.113.7",
+            "2001:db8::/32",
+            "::/0",
+            "0.0.0.0/0",
+            "service:api",
+            "container:db",
+            "project:shop",
+            "network:front",
+            "network:back",
+            "service:missing",
+            "host",
+            "any",
+        ]
+    ),
+    min_size=1,
+    max_size=3,
+).map(" ".join)
 _what = _ports | st.sampled_from(["gre", "ESP"])
 
 
@@ -231,11 +259,11 @@ worlds = st.builds(
 
 @given(worlds, _pairs(), suspicious)
 @examples(700)
-def test_a_wrong_label_accepts_and_begins_nothing_that_was_not_before(
+def test_one_more_wrong_label_accepts_and_permits_nothing_more(
     world: World, pairs: dict[str, str], label: tuple[str, str]
 ) -> None:
-    """With any other labels on a container and around it: with one more wrong label it accepts no flow, serves no
-    published port and may open no connection that it would not without that label."""
+    """A container with one more wrong label accepts no flow, serves no published port and may open no connection that
+    it would not without that label, whatever its other labels are and those around it."""
     key, value = label
     if key in pairs:
         return
@@ -264,7 +292,7 @@ def test_a_second_mistake_opens_nothing_either(
 def test_a_wrong_option_of_a_network_or_an_attachment_opens_nothing(
     world: World, options: dict[str, str], label: tuple[str, str], pairs: dict[str, str]
 ) -> None:
-    """The same holds for the options of a Docker network, and for an attachment's."""
+    """A wrong option of a Docker network, or of an attachment, opens nothing either."""
     key, value = label
     right, wrong = (parser.parse(p, "network option ") for p in (options, {**options, key: value}))
     if key in options or not wrong.problems or isinstance(world.network, Network):
@@ -273,7 +301,7 @@ def test_a_wrong_option_of_a_network_or_an_attachment_opens_nothing(
     networks = (dataclasses.replace(FRONT, spec=p.spec, problems=p.problems) for p in (wrong, right))
     (one, endpoint), (two, _) = (dataclasses.replace(world, network=network).decide(who) for network in networks)
     assert accepted(one) <= accepted(two)
-    assert begun(one) <= begun(two)
+    assert permitted(one) <= permitted(two)
     assert set(closed_ports(one, endpoint)) >= set(closed_ports(two, endpoint))
     mistaken = dataclasses.replace(who, problems=(*who.problems, *wrong.problems))
     (one, _), (two, _) = (
@@ -281,35 +309,33 @@ def test_a_wrong_option_of_a_network_or_an_attachment_opens_nothing(
         for parsed, each in ((wrong, mistaken), (right, who))
     )
     assert accepted(one) <= accepted(two)
-    assert begun(one) <= begun(two)
+    assert permitted(one) <= permitted(two)
 
 
 @given(worlds, _pairs(), _pairs(), st.lists(suspicious, max_size=1).map(dict))
 @examples(250)
 def test_an_image_opens_nothing(world: World, mine: dict[str, str], image: dict[str, str], odd: dict[str, str]) -> None:
-    """For any labels of an image, right or wrong: its container accepts and may open nothing that it would not if the
-    image had none."""
-    brought = {**image, **odd}
-    merged = {**brought, **mine}
-    alone = {key: value for key, value in mine.items() if brought.get(key) != value}
-    no_wider(world, container(merged, brought), container(alone))
+    """A container accepts and may open nothing that it would not if its image had no labels, for any labels of the
+    image."""
+    image_labels = {**image, **odd}
+    merged = {**image_labels, **mine}
+    alone = {key: value for key, value in mine.items() if image_labels.get(key) != value}
+    no_wider(world, container(merged, image_labels), container(alone))
 
 
 @given(worlds, _pairs(), suspicious)
 @examples(250)
-def test_while_an_image_cannot_be_asked_nothing_is_wider(
+def test_while_an_images_labels_are_unknown_nothing_is_wider(
     world: World, pairs: dict[str, str], odd: tuple[str, str]
 ) -> None:
     """The image was removed, so that its own labels are unknown: nothing is accepted or opened that would not be if all
     labels were the user's, nor if all of them were the image's."""
-    told = {**pairs, odd[0]: odd[1]}
-    listed = {
-        "Id": "c" * 64, "Names": ["/web"], "Labels": told,
-        "NetworkSettings": {"Networks": {"front": {}, "shop_back": {}}},
-    }  # fmt: skip
-    unsure = container_labels.on_network(container_labels.read(listed, None, unknown="no such image"), "front")
-    no_wider(world, unsure, container_labels.on_network(container_labels.read(listed, None), "front"))
-    no_wider(world, unsure, container_labels.on_network(container_labels.read(listed, told), "front"))
+    labels = {**pairs, odd[0]: odd[1]}
+
+    entry = listed(labels)
+    unsure = container_labels.on_network(container_labels.read(entry, None, unknown="no such image"), "front")
+    no_wider(world, unsure, container_labels.on_network(container_labels.read(entry, None), "front"))
+    no_wider(world, unsure, container_labels.on_network(container_labels.read(entry, labels), "front"))
 
 
 # --- a right label opens exactly what it says ---------------------------------------------------------------------
@@ -326,7 +352,7 @@ def _here(pairs: Mapping[str, str], name: str) -> dict[str, str]:
 
 @given(_pairs(("fw.",), 3), _pairs(("fw.",), 3), _pairs(), _pairs(("fw.",), 3), st.booleans())
 @examples(500)
-def test_what_is_right_accepts_and_begins_exactly_what_it_says(
+def test_valid_labels_accept_and_permit_exactly_what_they_say(
     settings: dict[str, str], options: dict[str, str], pairs: dict[str, str], attached: dict[str, str], by_p: bool
 ) -> None:
     """Right labels in every place: a flow is accepted, or a connection permitted, if and only if the labels, read one
@@ -343,12 +369,12 @@ def test_what_is_right_accepts_and_begins_exactly_what_it_says(
     published = {(port.proto, port.container_port) for port in PORTS} if by_p else set()
     names = {**NAMES, "network:back": NAMES["network:shop_back"]}
     assert accepted(decided) == {f for f in FLOWS if naive.accepts(reading, f, names, published)}
-    assert begun(decided) == {f for f in FLOWS if naive.begins(reading, f, names, HOST)}
+    assert permitted(decided) == {f for f in FLOWS if naive.may_open(reading, f, names, HOST)}
 
 
 @given(near_text)
 @examples(300)
-def test_any_text_in_fw_allow_opens_what_it_says_or_nothing(text: str) -> None:
+def test_any_text_in_fw_allow_opens_its_meaning_or_nothing(text: str) -> None:
     """Text that is almost right: it opens what it says when it is read by hand, or no port in addition to the base."""
     decided, _ = World().decide(container({"fw.allow": text}))
     reading = naive.Reading(naive.rules(text) or [], [], "default", None)
@@ -360,7 +386,7 @@ def test_any_text_in_fw_allow_opens_what_it_says_or_nothing(text: str) -> None:
         assert accepted(decided) == by_hand
 
 
-def test_the_examples_are_worth_something() -> None:
+def test_the_examples_are_partly_valid_and_partly_wrong() -> None:
     """The generated examples are partly right and partly wrong: no test of this file covers only one kind."""
     right = wrong = 0
     for key, text in (
@@ -380,10 +406,10 @@ def test_the_examples_are_worth_something() -> None:
 
 
 @pytest.mark.parametrize("network", [FRONT, OURS])
-def test_the_plain_case(network: BridgeNetwork | Network) -> None:
-    """Without any label: the flows of this file to 22, 80 and 443 are accepted from all, and all connections are
+def test_a_container_without_labels_has_the_base(network: BridgeNetwork | Network) -> None:
+    """Without any label, the flows of this file to 22, 80 and 443 are accepted from all, and all connections are
     permitted."""
     decided, _ = World(network).decide(container({}))
     assert {(flow.proto, flow.port) for flow in accepted(decided)} == {("tcp", 22), ("tcp", 80), ("tcp", 443)}
     assert len(accepted(decided)) == 3 * len(PEERS)
-    assert begun(decided) == set(FLOWS)
+    assert permitted(decided) == set(FLOWS)

@@ -30,12 +30,14 @@ from plugin.kernel.link_monitor import Link
 from plugin.labels.parser import parse
 from plugin.model import Defaults, FwError
 from plugin.nftables.document import document, element_text
+from plugin.nftables.features import Features
 from plugin.nftables.sets import Element
 from plugin.policy.facts import Facts
 from plugin.policy.saved import SavedState
 from plugin.policy.view import PolicyView, evaluated
 from plugin.state.reconciler import Reconciler
 from plugin.text import printable
+from tests.pure.answers import QUIET_STATUS
 from tests.pure.fakes import Disk, Kernel
 from tests.pure.strategies import ELEMENT_TEXT, HOSTILE_TEXTS
 
@@ -68,11 +70,13 @@ class Host:
         self.state.start(Facts(SavedState()))
         bridge = text()
         network = {
-            "Id": "a" * 64, "Name": text(), "Driver": "bridge",
+            "Id": "a" * 64,
+            "Name": text(),
+            "Driver": "bridge",
             "Options": {BRIDGE + "name": bridge, BRIDGE + "gateway_mode_ipv4": text()},
             "Labels": {COMPOSE + "project": text(), COMPOSE + "network": text()},
             "IPAM": {"Config": [{"Subnet": "172.18.0.0/16"}]},
-        }  # fmt: skip
+        }
         # Also a bridge with a valid name, so that its container is on a known network.
         right = {**network, "Id": "b" * 64, "Name": text(), "Options": {BRIDGE + "name": "br-right"}}
         self.links = [bridge, text(), "br-right", "br-lan"]
@@ -81,23 +85,31 @@ class Host:
         self.bridges.see(Link(n, name, bridge=True) for n, name in enumerate(self.links, 2))
         self.bridges.set_listed(self.dockers, self.bridges.now() + 60)
         self.state.observe(lambda facts: dataclasses.replace(facts, bridges=self.bridges.facts()))
-        self.guard = EndpointTracker(self.state)
+        self.tracker = EndpointTracker(self.state)
         labels = {
-            "fw.allow": f"8080, 5432 from service:{text()}", f"fw.network.{text()}.allow": "9000", f"fw.{text()}": "1",
-            "fw.egress": text(), COMPOSE + "project": text(), COMPOSE + "service": text(), COMPOSE + "config-hash": "x",
-        }  # fmt: skip
+            "fw.allow": f"8080, 5432 from service:{text()}",
+            f"fw.network.{text()}.allow": "9000",
+            f"fw.{text()}": "1",
+            "fw.egress": text(),
+            COMPOSE + "project": text(),
+            COMPOSE + "service": text(),
+            COMPOSE + "config-hash": "x",
+        }
         places = {"EndpointID": "e" * 64, "NetworkID": "b" * 64, "IPAddress": "172.18.0.2"}
         listed = {
-            "Id": "c" * 64, "Names": ["/" + text()], "ImageID": "i", "State": "running",
+            "Id": "c" * 64,
+            "Names": ["/" + text()],
+            "ImageID": "i",
+            "State": "running",
             "Labels": labels if draw(st.booleans()) else {"fw.allow": "8080"},
             "Ports": [{"Type": "tcp", "IP": "0.0.0.0", "PublicPort": 18080, "PrivatePort": 8080}],
             "NetworkSettings": {"Networks": {right["Name"]: places}},
-        }  # fmt: skip
+        }
         who = container_labels.read(listed, {})
         self.name = who.name
         known = [found for raw in (network, right) if (found := self._network(raw))]
         keys = {"b" * 64: container_labels.compose_key(right)}
-        self.guard.replace(known, listing.endpoints(listed, who, keys), asked=1 << 30)
+        self.tracker.replace(known, listing.endpoints(listed, who, keys), asked=1 << 30)
         self.not_guarded = {text(): listing.not_guarded({"HostConfig": {"NetworkMode": "container:" + text()}})}
 
     @staticmethod
@@ -112,13 +124,12 @@ class Host:
         return self.state.snapshot()
 
     def status(self) -> dict[str, Any]:
-        guarded = status.guarded_networks(self.inventory, A, MARK, {})
         return {
-            "version": "1", "now": 1.0, "networks": [], "guarded": guarded, "apart": self.not_guarded,
-            "foreign": sorted(self.bridges.unmanaged()), "overrides": [], "banned": 0, "listening": True,
-            "proxy_known": True, "owned": True, "binds": True, "unfit": "", "unsaved": "", "watched": True,
-            "host_resolver": "",
-        }  # fmt: skip
+            **QUIET_STATUS,
+            "guarded": status.guarded_networks(self.inventory, A, MARK, {}),
+            "apart": self.not_guarded,
+            "foreign": sorted(self.bridges.unmanaged()),
+        }
 
 
 def some(count: int) -> settings:
@@ -133,9 +144,9 @@ def skeletons(text: str) -> tuple[str, list[str]]:
 
 @given(st.data())
 @some(60)
-def test_what_docker_and_the_kernel_call_things_is_no_part_of_a_command(data: st.DataObject) -> None:
-    """For any names of networks, bridges, links, containers, projects, services and networks in labels: the table
-    contains only numbers, addresses and checked names of links, and the text around them is always the same."""
+def test_names_from_outside_are_in_no_command(data: st.DataObject) -> None:
+    """The table contains only numbers, addresses and checked names of links, and the text around them is always the
+    same, for any names of networks, bridges, links, containers, projects, services and networks in labels."""
     host = Host(data.draw)
     assert host.kernel.table is not None
     assert any(element.set == "ingress_drops4" for element in host.kernel.table)
@@ -143,14 +154,14 @@ def test_what_docker_and_the_kernel_call_things_is_no_part_of_a_command(data: st
         assert re.fullmatch(ELEMENT_TEXT, element_text(element)), element
     # As `fwctl export` writes it.
     kept = [element for element in host.kernel.table if element.set != "unmanaged"]
-    assert skeletons(document(MARK, kept, cgroups=False))[0] == document(MARK, (), cgroups=False)
+    assert skeletons(document(MARK, kept, Features(cgroups=False)))[0] == document(MARK, (), Features(cgroups=False))
 
 
 @given(st.lists(names, max_size=6), st.lists(names, max_size=6))
 @some(60)
-def test_what_nft_reads_at_boot_holds_checked_names_alone(dockers: list[str], others: list[str]) -> None:
-    """For any names of Docker's bridges and of the host's other ones: a bridge with an odd name is closed, and its name
-    is nowhere in the file."""
+def test_the_boot_table_contains_checked_names_only(dockers: list[str], others: list[str]) -> None:
+    """A bridge with an odd name is closed, and its name is nowhere in the file, whether it is Docker's or another of
+    the host's."""
 
     class Api:
         def bridges(self) -> tuple[frozenset[str], bool]:
@@ -173,22 +184,22 @@ def test_what_nft_reads_at_boot_holds_checked_names_alone(dockers: list[str], ot
 
 def _shown(host: Host) -> Iterator[str]:
     """Yield the output of `fwctl`, for pipes and terminals, each with the name of the command."""
-    told = json.loads(json.dumps(host.status()))
-    yield render.status(told)
-    yield render.ports(told)
+    answer = json.loads(json.dumps(host.status()))
+    yield render.status(answer)
+    yield render.ports(answer)
     yield render.dry_run(
         {
             "refuses": "",
-            "guarded": told["guarded"],
-            "apart": told["apart"],
+            "guarded": answer["guarded"],
+            "apart": answer["apart"],
             "cut": [{"from": "203.0.113.1", "container": host.name, "address": "", "port": 22, "proto": "tcp"}],
         }
     )
     for width in (80, 200):
         file = io.StringIO()
         on = Console(file=file, width=width, color_system=None, highlight=False, markup=False)
-        on.print(terminal.status(told, width))
-        on.print(terminal.ports(told))
+        on.print(terminal.status(answer, width))
+        on.print(terminal.ports(answer))
         yield file.getvalue()
     inventory = host.inventory
     around = Around((), host.not_guarded, A, MARK, 1.0)
@@ -199,10 +210,10 @@ def _shown(host: Host) -> Iterator[str]:
             yield printable(str(error))
     closed = parse({"fw.policy": "closed"}, "setting ").spec
 
-    told = {"drift": [], "elements": [], "rules": [], "notes": [], "changes": True}
-    told["policy"] = plan.policies(inventory, evaluated(Defaults(closed), inventory.facts))
-    yield render.plain(render_answers.plan(told))
-    endpoint = host.guard.guests[0].as_known
+    answer = {"drift": [], "elements": [], "rules": [], "notes": [], "changes": True}
+    answer["policy"] = plan.policies(inventory, evaluated(Defaults(closed), inventory.facts))
+    yield render.plain(render_answers.plan(answer))
+    endpoint = host.tracker.guests[0].as_known
     assert endpoint.addr4
     drop = Drop(1, 1.0, "to", Header(endpoint.addr4, endpoint.addr4, "tcp", 1), target=host.name, came_by=host.links[0])
     yield line(drop.as_data())
@@ -226,12 +237,16 @@ def test_check_reads_any_name_in_a_compose_file(tmp_path_factory: pytest.TempPat
     text = data.draw(names.filter(bool)), data.draw(names), data.draw(names), data.draw(names)
     file = {
         "name": text[1],
-        "services": {text[0]: {
-            "image": "x", "container_name": text[1], "labels": {"fw.allow": f"80 from service:{text[2]}"},
-            "networks": [text[2]],
-        }},
+        "services": {
+            text[0]: {
+                "image": "x",
+                "container_name": text[1],
+                "labels": {"fw.allow": f"80 from service:{text[2]}"},
+                "networks": [text[2]],
+            }
+        },
         "networks": {text[2]: {"name": text[3], "driver_opts": {"com.docker.network.bridge.name": text[1]}}},
-    }  # fmt: skip
+    }
     path = tmp_path_factory.mktemp("names") / "compose.yml"
     path.write_text(json.dumps(file))
     for as_json in (False, True):
@@ -240,13 +255,13 @@ def test_check_reads_any_name_in_a_compose_file(tmp_path_factory: pytest.TempPat
         assert all(c.isprintable() or c == "\n" for c in out.getvalue())
 
 
-def test_a_container_is_found_by_its_very_name() -> None:
+def test_a_container_is_found_by_its_exact_name() -> None:
     """A name from outside is compared, never interpreted: as no pattern, and as no beginning of an ID."""
     host = Host(lambda _: "-x")
     assert containers(host.inventory) == {"c" * 64: "-x"}
 
 
-def test_an_element_stands_in_one_line_of_its_own() -> None:
+def test_each_element_is_on_a_line_of_its_own() -> None:
     """The tests above remove elements only, and detect any additional text."""
     assert skeletons(document(MARK, {Element("dockers", ("docker0",))}))[0] == document(MARK, ())
     assert skeletons(document(MARK, {Element("dockers", ('";\nflush ruleset',))}))[0] != document(MARK, ())

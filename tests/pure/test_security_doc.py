@@ -39,7 +39,7 @@ def general(path: str, container_id: str) -> str:
     return path
 
 
-def test_docker_is_asked_what_the_table_says_and_no_more(docker: FakeDocker) -> None:
+def test_docker_gets_exactly_the_listed_calls(docker: FakeDocker) -> None:
     """Each call of the table is made, with GET, which is all that this Docker answers to; no other call is made.
 
     Every request that docker-fw ever makes is made: in a hook, for a full listing, of one container, of a Docker
@@ -65,16 +65,16 @@ def test_docker_is_asked_what_the_table_says_and_no_more(docker: FakeDocker) -> 
     assert list(events) == []
 
 
-def test_the_table_of_mounts_is_what_config_and_compose_file_mount() -> None:
+def test_the_table_of_mounts_equals_config_and_compose_file() -> None:
     """Sources and modes, of the managed plugin and of the sidecar."""
-    told = {row[0].split("`")[1]: (row[1], "(sidecar)" in row[0]) for row in rows("SECURITY.md", "mount")}
+    documented = {row[0].split("`")[1]: (row[1], "(sidecar)" in row[0]) for row in rows("SECURITY.md", "mount")}
     config = json.loads((ROOT / "config.json").read_text())
     plugins = {each["source"]: "read-only" if "ro" in each["options"] else "writable" for each in config["mounts"]}
-    assert plugins == {source: mode for source, (mode, sidecars) in told.items() if not sidecars}
+    assert plugins == {source: mode for source, (mode, sidecars) in documented.items() if not sidecars}
     compose = (ROOT / "compose-examples/sidecar.yml").read_text()
     mounted = re.findall(r"^ +- (/[\w/-]+):/[\w/-]+?(:ro)?(?: |$)", compose, re.MULTILINE)
     assert {source: "read-only" if ro else "writable" for source, ro in mounted} == {
-        source: mode for source, (mode, _) in told.items()
+        source: mode for source, (mode, _) in documented.items()
     }
 
 

@@ -41,12 +41,26 @@ def test_nothing_needs_to_be_set() -> None:
 
 #: By setting, a value other than its default.
 OTHERS = {
-    "FW_SOCKET": "/x", "FW_DOCKER_SOCKET": "/x", "FW_STATE": "/x", "FW_SYSCTL": "/x", "FW_CGROUP": "/x",
-    "FW_BOOT": "/x", "FW_DOCKERD_CGROUP": "docker",
-    "FW_DOCKERD_PORTS": "1", "FW_ALLOW": "1", "FW_DENY": "22", "FW_POLICY": "closed",
-    "FW_EGRESS": "none", "FW_RATE": "22 1/day", "FW_LOG": "drop", "FW_MISTAKES": "close", "FW_IMAGE_LABELS": "trust",
-    "FW_PUBLISHED": "allow", "FW_MARK": "1", "FW_LOG_LEVEL": "debug",
-}  # fmt: skip
+    "FW_SOCKET": "/x",
+    "FW_DOCKER_SOCKET": "/x",
+    "FW_STATE": "/x",
+    "FW_SYSCTL": "/x",
+    "FW_CGROUP": "/x",
+    "FW_BOOT": "/x",
+    "FW_DOCKERD_CGROUP": "docker",
+    "FW_DOCKERD_PORTS": "1",
+    "FW_ALLOW": "1",
+    "FW_DENY": "22",
+    "FW_POLICY": "closed",
+    "FW_EGRESS": "none",
+    "FW_RATE": "22 1/day",
+    "FW_LOG": "drop",
+    "FW_MISTAKES": "close",
+    "FW_IMAGE_LABELS": "trust",
+    "FW_PUBLISHED": "allow",
+    "FW_MARK": "1",
+    "FW_LOG_LEVEL": "debug",
+}
 
 
 def test_every_setting_is_read() -> None:
@@ -83,7 +97,7 @@ def test_empty_means_default(name: str) -> None:
     assert read({name: ""}) == read({name: "  "}) == DEFAULT
 
 
-def test_variables_of_others_are_left_alone() -> None:
+def test_variables_of_other_programs_are_ignored() -> None:
     """Other variables in the environment are not mistakes."""
     assert read({"PATH": "/bin", "fw_mark": "x", "FWX": "y"}) == DEFAULT
 
@@ -107,7 +121,7 @@ def test_the_mark_is_one_bit_of_32(text: str) -> None:
         read({"FW_MARK": text})
 
 
-def test_what_the_host_allows_is_read_like_a_label() -> None:
+def test_a_setting_is_read_like_a_label() -> None:
     """FW_ALLOW uses fw.allow's language, sorted and without duplicates; each other setting uses its key's."""
     spec = read({"FW_ALLOW": "53/udp, 8080, 8080"}).defaults.spec
     assert spec.allow == (Rule("tcp", 8080, 8080), Rule("udp", 53, 53))
@@ -180,7 +194,7 @@ def test_log_levels_in_any_case(level: str) -> None:
     assert read({"FW_LOG_LEVEL": level}).log_level == level.lower()
 
 
-def test_every_mistake_at_once() -> None:
+def test_every_mistake_is_reported_at_once() -> None:
     """All mistakes are reported at once, each with its name, its value and what would be right."""
     with pytest.raises(FwError) as caught:
         read(
@@ -206,7 +220,7 @@ def test_every_mistake_at_once() -> None:
 
 @given(st.dictionaries(st.sampled_from([*SETTINGS, "FW_X", "HOME"]), st.text(max_size=30), max_size=4))
 @examples(100)
-def test_any_environment_is_settings_or_one_clear_error(environ: dict[str, str]) -> None:
+def test_any_environment_gives_settings_or_one_clear_error(environ: dict[str, str]) -> None:
     """For any values, the start fails only with a message that names the setting."""
     try:
         settings = read(environ)

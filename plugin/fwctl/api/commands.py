@@ -1,4 +1,4 @@
-"""What `fwctl` changes: overrides of a container's labels, bans, and their end when their time is over.
+"""The changes that `fwctl` makes: overrides of a container's labels, bans, and their end when their time is over.
 
 A request is read and checked before any lock is taken. This module has no lock of its own.
 """

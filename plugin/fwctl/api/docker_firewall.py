@@ -1,4 +1,4 @@
-"""What Docker's own firewall drops although docker-fw accepts it: of a whole rule, and of one packet. Pure.
+"""Traffic that Docker's own firewall drops although docker-fw accepts it: of a whole rule, and of one packet. Pure.
 
 docker-fw cannot overrule Docker everywhere: on a network in `nat` mode Docker (≥ 28) drops packets to a container's own
 address in raw prerouting, before any mark counts. `fwctl status` and `fwctl explain` then say so, and what to do.
@@ -12,7 +12,6 @@ from plugin.docker.engine import Engine
 from plugin.model import BridgeNetwork, Endpoint, Network, Policy, Rule
 from plugin.policy.decide import prefix_of
 from plugin.policy.verdict import Found, Packet, Step
-from plugin.policy.view import subnets
 from plugin.protocols import PUBLISHABLE
 
 #: The origin of a step that is Docker's.
@@ -38,8 +37,8 @@ def without_effect(
 
 def within(network: Network | BridgeNetwork, endpoint: Endpoint, policy: Policy) -> tuple[str, ...]:
     """Return a sentence for each rule whose peers are all on the endpoint's network, where all traffic is allowed."""
-    own = subnets(network)
-    if isinstance(network, BridgeNetwork) and not network.flat:
+    own = network.subnets
+    if not network.flat:
         return ()
     notes = []
     for key, rules in (("fw.allow", policy.accepts), ("fw.egress", policy.egress or ())):
@@ -96,7 +95,7 @@ def docker_step(
 ) -> Step | None:
     """Return what Docker does with a packet that docker-fw accepts; None if Docker accepts it too.
 
-    `source`: the network that the packet comes from; None if it comes from none.
+    `source`: the packet's source network; None if it has none.
     """
     network = target.network
     if not isinstance(network, BridgeNetwork) or packet.source is None or (source and source.id == network.id):

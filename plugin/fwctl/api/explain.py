@@ -25,7 +25,7 @@ _PING = ("icmp", "icmpv6", "icmp6", "ping")
 
 @dataclass(frozen=True, slots=True)
 class Around:
-    """What matters in addition to the policy. `own`: the host's addresses; `now`: Unix time."""
+    """The circumstances of a packet, in addition to the policy. `own`: the host's addresses; `now`: Unix time."""
 
     own: Collection[Address]
     not_guarded: Mapping[str, str]

@@ -11,7 +11,7 @@ from plugin.model import Address, FwError, Prefix
 from plugin.policy.bans import holding
 from plugin.policy.decide import prefix_of
 from plugin.policy.verdict import find, policy_of
-from plugin.policy.view import PolicyView, subnets
+from plugin.policy.view import PolicyView
 
 #: Addresses for documentation (RFC 5737, RFC 3849, RFC 9637), which no host on the Internet has.
 _DOCUMENTATION: dict[int, list[Address]] = {
@@ -63,7 +63,7 @@ def ends(inventory: PolicyView, text: str, own: Collection[Address], not_guarded
 
 def _hosts(inventory: PolicyView, own: Collection[Address]) -> Iterator[Address]:
     """Yield one address of each family, preferably one that other hosts can reach."""
-    gateways = [subnet for network in inventory.networks() for subnet in subnets(network)]
+    gateways = [subnet for network in inventory.networks() for subnet in network.subnets]
     for version in (4, 6):
         there = [address for address in own if address.version == version]
         if there:
@@ -86,7 +86,7 @@ def _of_container(inventory: PolicyView, identity: str) -> list[End]:
 
 def internet(inventory: PolicyView, others: Collection[End], now: float) -> list[End]:
     """Return an address of each family that represents the Internet: no rule of `others` names it."""
-    avoid: set[Prefix] = {subnet for network in inventory.networks() for subnet in subnets(network)}
+    avoid: set[Prefix] = {subnet for network in inventory.networks() for subnet in network.subnets}
     for end in others:
         found = find(inventory, end.address)
         policy = policy_of(inventory, found) if found else None

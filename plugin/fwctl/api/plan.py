@@ -1,4 +1,4 @@
-"""What other settings would change, as data: + would be added, - would be removed. Pure."""
+"""The changes that other settings would make, as data: + would be added, - would be removed. Pure."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping
 
 from plugin.model import BridgeNetwork, Container, Endpoint, Network, Policy
+from plugin.nftables.compile import ElementCompiler
 from plugin.nftables.document import skeleton
 from plugin.nftables.drift import DriftLine, drift_line
 from plugin.nftables.sets import Change
@@ -73,9 +74,9 @@ def _called(network: Network | BridgeNetwork, endpoint: Endpoint) -> str:
     return (endpoint.container.network if endpoint.container else "") or network.bridge
 
 
-def difference(before: PolicyView, after: PolicyView) -> Change:
+def difference(before: ElementCompiler, after: ElementCompiler) -> Change:
     """Return the elements that would be removed and added."""
-    old, new = ({e for owner in each.owners() for e in each.elements(owner)} for each in (before, after))
+    old, new = before.all_elements(), after.all_elements()
     return Change(tuple(old - new), tuple(new - old))
 
 

@@ -1,4 +1,4 @@
-"""What `fwctl` asks: the status, why a connection is accepted or dropped, what would change, the table as a file.
+"""Answers to `fwctl`: the status, why a connection is accepted or dropped, what would change, the table as a file.
 
 Nothing is changed. Each answer is made from a copy of the state, so that no hook waits for it.
 """
@@ -27,17 +27,17 @@ from plugin.kernel.resolver import asked_from_host
 from plugin.model import Address, DockerUnavailable, FwError, Published
 from plugin.nftables import drift, dump
 from plugin.nftables.ban_elements import ban_elements
+from plugin.nftables.compile import compiled
 from plugin.nftables.sets import Element
-from plugin.nftables.table import Nft
+from plugin.nftables.table import ExpectedRules, KernelTable
 from plugin.policy.facts import Facts
-from plugin.policy.view import evaluated
 from plugin.settings import SETTINGS, Settings
 from plugin.state.reconciler import Reconciler
 
 #: How often the kernel is read without the lock, before it is read under it.
 _TRIES = 3
 #: The facts, elements and lease; the rules as text, and as the kernel reported them after they were loaded.
-Should = tuple[tuple[Facts, list[Element], dict[Element, int]], tuple[str, tuple[bytes, ...]]]
+Should = tuple[tuple[Facts, list[Element], dict[Element, int]], ExpectedRules]
 log = logging.getLogger(__name__)
 
 
@@ -47,7 +47,7 @@ class AdminQueries:
     def __init__(
         self,
         reconciler: Reconciler,
-        nft: Nft,
+        nft: KernelTable,
         bridges: Bridges,
         follower: DockerFollower,
         api: DockerApi,
@@ -85,8 +85,8 @@ class AdminQueries:
             "listening": self._follower.listening,
             "proxy_known": not self._proxy_unidentified(),
             "held": [f"{port.host_port}/{port.proto} on {port.host_ip}" for port in self._held_ports()],
-            "owned": self._nft.owned,
-            "binds": self._nft.binds,
+            "owned": self._nft.features.owned,
+            "binds": self._nft.features.bridge,
             "unfit": unfit(self._api.engine),
             "unsaved": self._reconciler.unsaved_reason,
             "boot": self._boot(),
@@ -112,9 +112,9 @@ class AdminQueries:
         if given:
             settings = self._read(given)
             found["notes"] = _notes(given)
-            before = evaluated(self._settings.defaults, inventory.facts)
-            after = evaluated(settings.defaults, self._changed(settings, inventory.facts))
-            found["policy"] = plan.policies(before, after)
+            before = compiled(self._settings.defaults, inventory.facts)
+            after = compiled(settings.defaults, self._changed(settings, inventory.facts))
+            found["policy"] = plan.policies(before.view, after.view)
             found["elements"] = drift.elements(plan.difference(before, after), owners)
             if settings.mark != self._settings.mark:
                 found["rules"] = plan.rule_differences(self._settings.mark, settings.mark)
@@ -123,9 +123,9 @@ class AdminQueries:
 
     def export(self) -> dict[str, Any]:
         """Return the table as a file for `nft -f`."""
-        inventory = evaluated(self._settings.defaults, dataclasses.replace(self._reconciler.facts, suspended=True))
-        elements = {element for owner in inventory.owners() for element in inventory.elements(owner)}
-        banned, timed = ban_elements(inventory.state.bans, time.time())
+        facts = dataclasses.replace(self._reconciler.facts, suspended=True)
+        elements = compiled(self._settings.defaults, facts).all_elements()
+        banned, timed = ban_elements(facts.saved.bans, time.time())
         unmanaged = frozenset(filter(INTERFACE_NAME.fullmatch, self._bridges.unmanaged()))
         when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         text = export.file(
@@ -133,15 +133,14 @@ class AdminQueries:
             elements | banned,
             timed,
             unmanaged,
-            logs=self._nft.logs,
-            binds=self._nft.binds,
+            self._nft.features,
             version=__version__,
             when=when,
         )
         return {"text": text}
 
     def _changed(self, settings: Settings, facts: Facts) -> Facts:
-        """What would be known under these settings."""
+        """Return the facts as they would be under these settings."""
         if settings.dockerd_ports != self._settings.dockerd_ports:
             asked = [each for ports in facts.saved.asked.values() for each in ports]
             facts = dataclasses.replace(facts, dockerd=own_ports(settings.dockerd_ports, asked))
@@ -164,12 +163,12 @@ class AdminQueries:
                 found, should = self._reconciler.read(lambda _: (dump.read(), self._should()))
         except OSError as error:
             raise FwError(f"could not read the table from the kernel: {error.strerror or error}") from error
-        (facts, elements, lease), (text, put) = should
+        (facts, elements, lease), (text, loaded) = should
         lasting, timed = ban_elements(facts.saved.bans, time.time())
-        # What expires in a moment may have expired.
+        # An element that expires in a moment may have expired.
         timed_yet = [element for element, seconds in (timed | lease).items() if seconds > 2]
         wanted = lasting.union(elements)
-        return drift.drift(wanted, timed_yet, found, text, dump.lines(put), owners)
+        return drift.drift(wanted, timed_yet, found, text, dump.lines(loaded), owners)
 
     def _compared(self, found: drift.TableDump, _: object) -> tuple[bool, Should]:
         """Return whether the kernel's table is still as found, and what it should be."""
@@ -177,7 +176,7 @@ class AdminQueries:
 
     def _should(self) -> Should:
         """Return elements and rules as they should be, to be compared after the lock is released."""
-        return self._reconciler.should(), self._nft.put()
+        return self._reconciler.should(), self._nft.expected_rules()
 
     def _dropped(self) -> Mapping[Address, tuple[int, int]]:
         try:

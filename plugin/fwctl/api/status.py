@@ -29,7 +29,7 @@ def driver_networks(inventory: PolicyView, dropped: Dropped) -> list[dict[str, A
                 "id": network.id,
                 "name": min(names, default=""),
                 "bridge": network.bridge,
-                "subnets": [str(g.network) for g in (network.gateway4, network.gateway6) if g],
+                "subnets": [str(subnet) for subnet in network.subnets],
                 "internal": network.internal,
                 "problems": [],
                 "endpoints": [
@@ -41,7 +41,7 @@ def driver_networks(inventory: PolicyView, dropped: Dropped) -> list[dict[str, A
 
 
 def guarded_networks(inventory: PolicyView, engine: Engine, mark: int, dropped: Dropped) -> list[dict[str, Any]]:
-    """Return Docker's own bridge networks with their endpoints; an unconfirmed endpoint has no container."""
+    """Return Docker networks with their endpoints; an unconfirmed endpoint has no container."""
     there = _by_network(guest.as_known for guest in inventory.facts.guests.values())
     return [
         {
@@ -103,7 +103,7 @@ def _endpoint(
         "published": [_port(port, policy) for port in endpoint.published],
         "problems": [
             *(str(p) for p in (container.problems if container else ())),
-            *([FULL] if inventory.quota.refused(owner) else []),
+            *([FULL] if policy.rates and inventory.rates_refused(owner) else []),
         ],
         "no_effect": [
             *(container.notices if container else ()),
@@ -159,11 +159,10 @@ def places(inventory: PolicyView, container_id: str, engine: Engine, mark: int) 
     for owner in inventory.of_container(container_id):
         if place := inventory.endpoint(owner):
             network, endpoint = place
-            name = network.name if isinstance(network, BridgeNetwork) else network.bridge
             endpoint_data = _endpoint(inventory, owner, network, endpoint, {})
             if isinstance(network, BridgeNetwork):
                 endpoint_data["no_effect"] += _without_effect(inventory, network, endpoint, engine, mark)
-            found.append({"network": name, **endpoint_data})
+            found.append({"network": network.name, **endpoint_data})
     return found
 
 

@@ -131,8 +131,10 @@ def _container_on(stack: Stack, name: str, net: Net) -> bool:
 
 
 class _Hint(NamedTuple):
-    """What files tell of a kind of peers: why a name matches nobody ("" if it may match), and True if all that it
-    matches is on a network.
+    """The facts that files contain about a kind of peers.
+
+    `unmatched`: why a name matches no container ("" if it may match one). `on`: True if all that it matches is on a
+    network.
     """
 
     unmatched: Callable[[Stack, str], str]

@@ -1,4 +1,4 @@
-"""What services of compose files would accept on each network, by the plugin's own labels and policy. Pure.
+"""The policy of compose services on each network, by the plugin's own labels and policy. Pure.
 
 Every mistake in a docker-fw key is noted at the line of that key.
 """

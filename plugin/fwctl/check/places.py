@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from plugin.fwctl.check.compose.model import Notes, Value
-from plugin.fwctl.check.compose.stack import Stack, near
+from plugin.fwctl.check.compose.stack import Attachment, Service, Stack, near
 from plugin.labels.keys import KEYS, ONE_NETWORK, PREFIX
 
 
@@ -30,26 +30,35 @@ def misplaced(services: Mapping[str, Value], networks: Mapping[str, Value], note
 def without_effect(stack: Stack, notes: Notes) -> None:
     """Note labels of services that docker-fw does not protect, unread options, and numbers that YAML changes."""
     for service in stack.services.values():
-        kinds = {attachment.net.kind for attachment in service.attachments}
-        why = ""
-        if service.shares:
-            whose = service.shares.replace(":", " ", 1)
-            why = f"{service.name} shares the network of {whose}, whose labels apply; move it there"
-        elif kinds <= {"apart"}:
-            why = "; ".join(dict.fromkeys(f"{each.net.key} is {each.net.why}" for each in service.attachments))
+        why = _unprotected(service)
+        for key, value in _ours(service.labels):
+            if why:
+                notes.warn(value.place, f"label {key} has no effect: {why}", service.name)
+            if value.written:
+                what = f"label {key}: YAML reads {value.written} as the number {value.text}; put it in quotes"
+                notes.warn(value.place, what, service.name)
         for key, value in service.labels.items():
-            if key.lower().startswith(PREFIX):
-                if why:
-                    notes.warn(value.place, f"label {key} has no effect: {why}", service.name)
-                if value.written:
-                    what = f"label {key}: YAML reads {value.written} as the number {value.text}; put it in quotes"
-                    notes.warn(value.place, what, service.name)
-            elif likely := lookalike(key):
+            if likely := lookalike(key):
                 notes.warn(value.place, f"label {key} has no effect; did you mean {likely}?", service.name)
         for attachment in service.attachments:
-            for key, value in _ours(attachment.options) if attachment.net.kind == "apart" else ():
-                why = f"{attachment.net.key} is {attachment.net.why}"
-                notes.warn(value.place, f"driver_opts {key} has no effect: {why}", service.name)
+            _unread_options(service, attachment, notes)
+
+
+def _unread_options(service: Service, attachment: Attachment, notes: Notes) -> None:
+    """Note the options of an attachment to a network that docker-fw does not protect."""
+    net = attachment.net
+    for key, value in _ours(attachment.options) if net.kind == "apart" else ():
+        notes.warn(value.place, f"driver_opts {key} has no effect: {net.key} is {net.why}", service.name)
+
+
+def _unprotected(service: Service) -> str:
+    """Return why docker-fw applies none of the service's labels; "" if it applies them."""
+    if service.shares:
+        whose = service.shares.replace(":", " ", 1)
+        return f"{service.name} shares the network of {whose}, whose labels apply; move it there"
+    if all(attachment.net.kind == "apart" for attachment in service.attachments):
+        return "; ".join(dict.fromkeys(f"{each.net.key} is {each.net.why}" for each in service.attachments))
+    return ""
 
 
 def lookalike(key: str) -> str:

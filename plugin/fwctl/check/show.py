@@ -1,4 +1,4 @@
-"""What `fwctl check` prints: text for people, data for programs. Pure."""
+"""The output of `fwctl check`: text for people, data for programs. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What fwctl's commands have in common: options, requests, output and exit statuses."""
+"""Common parts of fwctl's commands: options, requests, output and exit statuses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from plugin.fwctl.socket_client import SOCKETS, ask, find_socket
 from plugin.labels.duration import parse
 from plugin.text import printable
 
-#: What docker-fw answers: a JSON object.
+#: An answer of docker-fw: a JSON object.
 Answer = dict[str, Any]
 #: Exit statuses.
 OK, NO, USAGE = 0, 1, 2

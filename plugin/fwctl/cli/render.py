@@ -1,4 +1,4 @@
-"""What fwctl prints of a status: lines of text, each part with a style for a terminal. Pure; the data is docker-fw's.
+"""fwctl's output of a status: lines of text, each part with a style for a terminal. Pure; the data is docker-fw's.
 
 `plain` makes text of the lines, for pipes and files. `plugin.fwctl.cli.terminal` prints the same texts in colours and
 tables.

@@ -1,4 +1,4 @@
-"""What fwctl prints of `explain`, `plan`, `bans`, and of changes: lines as in `plugin.fwctl.cli.render`. Pure."""
+"""fwctl's output of `explain`, `plan`, `bans`, and of changes: lines as in `plugin.fwctl.cli.render`. Pure."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from plugin.model import BridgeNetwork, DockerUnavailable, FwError, Prefix
 from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.document import document, element_text
 from plugin.nftables.elements import guarded_elements
+from plugin.nftables.features import Features
 from plugin.nftables.sets import TABLE, Element
 from plugin.policy.frozen import FrozenDict
 from plugin.policy.saved import SavedState
@@ -59,7 +60,8 @@ def nft_text(
     untils = "".join(f"#until {until} {e.set} {element_text(e)}\n" for e, until in sorted(ending.items(), key=str))
     names = ", ".join(f'"{name}"' for name in sorted(unmanaged))
     others = f" fib saddr oifname != {{ {names} }}" if unmanaged else ""
-    return f"""{_HEAD}{document(mark, {*elements}, cgroups=False, binds=False, holds=False, unmanaged=unmanaged)}
+    text = document(mark, {*elements}, Features(bridge=False, listeners=False, cgroups=False), unmanaged=unmanaged)
+    return f"""{_HEAD}{text}
 # Networks created after this file was written: a packet whose destination is routed by the link it came from stays
 # within one bridge; and no other link opens connections with a container's source address.
 insert rule inet {TABLE} inbound fib daddr . iif oif exists accept

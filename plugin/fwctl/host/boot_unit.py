@@ -46,7 +46,7 @@ WantedBy=docker.service
 """
 
 
-#: What the unit runs. A ban that expires lasts for the rest of its time.
+#: The unit's program. A ban that expires lasts for the rest of its time.
 _SCRIPT = f"""\
 # Made by docker-fw (`fwctl boot install`); {NAME} runs it.
 nft=@nft@ file=/{FILE} table={TABLE}
@@ -116,7 +116,7 @@ def find_nft(root: Path) -> str:
 
 
 def install(root: Path, nft: str, text: str) -> list[str]:
-    """Write the files, each atomically; the link, which enables the unit, comes last.
+    """Write the files, each atomically; the link, which enables the unit, is the last.
 
     Returns the paths that changed. Raises FwError.
     """

@@ -19,7 +19,7 @@ _FORWARDING = {"ipv4": "net.ipv4.ip_forward", "ipv6": "net.ipv6.conf.all.forward
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """What `cleanup` removed, and what it left: `unmanaged` tables are another program's.
+    """The result of `cleanup`, what it removed and left: `unmanaged` tables are another program's.
 
     `forwarding`: the families ("ipv4", "ipv6") for which docker-fw had enabled forwarding, which stays enabled.
     """

@@ -1,4 +1,4 @@
-"""What stays closed by the saved state alone, while neither Docker nor the plugin can be asked.
+"""Elements that close by the saved state alone, while neither Docker nor the plugin can be asked.
 
 The plugin's early table and the sidecar's boot table both consist of these elements.
 """
@@ -11,11 +11,11 @@ import logging
 from plugin.docker.proxy_ports import own_ports
 from plugin.kernel.cgroup import proxies
 from plugin.kernel.sock_diag import Listeners
+from plugin.nftables.compile import compiled
 from plugin.nftables.sets import Element
 from plugin.policy.facts import Facts, ProxyFacts
 from plugin.policy.frozen import FrozenDict
 from plugin.policy.saved import SavedState
-from plugin.policy.view import evaluated
 from plugin.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -28,8 +28,7 @@ def closed_elements(state: SavedState, settings: Settings, listeners: Listeners 
     """
     # The containers of the saved state may be gone, and their addresses given to others.
     facts = saved_facts(dataclasses.replace(state, endpoints=FrozenDict()), settings, listeners)
-    view = evaluated(settings.defaults, facts)
-    return {element for owner in view.owners() for element in view.elements(owner)}
+    return compiled(settings.defaults, facts).all_elements()
 
 
 def saved_facts(state: SavedState, settings: Settings, listeners: Listeners | None) -> Facts:

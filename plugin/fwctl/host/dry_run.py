@@ -12,8 +12,8 @@ from plugin.docker.client import DockerApi
 from plugin.fwctl.api.status import guarded_networks
 from plugin.model import Address, DockerUnavailable, FwError
 from plugin.nftables import identity
+from plugin.nftables.compile import compiled
 from plugin.policy.flows import ClosedFlow
-from plugin.policy.view import evaluated
 from plugin.settings import Settings
 from plugin.state.closed_flows import closed_flows
 
@@ -29,7 +29,7 @@ def dry_run(settings: Settings) -> dict[str, Any]:
         look = api.look()
     except DockerUnavailable as error:
         raise FwError(f"{error}; give it Docker's socket: -v /run:/host/run:ro, or FW_DOCKER_SOCKET=PATH") from error
-    inventory = evaluated(settings.defaults, look.facts())
+    inventory = compiled(settings.defaults, look.facts()).view
     names = {a: e.container.name for e in look.endpoints if e.container for a in (e.addr4, e.addr6) if a}
     try:
         unmanaged = identity.find().unmanaged

@@ -21,30 +21,29 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return read({"FW_STATE": str(tmp_path / "state.json")})
 
 
-def test_whatever_goes_wrong_is_told_and_the_start_goes_on(
+def test_any_error_is_logged_and_the_start_continues(
     settings: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """An unexpected error is in the log with its traceback."""
 
     def fails(*_: object) -> object:
-        raise RuntimeError("nobody foresaw this")
+        raise RuntimeError("an unexpected error")
 
-    monkeypatch.setattr(early_table, "Nft", fails)
+    monkeypatch.setattr(early_table, "KernelTable", fails)
     handler = logging.StreamHandler(sys.stderr)
     early_table.log.addHandler(handler)
     try:
         early_table.close_first(settings)
     finally:
         early_table.log.removeHandler(handler)
-    told = capfd.readouterr().err
-    assert "could not load the early table" in told
-    assert "RuntimeError: nobody foresaw this" in told
+    output = capfd.readouterr().err
+    assert "could not load the early table" in output
+    assert "RuntimeError: an unexpected error" in output
 
 
-def test_a_kernel_that_does_not_answer_does_not_hold_up_the_start(
-    settings: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Otherwise Docker would disable the plugin, and all ports would be open at the next boot."""
+def test_a_kernel_that_does_not_answer_does_not_delay_the_start(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The start waits for the kernel for a bounded time; otherwise Docker would disable the plugin, and all ports would
+    be open at the next boot."""
 
     def hangs(*_: object) -> object:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # this is a child, and the handler belongs to the test's time-out
@@ -52,8 +51,8 @@ def test_a_kernel_that_does_not_answer_does_not_hold_up_the_start(
         signal.pause()
         raise AssertionError
 
-    monkeypatch.setattr(early_table, "Nft", hangs)
+    monkeypatch.setattr(early_table, "KernelTable", hangs)
     monkeypatch.setattr(early_table, "LONGEST", 0.1)
-    began = time.monotonic()
+    start = time.monotonic()
     early_table.close_first(settings)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - start < 1

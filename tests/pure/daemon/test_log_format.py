@@ -34,19 +34,19 @@ def written(message: str, *arguments: object, error: BaseException | None = None
 @example(ODD)
 @examples(100)
 def test_a_record_is_one_line(text: str) -> None:
-    """For any content: no second line, no escape sequence, no character that a stream cannot write."""
+    """A record with any content has no second line, no escape sequence, and no character that a stream cannot write."""
     line = written("container %s stays closed", text)
     assert line.isprintable()
     line.encode()
     assert line.startswith("ERROR plugin.x: container ")
 
 
-def test_plain_words_are_as_they_were() -> None:
+def test_plain_text_is_unchanged() -> None:
     """Names in any script stay unchanged."""
     assert written("container %s: %d", "wébсайт-網站", 5) == "ERROR plugin.x: container wébсайт-網站: 5"
 
 
-def test_an_error_is_one_line_with_its_end() -> None:
+def test_an_error_is_one_line_with_its_message() -> None:
     """A traceback with a megabyte in its middle keeps both the message and the error."""
     try:
         raise ValueError("x" * (1 << 20) + "\n the cause")
@@ -57,15 +57,15 @@ def test_an_error_is_one_line_with_its_end() -> None:
     assert len(line) <= 2 * MAX_ERROR
 
 
-def test_megabytes_are_cut_before_they_are_looked_at() -> None:
+def test_megabytes_are_cut_before_they_are_escaped() -> None:
     """A name, a label or a Docker answer of 20 MB takes less than a second, and no more space than any other."""
-    began = time.thread_time()
+    start = time.thread_time()
     line = written("Docker's API did not answer: %s", "\x00" * (20 << 20))
-    assert time.thread_time() - began < 1
+    assert time.thread_time() - start < 1
     assert len(line) <= 5 * MAX_ERROR  # each is four characters now
 
 
-def test_the_plugin_writes_its_log_so() -> None:
+def test_the_plugin_uses_this_format() -> None:
     """The configuration that gunicorn gets uses this format."""
     config = copy.deepcopy(gunicorn_conf.logconfig_dict)
     made = {name: DictConfigurator({}).configure_formatter(each) for name, each in config["formatters"].items()}
@@ -74,7 +74,7 @@ def test_the_plugin_writes_its_log_so() -> None:
     assert made["plain"].format(record) == "ERROR plugin.docker.client: silent"
 
 
-def test_fwctl_writes_its_log_so() -> None:
+def test_fwctl_uses_this_format() -> None:
     """Warnings of the modules that a command uses are on stderr in the same form, escaped."""
     code = (
         "import logging\nfrom plugin.fwctl.cli import log, main\n"

@@ -14,7 +14,7 @@ from plugin.daemon.loops import Loops, Worker
 from plugin.docker.bridges import Bridges
 from plugin.kernel import link_monitor
 from plugin.kernel.link_monitor import Link, LinkChange
-from plugin.nftables.table import NftError
+from plugin.nftables.client import NftError
 from plugin.policy.facts import BridgeFacts, Facts
 from tests.waiting import until
 
@@ -29,7 +29,7 @@ class World:
         self.networks: dict[str, Any] = {}
         self.endpoints: dict[str, Any] = {}
         self.listening = True
-        self.doubted: list[str | None] = []
+        self.marked_unknown: list[str | None] = []
         self.facts = Facts()
         self.links: dict[int, Link] = {}
         self._stopped = threading.Event()
@@ -38,7 +38,7 @@ class World:
     incomplete = unfinished = False
 
     def hurry(self) -> None:
-        """No work is waiting."""
+        """Do nothing: no work is waiting."""
 
     def sync(self, *_: object) -> None:
         self.synced += 1
@@ -58,7 +58,7 @@ class World:
         self.woken += 1
 
     def mark_unknown(self, bridge: str | None = None) -> None:
-        self.doubted.append(bridge)
+        self.marked_unknown.append(bridge)
 
     def observe(self, edit: Callable[[Facts], Facts]) -> None:
         self.facts = edit(self.facts)
@@ -92,6 +92,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     made = World()
     monkeypatch.setattr(link_monitor, "Changes", Changes)
     monkeypatch.setattr(link_monitor, "links", lambda: dict(made.links))
+    monkeypatch.setattr(loops, "INTERVAL", 600.0)  # the periodic checks do not hide a missing one
     return made
 
 
@@ -103,14 +104,15 @@ def watcher(world: World) -> Iterator[Loops]:
     made.stop()
 
 
-def test_a_touched_ruleset_is_mended(world: World, watcher: Loops) -> None:
+def test_a_changed_ruleset_is_checked(world: World, watcher: Loops) -> None:
     """When another program changes the ruleset, docker-fw's table is checked, and Docker's chain too."""
     until(lambda: world.ensured)
+    ensured = world.ensured
     world.flushed, world.number = 1, 2
-    until(lambda: world.repaired)
+    until(lambda: world.repaired and world.ensured > ensured, timeout=5)
 
 
-def test_a_flush_in_the_middle_of_looking_is_mended_at_once(world: World, watcher: Loops) -> None:
+def test_a_flush_during_a_check_is_repaired_at_once(world: World, watcher: Loops) -> None:
     """A flush while Docker's chain is being checked is not mistaken for docker-fw's own change: it is repaired at
     once."""
 
@@ -124,14 +126,14 @@ def test_a_flush_in_the_middle_of_looking_is_mended_at_once(world: World, watche
     until(lambda: world.repaired, timeout=1)
 
 
-def test_a_flush_is_mended_while_iptables_waits(world: World, watcher: Loops) -> None:
+def test_a_flush_is_repaired_while_iptables_waits(world: World, watcher: Loops) -> None:
     """If Docker's chain cannot be checked (another tool holds iptables' lock), docker-fw's table is repaired anyway."""
     until(lambda: world.ensured)
-    waiting, go_on = threading.Event(), threading.Event()
+    waiting, resume = threading.Event(), threading.Event()
 
     def locked() -> None:
         waiting.set()
-        assert go_on.wait(5)
+        assert resume.wait(5)
 
     world.at_ensure = locked
     watcher.wake()
@@ -141,20 +143,20 @@ def test_a_flush_is_mended_while_iptables_waits(world: World, watcher: Loops) ->
         until(lambda: world.repaired, timeout=1)
     finally:
         world.at_ensure = lambda: None
-        go_on.set()
+        resume.set()
 
 
-def test_flows_are_cut_one_after_the_other_and_nobody_waits() -> None:
+def test_flows_are_cut_in_order_and_closing_does_not_wait() -> None:
     """Cutting flows may take time; closing an address does not wait for it, and no cut is lost."""
     later, done = Worker(), []
-    go_on = threading.Event()
-    later(lambda: (go_on.wait(5), done.append(1)))  # type: ignore[arg-type,func-returns-value]
+    resume = threading.Event()
+    later(lambda: (resume.wait(5), done.append(1)))  # type: ignore[arg-type,func-returns-value]
     later(lambda: done.append(2))
     later.stop()
     thread = threading.Thread(target=later.loop)
     thread.start()
     assert done == []
-    go_on.set()
+    resume.set()
     thread.join(5)
     assert done == [1, 2]
 
@@ -163,11 +165,11 @@ BRIDGE, PORT = Link(3, "br-0123456789ab", bridge=True), Link(4, "veth1", master=
 
 
 @pytest.mark.parametrize(
-    "told", [LinkChange("removed", PORT), LinkChange("added", Link(4, "veth1"))], ids=["gone", "moved"]
+    "change", [LinkChange("removed", PORT), LinkChange("added", Link(4, "veth1"))], ids=["gone", "moved"]
 )
 @pytest.mark.parametrize("listening", [True, False])
-def test_who_leaves_a_bridge_while_docker_says_nothing_is_noticed(
-    world: World, told: LinkChange, listening: bool
+def test_a_link_that_leaves_a_bridge_closes_it_while_docker_is_silent(
+    world: World, change: LinkChange, listening: bool
 ) -> None:
     """While Docker is silent, a port that leaves a bridge closes that bridge; otherwise Docker reports the
     departure."""
@@ -175,20 +177,20 @@ def test_who_leaves_a_bridge_while_docker_says_nothing_is_noticed(
     watcher = Loops(world, world, world, Bridges(set), world, world, Worker())  # type: ignore[arg-type]
     links = {3: BRIDGE, 4: PORT}
     watcher._link(LinkChange("added", Link(5, "veth2", master=3)), links)
-    assert world.doubted == []
-    watcher._link(told, links)
-    assert world.doubted == ([] if listening else [BRIDGE.name])
+    assert world.marked_unknown == []
+    watcher._link(change, links)
+    assert world.marked_unknown == ([] if listening else [BRIDGE.name])
 
 
-def test_after_links_were_missed_nothing_is_believed(world: World) -> None:
+def test_after_missed_links_every_bridge_is_closed(world: World) -> None:
     """Link notifications were lost and Docker is silent: every bridge is closed until Docker answers."""
     world.listening = False
     watcher = Loops(world, world, world, Bridges(set), world, world, Worker())  # type: ignore[arg-type]
     watcher._link(LinkChange("all"), {})
-    assert world.doubted == [None]
+    assert world.marked_unknown == [None]
 
 
-def test_a_new_bridge_is_noted_and_docker_is_asked(world: World) -> None:
+def test_a_new_bridge_is_recorded_and_docker_is_asked(world: World) -> None:
     """A new bridge is recorded at once, as far as its name identifies it, and everything is listed."""
     watcher = Loops(world, world, world, Bridges(set), world, world, Worker())  # type: ignore[arg-type]
     watcher._link(LinkChange("added", BRIDGE), {})
@@ -232,7 +234,7 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
     watcher.stop()
 
 
-def goes_on(room: Room) -> bool:
+def is_renewed(room: Room) -> bool:
     """True if the lease is renewed several more times within a moment."""
     before, end = room.renewed, time.monotonic() + 0.4
     while time.monotonic() < end and room.renewed < before + 3:
@@ -240,30 +242,32 @@ def goes_on(room: Room) -> bool:
     return room.renewed >= before + 3
 
 
-def test_who_follows_docker_renews_it(room: Room) -> None:
+def test_the_lease_is_renewed_while_docker_is_followed(room: Room) -> None:
     """The lease is renewed repeatedly, also after a refusal by the kernel."""
-    until(lambda: goes_on(room))
+    until(lambda: is_renewed(room))
     room.fault = True
-    assert not goes_on(room)
+    assert not is_renewed(room)
     room.fault = False
-    until(lambda: goes_on(room))
+    until(lambda: is_renewed(room))
 
 
 @pytest.mark.parametrize("stuck", ["a change", "an event", "the links"])
-def test_where_one_that_closes_is_stuck_it_ends(room: Room, stuck: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lease_ends_where_a_thread_that_closes_is_stuck(
+    room: Room, stuck: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If a thread blocks a lock that closing needs, or an event never completes, the lease expires although every other
     thread runs. When the cause is over, it is renewed again."""
-    until(lambda: goes_on(room))
+    until(lambda: is_renewed(room))
     if stuck == "a change":
         with room.lock:
-            assert not goes_on(room)
+            assert not is_renewed(room)
     elif stuck == "an event":
         room.keeping_up = False
-        until(lambda: not goes_on(room))
+        until(lambda: not is_renewed(room))
         room.keeping_up = True
     else:
-        go_on = threading.Event()
-        monkeypatch.setattr(room, "hurry", go_on.wait)
-        until(lambda: not goes_on(room))
-        go_on.set()
-    until(lambda: goes_on(room))
+        resume = threading.Event()
+        monkeypatch.setattr(room, "hurry", resume.wait)
+        until(lambda: not is_renewed(room))
+        resume.set()
+    until(lambda: is_renewed(room))

@@ -45,7 +45,7 @@ class Host:
         return {name for name, link in self.links.items() if link.index in found}
 
 
-def test_a_bridge_is_guarded_until_docker_had_its_say() -> None:
+def test_a_bridge_is_protected_until_docker_has_listed_its_own() -> None:
     """A bridge with an unknown name becomes exempt once Docker has listed its own bridges without it, not before."""
     host = Host()
     host.have("virbr0", "front1", "docker0", "br-0123456789ab")
@@ -57,7 +57,7 @@ def test_a_bridge_is_guarded_until_docker_had_its_say() -> None:
     assert not host.bridges.waiting()
 
 
-def test_a_bridge_that_docker_is_just_making_is_guarded() -> None:
+def test_a_bridge_that_docker_is_creating_is_protected() -> None:
     """Docker creates the bridge before it lists the network: a list counts only for bridges that existed before it."""
     host = Host()
     host.have("front1")
@@ -72,7 +72,7 @@ def test_a_bridge_that_docker_is_just_making_is_guarded() -> None:
     assert not host.bridges.waiting()
 
 
-def test_a_network_that_took_long_to_make_is_doubted_in_time() -> None:
+def test_a_new_network_protects_bridges_until_the_next_list() -> None:
     """After Docker reports a new network, no bridge except the host's uplink is exempt until Docker's next list: Docker
     may have created one recently, or taken over an existing one (`com.docker.network.bridge.name=virbr0`)."""
     host = Host()
@@ -97,8 +97,8 @@ def test_a_network_that_took_long_to_make_is_doubted_in_time() -> None:
     assert host.known("dockers") == {"old0"}
 
 
-def test_a_name_that_comes_back_is_somebody_elses() -> None:
-    """A foreign bridge is removed and Docker creates one with the same name: it is protected from its first packet."""
+def test_a_bridge_recreated_under_its_name_is_protected() -> None:
+    """An exempt bridge is removed, and Docker creates one with the same name: it is protected from its first packet."""
     host = Host()
     host.have("net0")
     host.now += SETTLE
@@ -109,7 +109,7 @@ def test_a_name_that_comes_back_is_somebody_elses() -> None:
     assert host.unmanaged() == set()
 
 
-def test_the_hosts_own_uplink_is_left_alone_at_once() -> None:
+def test_the_hosts_uplink_is_exempt_at_once() -> None:
     """A host whose default route leaves through a bridge stays reachable for its containers, unless Docker claims the
     bridge."""
     host = Host()
@@ -121,7 +121,7 @@ def test_the_hosts_own_uplink_is_left_alone_at_once() -> None:
     assert host.unmanaged() == set()
 
 
-def test_what_was_foreign_before_a_boot_does_not_wait_for_docker() -> None:
+def test_bridges_exempt_before_a_boot_stay_exempt() -> None:
     """Bridges that were exempt before a boot stay exempt until Docker's first list, and after it unless Docker claims
     them."""
     host = Host(frozenset({"virbr0", "was0", "docker0"}))
@@ -135,7 +135,7 @@ def test_what_was_foreign_before_a_boot_does_not_wait_for_docker() -> None:
     assert host.unmanaged() == set()
 
 
-def test_dockers_bridges_are_known_by_name_or_because_docker_told() -> None:
+def test_dockers_bridges_are_known_by_name_or_by_dockers_list() -> None:
     """Names that Docker generates count at once, others when Docker has listed them; no missing bridge and no docker-fw
     bridge does."""
     host = Host()
@@ -150,7 +150,7 @@ def test_dockers_bridges_are_known_by_name_or_because_docker_told() -> None:
     assert "fw-0123456789ab" not in host.known("there")
 
 
-def test_within_one_bridge_nobody_comes_from_elsewhere() -> None:
+def test_addresses_of_one_bridge_may_communicate() -> None:
     """On every bridge, Docker's or not, the addresses of one bridge may communicate with each other."""
     host = Host()
     host.have("virbr0", "docker0")
@@ -168,7 +168,7 @@ def test_an_odd_name_never_reaches_the_table(name: str) -> None:
     assert host.known("dockers") == host.known("guarded") == host.known("there") == set()
 
 
-def test_a_bridge_that_was_dockers_stays_so_under_another_name() -> None:
+def test_a_renamed_docker_bridge_stays_protected() -> None:
     """A renamed Docker bridge stays protected as long as it exists, though Docker lists it by its old name."""
     host = Host()
     host.have("br-0123456789ab")
@@ -180,7 +180,7 @@ def test_a_bridge_that_was_dockers_stays_so_under_another_name() -> None:
     assert host.known("dockers") == {"lan0"}
 
 
-def test_a_list_that_is_not_understood_whole_frees_nobody() -> None:
+def test_an_incomplete_list_exempts_no_bridge() -> None:
     """Docker's list contained an entry that could not be read: a missing bridge may belong to it, so no further bridge
     becomes exempt."""
     host = Host()
@@ -204,7 +204,7 @@ _steps = st.one_of(
 
 @given(st.lists(_steps, max_size=25))
 @examples(300)
-def test_what_docker_claims_is_never_left_alone(steps: list[tuple[str, object]]) -> None:
+def test_a_bridge_that_docker_claims_is_always_protected(steps: list[tuple[str, object]]) -> None:
     """In any order of additions, removals and lists: a bridge that Docker's last list contains, or whose name Docker
     generates, is protected."""
     host = Host()

@@ -13,17 +13,20 @@ from plugin.model import Container, PolicySpec, Rate, Rule
 
 SSH, HTTP, HTTPS, MORE = (Rule("tcp", port, port) for port in (22, 80, 443, 8080))
 COMPOSE = {
-    "com.docker.compose.project": "shop", "com.docker.compose.service": "web",
+    "com.docker.compose.project": "shop",
+    "com.docker.compose.service": "web",
     "com.docker.compose.container-number": "1",
-}  # fmt: skip
+}
 
 
 def listed(*networks: str, **labels: str) -> dict[str, Any]:
     """An entry as `GET /containers/json` returns it; dots in labels are written as double underscores."""
     return {
-        "Id": "c" * 64, "Names": ["/web"], "Labels": {k.replace("__", "."): v for k, v in labels.items()} or None,
+        "Id": "c" * 64,
+        "Names": ["/web"],
+        "Labels": {k.replace("__", "."): v for k, v in labels.items()} or None,
         "NetworkSettings": {"Networks": {name: {} for name in networks or ("bridge",)}},
-    }  # fmt: skip
+    }
 
 
 def compose(*networks: str, **labels: str) -> dict[str, Any]:
@@ -42,7 +45,7 @@ def container(
     return container_labels.on_network(container_labels.read(raw, image, unknown=unknown), network, key)
 
 
-def test_an_image_makes_nobody_a_service() -> None:
+def test_an_image_sets_no_project_and_no_service() -> None:
     """An image's labels set no project and no service: the container would match other containers' rules. Only compose
     labels that the container has and the image lacks count; an image that was removed cannot be inspected, so there is
     no name."""
@@ -73,13 +76,13 @@ def test_a_linked_container_has_its_own_name() -> None:
     assert container({**raw, "Names": ["/db/alias"]}).name == "c" * 12
 
 
-def test_compose_tells_project_and_service() -> None:
+def test_project_and_service_come_from_composes_labels() -> None:
     """Project and service come from compose's labels; peers match by them."""
     made = container(compose())
     assert (made.project, made.service) == ("shop", "web")
 
 
-def test_only_our_labels_are_read() -> None:
+def test_other_labels_are_ignored() -> None:
     """A container's other labels are not mistakes."""
     raw = compose(traefik__enable="true", fwallow="1", fw__allow="8080", FW__Deny="22")
     assert container_labels.firewall_labels(raw) == {"fw.allow": "8080", "FW.Deny": "22"}
@@ -90,7 +93,7 @@ def test_only_our_labels_are_read() -> None:
 # --- one network --------------------------------------------------------------------------------------------------
 
 
-def test_a_network_specific_label_counts_there_alone() -> None:
+def test_a_network_specific_label_applies_there_only() -> None:
     """`fw.network.front.allow` is for the address on `front`; it has no effect on other networks."""
     raw = listed("front", "back", fw__allow="80", fw__network__front__allow="8080", fw__network__back__policy="closed")
     assert container(raw, "front").spec == PolicySpec(allow=(HTTP, MORE))
@@ -98,18 +101,25 @@ def test_a_network_specific_label_counts_there_alone() -> None:
     assert container(raw, "front").problems == container(raw, "back").notices == ()
 
 
-def test_the_network_specific_label_is_the_more_specific_one() -> None:
-    """Of policy, egress and rate, the value for this network overrides the container's general one."""
-    raw = listed("front", fw__policy="closed", fw__egress="443", fw__rate="22 1/day",
-                 fw__network__front__policy="open", fw__network__front__egress="all",
-                 fw__network__front__rate="22 2/day", fw__network__front__log="drop")  # fmt: skip
+def test_a_network_specific_label_overrides_the_general_one() -> None:
+    """The value of policy, egress or rate for this network overrides the container's general one."""
+    raw = listed(
+        "front",
+        fw__policy="closed",
+        fw__egress="443",
+        fw__rate="22 1/day",
+        fw__network__front__policy="open",
+        fw__network__front__egress="all",
+        fw__network__front__rate="22 2/day",
+        fw__network__front__log="drop",
+    )
     assert container(raw, "front").spec == PolicySpec(
         policy="open", egress=EVERYTHING, rate=(Rate("tcp", 22, 22, 2, "day", 5),), log="drop"
     )
 
 
 @pytest.mark.parametrize("name", ["front", "shop_front"])
-def test_a_network_by_composes_name_or_docker_s(name: str) -> None:
+def test_a_network_is_named_as_compose_or_docker_names_it(name: str) -> None:
     """NAME is what the compose file calls the network, or its full name."""
     raw = compose("shop_front", **{f"fw__network__{name}__allow": "8080"})
     made = container(raw, "shop_front", key="shop/front")
@@ -117,14 +127,14 @@ def test_a_network_by_composes_name_or_docker_s(name: str) -> None:
     assert container(raw, "shop_front").spec.allow == (MORE,)
 
 
-def test_a_network_that_compose_s_file_names_otherwise() -> None:
-    """With `name:` in the compose file, the network's labels contain the name that the file uses."""
+def test_a_network_with_another_name_in_the_compose_file() -> None:
+    """A network with `name:` in the compose file has labels that contain the name that the file uses."""
     raw = compose("edge", fw__network__front__allow="8080", fw__network__edge__deny="22")
     assert container(raw, "edge", key="shop/front").spec == PolicySpec(allow=(MORE,), deny=(SSH,))
     assert container(raw, "edge").spec == PolicySpec(deny=(SSH,))
 
 
-def test_what_another_projects_file_calls_a_network_does_not_count() -> None:
+def test_another_projects_name_of_a_network_does_not_match() -> None:
     """An external network of another project: that project's `front` is not this one's."""
     raw = compose("shop_front", "blog_front", fw__network__front__allow="8080")
     assert container(raw, "shop_front", key="shop/front").spec.allow == (MORE,)
@@ -135,16 +145,21 @@ def test_what_another_projects_file_calls_a_network_does_not_count() -> None:
     )
 
 
-def test_what_compose_calls_a_network() -> None:
+def test_the_name_of_a_network_in_its_compose_file() -> None:
     """The name comes from the labels that compose puts on its networks; other networks have none."""
-    told = {"com.docker.compose.project": "shop", "com.docker.compose.network": "front"}
-    assert container_labels.compose_key({"Labels": told}) == "shop/front"
-    for other in ({}, {"Labels": None}, {"Labels": {}}, {"Labels": {"com.docker.compose.network": "front"}},
-                  {"Labels": {"com.docker.compose.project": "shop"}}):  # fmt: skip
+    compose_labels = {"com.docker.compose.project": "shop", "com.docker.compose.network": "front"}
+    assert container_labels.compose_key({"Labels": compose_labels}) == "shop/front"
+    for other in (
+        {},
+        {"Labels": None},
+        {"Labels": {}},
+        {"Labels": {"com.docker.compose.network": "front"}},
+        {"Labels": {"com.docker.compose.project": "shop"}},
+    ):
         assert container_labels.compose_key(other) == ""
 
 
-def test_names_are_told_apart_by_case() -> None:
+def test_names_are_case_sensitive() -> None:
     """`fw.network.Front` is not `front`: names are case-sensitive, keywords are not."""
     raw = listed("front", "Front", fw__NETWORK__Front__ALLOW="8080")
     assert container(raw, "Front").spec.allow == (MORE,)
@@ -158,7 +173,7 @@ def test_a_name_with_dots() -> None:
     assert container(raw, "my.net").spec.allow == (MORE,)
 
 
-def test_the_name_of_no_network_that_opens_is_told() -> None:
+def test_a_label_that_opens_for_an_unknown_network_is_reported() -> None:
     """The label opens nothing, and `fwctl status` reports why."""
     made = container(listed("front", "back", fw__network__nowhere__allow="8080", fw__network__x__log="drop"), "front")
     assert (made.spec, made.problems) == (PolicySpec(), ())
@@ -169,7 +184,7 @@ def test_the_name_of_no_network_that_opens_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "confines"),
+    ("key", "value", "restricts_egress"),
     [
         ("deny", "22", False),
         ("policy", "closed", False),
@@ -178,18 +193,18 @@ def test_the_name_of_no_network_that_opens_is_told() -> None:
         ("allow", "22 from 10.0.0.1", False),
     ],
 )
-def test_the_name_of_no_network_that_closes_is_a_mistake(key: str, value: str, confines: bool) -> None:
+def test_a_label_that_closes_for_an_unknown_network_is_a_mistake(key: str, value: str, restricts_egress: bool) -> None:
     """The label was meant to close something and would not: that is a mistake of the container, on each of its
     networks."""
     raw = listed("front", **{f"fw__network__nowhere__{key}": value})
     (problem,) = container(raw, "front").problems
     assert str(problem) == "label fw.network.nowhere=\"…\": the container is not on network 'nowhere'; it is on front"
-    assert (problem.closes, problem.confines) == (True, confines)
+    assert (problem.closes, problem.confines) == (True, restricts_egress)
 
 
-def test_what_is_to_close_and_names_no_network_is_a_mistake() -> None:
-    """The same where the name may mean a network with its own name (`name:`, `external:`): closed until the label is
-    fixed."""
+def test_a_label_that_closes_for_a_renamed_network_is_a_mistake() -> None:
+    """The name may also mean a network with its own name (`name:`, `external:`): the container is closed until the
+    label is fixed."""
     raw = compose("shop_back", "edge", fw__network__front__deny="22")
     (problem,) = container(raw, "shop_back").problems
     assert problem.closes
@@ -198,7 +213,7 @@ def test_what_is_to_close_and_names_no_network_is_a_mistake() -> None:
     assert container(compose("shop_back", fw__network__front__deny="22"), "shop_back").problems
 
 
-def test_the_network_at_hand_need_not_be_listed_yet() -> None:
+def test_a_network_being_connected_need_not_be_listed() -> None:
     """While a container is being connected, its listed networks lack the new one; its name is known anyway."""
     raw = listed("front", fw__network__back__deny="22")
     assert container(raw, "back").spec == PolicySpec(deny=(SSH,))
@@ -221,7 +236,7 @@ def test_an_image_opens_nothing() -> None:
     assert [notice.split("=")[0] for notice in made.notices] == ["label fw.allow", "label fw.egress", "label fw.policy"]
 
 
-def test_a_label_that_the_user_changed_is_the_users() -> None:
+def test_the_users_value_overrides_the_images() -> None:
     """If the image and the user set different values, the user's applies."""
     made = container(listed(fw__allow="443"), image={"fw.allow": "8080"})
     assert (made.spec, made.notices) == (PolicySpec(allow=(HTTPS,)), ())
@@ -234,7 +249,7 @@ def test_an_image_may_close() -> None:
     assert made == Container("c" * 64, "web", PolicySpec(deny=(SSH, HTTP), policy="closed", egress=()), network="front")
 
 
-def test_what_an_image_confines_counts_where_nobody_else_says_anything() -> None:
+def test_an_images_egress_applies_where_no_other_is_set() -> None:
     """An image's egress list has the lowest precedence. Its `fw.rate` is ignored: each rate uses kernel memory, which
     an image must not allocate."""
     image = {"fw.egress": "443", "fw.rate": "22 1/day", "fw.log": "none"}
@@ -247,7 +262,7 @@ def test_what_an_image_confines_counts_where_nobody_else_says_anything() -> None
     )
 
 
-def test_a_mistake_of_an_image_is_nobodys() -> None:
+def test_a_mistake_of_an_image_that_opens_is_ignored() -> None:
     """A wrong image label that could only open is not the user's mistake; one that closes is."""
     made = container(listed(fw__allow="808O"), image={"fw.allow": "808O"})
     assert (made.problems, made.spec, made.image_spec) == ((), PolicySpec(), PolicySpec())
@@ -257,7 +272,7 @@ def test_a_mistake_of_an_image_is_nobodys() -> None:
 
 
 def test_a_trusted_image_is_like_a_user() -> None:
-    """With FW_IMAGE_LABELS=trust the image is not inspected, and all labels apply."""
+    """An image is not inspected with FW_IMAGE_LABELS=trust, and all labels apply."""
     made = container(listed(fw__allow="8080"), image=None)
     assert (made.spec, made.notices) == (PolicySpec(allow=(MORE,)), ())
 
@@ -268,7 +283,7 @@ def test_a_long_value_in_a_notice_is_cut() -> None:
     assert len(made.notices[0]) < 200
 
 
-def test_an_image_of_ten_thousand_labels_is_told_of_shortly() -> None:
+def test_the_notice_about_ten_thousand_image_labels_is_short() -> None:
     """The notice is short for a key of megabytes and for compose names; none of them is stored."""
     pairs = {f"fw.network.n{n}{'x' * 300}.allow": "8080" for n in range(10_000)}
     made = container({**listed(), "Labels": pairs}, image=pairs)
@@ -281,7 +296,7 @@ def test_an_image_of_ten_thousand_labels_is_told_of_shortly() -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "closes", "confines"),
+    ("labels", "closes", "restricts_egress"),
     [
         ({"fw.allow": "8080"}, False, False),
         ({"fw.allow": "22 from 10.0.0.1"}, True, False),
@@ -298,11 +313,11 @@ def test_an_image_of_ten_thousand_labels_is_told_of_shortly() -> None:
         ({"fw.network.front.allow": "443"}, False, False),
     ],
 )
-def test_while_an_images_labels_are_not_known_any_may_be_its(
-    labels: dict[str, str], closes: bool, confines: bool
+def test_while_an_images_labels_are_unknown_no_label_opens(
+    labels: dict[str, str], closes: bool, restricts_egress: bool
 ) -> None:
-    """In that case no label opens anything, which is reported as a mistake, and everything that the user may have meant
-    to close is closed."""
+    """No label opens anything, which is reported as a mistake, and everything that the user may have meant to close is
+    closed."""
     raw = listed(**{key.replace(".", "__"): value for key, value in labels.items()})
     made = container(raw, unknown="it is gone; pull it again")
     (problem,) = made.problems
@@ -311,13 +326,13 @@ def test_while_an_images_labels_are_not_known_any_may_be_its(
         f'label {first}="{labels[first]}": it is unknown whether this label comes from the image: '
         "it is gone; pull it again"
     )
-    assert (problem.closes, problem.confines) == (closes, confines)
+    assert (problem.closes, problem.confines) == (closes, restricts_egress)
     assert made.spec == PolicySpec()
     assert {notice.split('"')[0].removesuffix("=") for notice in made.notices} == {f"label {key}" for key in labels}
     assert all("may come from the image" in notice for notice in made.notices)
 
 
-def test_while_an_images_labels_are_not_known_what_closes_counts() -> None:
+def test_while_an_images_labels_are_unknown_labels_that_close_apply() -> None:
     """Labels that can only close apply, whether they are the user's or the image's."""
     made = container(listed(fw__deny="22", fw__policy="closed", fw__egress="none"), unknown="it is gone; pull it again")
     assert made == Container("c" * 64, "web", PolicySpec(deny=(SSH,), policy="closed", egress=()), network="bridge")

@@ -21,19 +21,19 @@ def test_engines_that_die_of_network_plugins_are_refused(version: str) -> None:
 @pytest.mark.parametrize(
     "version", ["20.10.0", "20.10.24+dfsg1", "26.1.5", "28.5.2", "29.0.3", "29.1.0", "30.0.0", "", "dev"]
 )
-def test_other_engines_are_not_spoken_of(version: str) -> None:
-    """For supported and unknown versions there is no message."""
+def test_other_engines_get_no_message(version: str) -> None:
+    """Supported and unknown versions cause no message."""
     assert refusal(Engine(version)) == unfit(Engine(version)) == ""
 
 
 @pytest.mark.parametrize("version", ["19.03.15", "20.9.1", "1.13.1"])
-def test_engines_that_are_too_old_are_told_and_not_refused(version: str) -> None:
+def test_old_engines_are_reported_and_not_refused(version: str) -> None:
     """Docker before 20.10 is not supported: the message says so, and containers start."""
     assert "upgrade Docker to 20.10 or newer" in unfit(Engine(version))
     assert not refusal(Engine(version))
 
 
-def test_the_log_tells_once_for_each_version(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_has_one_error_for_each_version(caplog: pytest.LogCaptureFixture) -> None:
     """An error is logged at the first answer of such an engine, and not with every later connection."""
     known = Engine()
     with caplog.at_level(logging.ERROR):

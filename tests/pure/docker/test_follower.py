@@ -58,7 +58,7 @@ class World:
     def __init__(self) -> None:
         self.answer: DockerSnapshot | None = None
         self.place: tuple[BridgeNetwork, Endpoint] | None = (NETWORK, GUEST)
-        self.looked = 0
+        self.listings = 0
         self.endpoints = {JOINED.id: JOINED}
         self.forgotten: list[str] = []
         #: Endpoints that the disk refuses, and how many times it refuses a full save.
@@ -69,18 +69,18 @@ class World:
         self.owed = 0
         self.unsure_ = False
         self.calls: list[tuple[Any, ...]] = []
-        self.at_look: Callable[[], object] = lambda: None
-        self.noted = 0
+        self.on_listing: Callable[[], object] = lambda: None
+        self.bridge_reads = 0
         self.created_: list[str] = []
         self.sure = True
         self._events: queue.Queue[Event | None] = queue.Queue()
 
     # Docker
     def look(self) -> DockerSnapshot:
-        self.looked += 1
-        self.at_look()
+        self.listings += 1
+        self.on_listing()
         if self.answer is None:
-            raise DockerUnavailable("nobody is there")
+            raise DockerUnavailable("connection refused")
         return self.answer
 
     def bridges(self) -> tuple[frozenset[str], bool]:
@@ -88,7 +88,7 @@ class World:
 
     def guest(self, network_id: str, container_id: str) -> tuple[BridgeNetwork, Endpoint, bool] | None:
         if self.place is None:
-            raise DockerUnavailable("nobody is there")
+            raise DockerUnavailable("connection refused")
         return (*self.place, self.sure)
 
     def created(self, container_id: str) -> None:
@@ -101,7 +101,7 @@ class World:
         while (event := self._events.get()) is not None:
             yield event
 
-    def tell(self, what: str, id: str = "", container: str = "", kind: str = "bridge") -> None:
+    def emit(self, what: str, id: str = "", container: str = "", kind: str = "bridge") -> None:
         self._events.put(Event(what, id, container, kind))
 
     def hang_up(self) -> None:
@@ -123,8 +123,8 @@ class World:
         self.steps.append(self.facts)
 
     @property
-    def everybody(self) -> bool:
-        """All networks are known, and none restricts egress."""
+    def all_known(self) -> bool:
+        """Return True if all networks are known, and none restricts egress."""
         return not self.state.egress_restricted
 
     @property
@@ -143,7 +143,7 @@ class World:
         self.forgotten.append(gone.id)
 
     def note(self) -> None:
-        self.noted += 1
+        self.bridge_reads += 1
 
     # the tracker
     def now(self) -> int:
@@ -154,12 +154,20 @@ class World:
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         if name not in (
-            "start_over", "returns", "leaves", "forget", "network_gone", "mark_unknown", "put", "replace", "cut_closed",
-        ):  # fmt: skip
+            "start_over",
+            "returns",
+            "leaves",
+            "forget",
+            "network_gone",
+            "mark_unknown",
+            "put",
+            "replace",
+            "cut_closed",
+        ):
             raise AttributeError(name)
         return lambda *args, **kwargs: self.calls.append((name, *args, *kwargs.values())) or True
 
-    def told(self, *call: Any) -> bool:
+    def called(self, *call: Any) -> bool:
         return any(each[: len(call)] == call for each in self.calls)
 
 
@@ -187,114 +195,118 @@ def follower(world: World, bridges: Bridges) -> Iterator[DockerFollower]:
         thread.join(5)
 
 
-def test_subscribe_then_look_at_everything(world: World, follower: DockerFollower) -> None:
+def test_a_subscription_is_followed_by_a_full_listing(world: World, follower: DockerFollower) -> None:
     """Each new subscription discards the earlier reports and lists everything; then flows are cut."""
     world.answer = DockerSnapshot(
         networks=(NETWORK,), endpoints=(GUEST,), not_guarded={"tool": "has the host's network"}
     )
-    world.tell("subscribed")
-    until(lambda: world.told("cut_closed"))
-    names = [call[0] for call in world.calls]
-    assert names.index("start_over") < len(names)
-    assert world.told("replace", (NETWORK,), (GUEST,))
+
+    def names() -> list[str]:
+        called = [call[0] for call in world.calls]
+        return called[called.index("start_over") :] if "start_over" in called else []
+
+    world.emit("subscribed")
+    until(lambda: "cut_closed" in names())
+    assert names().index("replace") < names().index("cut_closed")
+    assert world.called("replace", (NETWORK,), (GUEST,))
     assert follower.not_guarded == {"tool": "has the host's network"}
 
 
-def test_what_goes_is_closed_though_docker_hangs(world: World, follower: DockerFollower) -> None:
+def test_a_departure_closes_while_docker_hangs(world: World, follower: DockerFollower) -> None:
     """While a listing hangs in Docker's API, a departure event still closes at once."""
-    looking, go_on = threading.Event(), threading.Event()
+    looking, resume = threading.Event(), threading.Event()
 
     def hang() -> None:
         looking.set()
-        assert go_on.wait(5)
+        assert resume.wait(5)
 
-    world.answer, world.at_look = DockerSnapshot(), hang
+    world.answer, world.on_listing = DockerSnapshot(), hang
     follower.wake()
     assert looking.wait(5)
     try:
-        world.tell("network disconnect", NETWORK.id, WEB.id)
-        world.tell("container die", WEB.id)
-        world.tell("network destroy", NETWORK.id)
-        until(lambda: world.told("network_gone", NETWORK.id))
-        assert world.told("leaves", NETWORK.id, WEB.id)
-        assert world.told("leaves", "", WEB.id)
+        world.emit("network disconnect", NETWORK.id, WEB.id)
+        world.emit("container die", WEB.id)
+        world.emit("network destroy", NETWORK.id)
+        until(lambda: world.called("network_gone", NETWORK.id))
+        assert world.called("leaves", NETWORK.id, WEB.id)
+        assert world.called("leaves", "", WEB.id)
     finally:
-        world.at_look = lambda: None
-        go_on.set()
+        world.on_listing = lambda: None
+        resume.set()
 
 
 @pytest.mark.parametrize(
     "what", ["container die", "container start", "network connect", "network disconnect", "network destroy"]
 )
-def test_somebody_goes_and_nobody_knows_who(world: World, follower: DockerFollower, what: str) -> None:
+def test_a_departure_without_a_name_marks_every_container_unknown(
+    world: World, follower: DockerFollower, what: str
+) -> None:
     """An event that does not name its container marks every container unknown until everything has been listed."""
     world.answer = DockerSnapshot()
-    until(lambda: world.looked)
-    looked = world.looked
-    world.tell(what, "n" if what == "network connect" else "", "")
-    until(lambda: world.told("mark_unknown") and world.looked > looked)
-    assert not world.told("leaves")
-    world.tell("container prune")
-    world.tell("container die", WEB.id)
-    until(lambda: world.told("leaves", "", WEB.id))
+    until(lambda: world.listings)
+    listings = world.listings
+    world.emit(what, "n" if what == "network connect" else "", "")
+    until(lambda: world.called("mark_unknown") and world.listings > listings)
+    assert not world.called("leaves")
+    world.emit("container prune")
+    world.emit("container die", WEB.id)
+    until(lambda: world.called("leaves", "", WEB.id))
     assert len([call for call in world.calls if call[0] == "mark_unknown"]) == 1
 
 
-def test_nobody_is_said_not_to_exist_by_a_list_with_a_hole(world: World, follower: DockerFollower) -> None:
+def test_an_incomplete_list_removes_no_container(world: World, follower: DockerFollower) -> None:
     """If Docker's list could not be read completely, a missing container keeps its `fwctl deny` overrides and its
     closed ports."""
     world.answer = DockerSnapshot(container_ids=frozenset({"a"}))
     world.facts = Facts(SavedState(proxied={"p": ()}, overrides=(Overriding("d", Rule("tcp", 1, 1), True),)))
     follower.wake()
-    until(lambda: world.told("replace", (), (), frozenset({"a"})))
+    until(lambda: world.called("replace", (), (), frozenset({"a"})))
     world.answer = DockerSnapshot(container_ids=frozenset({"a"}), complete=False)
     follower.wake()
-    until(lambda: world.told("replace", (), (), frozenset("adp")))
+    until(lambda: world.called("replace", (), (), frozenset("adp")))
 
 
-def test_who_is_connected_is_looked_at_and_nobody_else(world: World, follower: DockerFollower) -> None:
+def test_a_connected_container_is_looked_up_alone(world: World, follower: DockerFollower) -> None:
     """An exception needs a look-up of one container, not a full listing; the container's start reports its published
     ports."""
     world.answer = DockerSnapshot()
     world.endpoints = {}
-    until(lambda: world.looked == 1)
-    world.tell("network connect", NETWORK.id, WEB.id)
-    until(lambda: world.told("put", NETWORK, [GUEST], False))
-    world.tell("container start", WEB.id)
-    until(lambda: world.told("put", None, [GUEST], True))
-    assert world.looked == 1
-    assert world.told("returns", NETWORK.id, WEB.id)
-    world.tell("container destroy", WEB.id)
-    until(lambda: world.told("forget", WEB.id))
+    until(lambda: world.listings == 1)
+    world.emit("network connect", NETWORK.id, WEB.id)
+    until(lambda: world.called("put", NETWORK, [GUEST], False))
+    world.emit("container start", WEB.id)
+    until(lambda: world.called("put", None, [GUEST], True))
+    assert world.listings == 1
+    assert world.called("returns", NETWORK.id, WEB.id)
+    world.emit("container destroy", WEB.id)
+    until(lambda: world.called("forget", WEB.id))
 
 
-def test_a_look_that_failed_is_made_up_for(world: World, follower: DockerFollower) -> None:
+def test_a_failed_look_up_is_followed_by_a_full_listing(world: World, follower: DockerFollower) -> None:
     """If Docker did not answer about one container while its events continued, everything is listed."""
     world.answer, world.place = DockerSnapshot(), None
-    world.tell("subscribed")
-    until(lambda: world.told("cut_closed"))
-    looked = world.looked
-    world.tell("network connect", NETWORK.id, WEB.id)
-    until(lambda: world.looked > looked)
+    world.emit("subscribed")
+    until(lambda: world.called("cut_closed"))
+    listings = world.listings
+    world.emit("network connect", NETWORK.id, WEB.id)
+    until(lambda: world.listings > listings)
 
 
-def test_it_is_known_whether_docker_tells(world: World, follower: DockerFollower) -> None:
+def test_the_follower_reports_whether_it_follows_docker(world: World, follower: DockerFollower) -> None:
     """The follower reports that it follows Docker from the subscription to the end of the stream, and no longer."""
     assert not follower.listening
-    world.tell("subscribed")
+    world.emit("subscribed")
     until(lambda: follower.listening)
     world.hang_up()
     until(lambda: not follower.listening)
 
 
-def test_a_network_that_docker_made_may_own_a_bridge_that_came_lately(
-    world: World, bridges: Bridges, follower: DockerFollower
-) -> None:
+def test_a_new_network_may_own_a_recent_bridge(world: World, bridges: Bridges, follower: DockerFollower) -> None:
     """The bridge is protected before Docker's next list arrives."""
     bridges.see([Link(5, "front1", bridge=True)])
-    noted = world.noted
-    world.tell("network create", NETWORK.id)
-    until(lambda: world.noted > noted)
+    bridge_reads = world.bridge_reads
+    world.emit("network create", NETWORK.id)
+    until(lambda: world.bridge_reads > bridge_reads)
     assert bridges.unmanaged() == set()
 
 
@@ -308,73 +320,73 @@ def test_an_unknown_bridge_is_asked_about_again(
     bridges.see([Link(5, "virbr0", bridge=True)])
     world.answer = DockerSnapshot()
     follower.wake()
-    until(lambda: world.looked)
+    until(lambda: world.listings)
     clock[0] += SETTLE
     until(lambda: world.state.unmanaged == {"virbr0"})
 
 
-def test_networks_are_known_before_their_containers_and_everybody_after(world: World, follower: DockerFollower) -> None:
+def test_networks_are_known_before_their_containers(world: World, follower: DockerFollower) -> None:
     """A rule may name a network, even an empty one. Which containers were egress-restricted before is known again after
     a listing."""
     world.answer = DockerSnapshot(network_names=frozenset({"front", "bridge"}))
-    world.tell("subscribed")
-    until(lambda: world.everybody)
+    world.emit("subscribed")
+    until(lambda: world.all_known)
     first = next(facts for facts in world.steps if facts.names)
     assert (first.names, first.saved.egress_restricted) == ({"front", "bridge"}, {"gone0"})
 
 
-def test_an_old_answer_makes_nobody_known(
+def test_an_old_answer_confirms_no_container(
     world: World, follower: DockerFollower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A list that is too old on arrival is requested again; until then egress restrictions remain."""
     world.answer = DockerSnapshot()
     monkeypatch.setattr(World, "__getattr__", lambda self, name: lambda *_, **__: self.calls.append((name,)))
-    looked = world.looked
-    world.tell("subscribed")
-    until(lambda: world.looked > looked + 1)
-    assert not world.everybody
+    listings = world.listings
+    world.emit("subscribed")
+    until(lambda: world.listings > listings + 1)
+    assert not world.all_known
 
 
-def test_a_container_is_asked_about_while_it_can_be(world: World, follower: DockerFollower) -> None:
+def test_an_attachments_options_are_requested_when_it_is_created(world: World, follower: DockerFollower) -> None:
     """An attachment's options are requested when the endpoint has been created; a container whose options are still
     unknown is not confirmed."""
     world.answer = DockerSnapshot()
-    world.tell("container create", WEB.id)
+    world.emit("container create", WEB.id)
     until(lambda: world.created_ == [WEB.id])
     world.sure = False
-    world.tell("network connect", NETWORK.id, WEB.id)
+    world.emit("network connect", NETWORK.id, WEB.id)
     until(lambda: any(call[0] == "put" and call[1] == NETWORK and call[-1] is False for call in world.calls))
 
 
 # --- the driver's endpoints ---------------------------------------------------------------------------------------
 
 
-def test_unknown_labels_are_learned_when_docker_answers(world: World, follower: DockerFollower) -> None:
+def test_unknown_labels_are_read_when_docker_answers(world: World, follower: DockerFollower) -> None:
     """A container that joined while Docker's API was silent gets its exceptions as soon as the API answers."""
     follower.wake()
-    until(lambda: world.looked)
+    until(lambda: world.listings)
     assert world.endpoints[JOINED.id].container is None
     world.answer = DockerSnapshot({JOINED.id: WEB})
     follower.wake()
     until(lambda: world.endpoints[JOINED.id].container == WEB)
 
 
-def test_an_event_is_enough_while_somebody_is_unknown(world: World, follower: DockerFollower) -> None:
+def test_a_start_triggers_a_listing_while_labels_are_unknown(world: World, follower: DockerFollower) -> None:
     """A container's start triggers a full listing as long as an endpoint's labels are unknown."""
-    until(lambda: world.looked)
+    until(lambda: world.listings)
     world.answer = DockerSnapshot({JOINED.id: WEB})
-    world.tell("container start", WEB.id)
+    world.emit("container start", WEB.id)
     until(lambda: world.endpoints[JOINED.id].container == WEB)
 
 
-def test_wrong_labels_are_kept_as_what_they_are(world: World, follower: DockerFollower) -> None:
+def test_labels_found_wrong_later_keep_the_container_closed(world: World, follower: DockerFollower) -> None:
     """Labels that turn out to be wrong after the start are recorded as wrong: the policy keeps the container closed."""
     world.answer = DockerSnapshot({JOINED.id: WRONG})
     follower.wake()
     until(lambda: world.endpoints[JOINED.id].container == WRONG)
 
 
-def test_an_endpoint_that_left_learns_nothing(world: World) -> None:
+def test_a_report_about_a_departed_endpoint_opens_nothing(world: World) -> None:
     """A Docker report about an endpoint that has left opens nothing."""
     world.endpoints[JOINED.id] = dataclasses.replace(JOINED, joined=False)
     DriverSync(world, world.undo).update_labels({JOINED.id: WEB})  # type: ignore[arg-type]
@@ -382,7 +394,7 @@ def test_an_endpoint_that_left_learns_nothing(world: World) -> None:
 
 
 @pytest.mark.parametrize("joined", [True, False])
-def test_an_endpoint_that_docker_no_longer_has_is_forgotten(
+def test_an_endpoint_that_docker_no_longer_has_is_removed(
     world: World, monkeypatch: pytest.MonkeyPatch, joined: bool
 ) -> None:
     """A missing Leave does not leave an address open permanently, and a missing Join does not leave a record behind; a
@@ -399,7 +411,7 @@ def test_an_endpoint_that_docker_no_longer_has_is_forgotten(
     assert world.forgotten == [JOINED.id]
 
 
-def test_a_network_that_docker_no_longer_has_is_forgotten(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_docker_no_longer_has_is_removed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """dockerd died before it saved a new network, or docker-fw died before it saved a removal: the subnet is free again
     after a minute. A network that has an endpoint stays, and none is removed while Docker's networks are not all known.
     """
@@ -419,7 +431,7 @@ def test_a_network_that_docker_no_longer_has_is_forgotten(world: World, monkeypa
     assert world.forgotten == [empty.id]
 
 
-def test_one_that_cannot_be_forgotten_holds_up_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_removal_is_retried_and_delays_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A change that the kernel or the disk refuses is retried at the next listing."""
     monkeypatch.setattr(driver_sync, "GONE", 0.0)
     other = dataclasses.replace(JOINED, id="f" * 64)
@@ -436,7 +448,7 @@ def test_one_that_cannot_be_forgotten_holds_up_no_other(world: World, monkeypatc
     assert world.forgotten == [JOINED.id, other.id] * 2
 
 
-def test_what_is_forgotten_goes_as_if_docker_had_said_so() -> None:
+def test_a_missing_object_is_removed_through_the_driver() -> None:
     """The driver removes an endpoint, and a network with its bridge."""
     disk, nothing, links = Disk(), MagicMock(), MagicMock()
     state = Reconciler(Kernel(), disk, Defaults())  # type: ignore[arg-type]
@@ -451,24 +463,24 @@ def test_what_is_forgotten_goes_as_if_docker_had_said_so() -> None:
     links.delete_bridge.assert_called_once_with(network)
 
 
-def test_one_that_the_disk_refuses_holds_up_no_other(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_labels_that_the_disk_refuses_delay_no_others(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """Labels that cannot be saved open nothing, and are reported once; the labels of all other containers are learned,
     and these ones are retried."""
     other = dataclasses.replace(JOINED, id="f" * 64)
     world.endpoints[other.id] = other
-    found, told = DriverSync(world, world.undo), {JOINED.id: WEB, other.id: WEB}  # type: ignore[arg-type]
+    found, labels = DriverSync(world, world.undo), {JOINED.id: WEB, other.id: WEB}  # type: ignore[arg-type]
     world.refused = {JOINED.id}
     for _ in range(3):
-        found.update_labels(told)
-    assert [world.endpoints[each].container for each in told] == [None, WEB]
+        found.update_labels(labels)
+    assert [world.endpoints[each].container for each in labels] == [None, WEB]
     assert caplog.text.count("web (endpoint eeeeeeeeeeee) keeps its old labels: the disk is full") == 1
     world.refused = set()
-    found.update_labels(told)
+    found.update_labels(labels)
     assert world.endpoints[JOINED.id].container == WEB
 
 
 @pytest.mark.parametrize("unsure", [False, True])
-def test_what_the_disk_did_not_take_is_written_when_it_does(
+def test_a_refused_write_is_retried(
     world: World, follower: DockerFollower, monkeypatch: pytest.MonkeyPatch, unsure: bool
 ) -> None:
     """No event is needed: the write is retried periodically, whatever other container is waited for."""
@@ -479,15 +491,15 @@ def test_what_the_disk_did_not_take_is_written_when_it_does(
     until(lambda: world.owed == 0)
 
 
-def test_an_event_that_is_never_done_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_event_that_never_completes_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     """Silence does not count as stuck. An event in progress counts as healthy for the length of one renewal, and not
     after that until it is done."""
-    docker, done, begun = World(), threading.Event(), threading.Event()
+    docker, done, started = World(), threading.Event(), threading.Event()
     follower = DockerFollower(docker, docker, docker, Bridges(set), ProxyPorts(docker, Listeners(set), ()), docker.note)  # type: ignore[arg-type]
     monkeypatch.setattr(follow, "EVERY", 0.0)
 
     def leaves(*_: object) -> None:
-        begun.set()
+        started.set()
         assert done.wait(5)
 
     monkeypatch.setattr(docker, "leaves", leaves, raising=False)
@@ -495,8 +507,8 @@ def test_an_event_that_is_never_done_is_noticed(monkeypatch: pytest.MonkeyPatch)
     thread.start()
     try:
         assert follower.keeps_up()
-        docker.tell("network disconnect", "n", "c")
-        assert begun.wait(5)
+        docker.emit("network disconnect", "n", "c")
+        assert started.wait(5)
         assert not follower.keeps_up()
         monkeypatch.setattr(follow, "EVERY", 60.0)
         assert follower.keeps_up()

@@ -97,10 +97,10 @@ class Store(FakeDocker):
         descriptor = {"mediaType": "application/vnd.oci.image.index.v1+json", "digest": INDEX, "size": 726}
         if chosen and best:
             descriptor = best.descriptor
-        told: dict[str, Any] = {"Id": descriptor["digest"], "Config": {"Labels": None}, "Os": "", "Architecture": ""}
+        answer: dict[str, Any] = {"Id": descriptor["digest"], "Config": {"Labels": None}, "Os": "", "Architecture": ""}
         if best and best.config:
-            told.update({"Config": {"Labels": best.labels or None}, "Os": "linux", "Architecture": best.architecture})
-        self._reply(request, {**told, **({"Descriptor": descriptor} if version >= 48 else {})})
+            answer.update({"Config": {"Labels": best.labels or None}, "Os": "linux", "Architecture": best.architecture})
+        self._reply(request, {**answer, **({"Descriptor": descriptor} if version >= 48 else {})})
 
 
 PLAIN, LOUD = Manifest(1, "amd64"), Manifest(2, "386", OPEN)
@@ -128,7 +128,7 @@ def closed(container: Container) -> bool:
 
 
 @pytest.mark.parametrize("release", RELEASES)
-def test_the_label_of_another_variant_than_docker_prefers_is_the_images(docker: Store, release: str) -> None:
+def test_a_label_of_any_variant_is_the_images(docker: Store, release: str) -> None:
     """On each Docker with containerd's image store, labels that open have no effect if they come from the image."""
     docker.release = release
     docker.create("loud", LOUD)
@@ -139,7 +139,7 @@ def test_the_label_of_another_variant_than_docker_prefers_is_the_images(docker: 
 
 
 @pytest.mark.parametrize("release", SHOW)
-def test_a_label_of_the_users_opens(docker: Store, release: str) -> None:
+def test_a_users_label_opens(docker: Store, release: str) -> None:
     """The label applies on the variant that lacks it, also next to a container of the variant that has it, in either
     order."""
     docker.release = release
@@ -154,7 +154,7 @@ def test_a_label_of_the_users_opens(docker: Store, release: str) -> None:
 
 
 @pytest.mark.parametrize("release", ["24.0.9", "26.1.5", "27.5.1"])
-def test_where_no_variant_is_told_any_label_may_be_the_images(docker: Store, release: str) -> None:
+def test_without_a_variant_any_label_may_be_the_images(docker: Store, release: str) -> None:
     """Docker 24 to 27 with this store: labels that open are ignored, labels that close apply, and the message says what
     to do."""
     docker.release = release
@@ -170,7 +170,7 @@ def test_where_no_variant_is_told_any_label_may_be_the_images(docker: Store, rel
 
 
 @pytest.mark.parametrize("release", SHOW)
-def test_an_answer_about_anything_else_is_none(docker: Store, release: str) -> None:
+def test_an_answer_about_another_variant_is_ignored(docker: Store, release: str) -> None:
     """A platform that the index names twice, an image that was removed, a variant that was removed or is incomplete: in
     each case any label may be the image's."""
     docker.release = release
@@ -196,7 +196,7 @@ def test_an_answer_about_anything_else_is_none(docker: Store, release: str) -> N
         {"digest": digest(1), "platform": {"os": "linux", "architecture": "a" * 4096}},
     ],
 )
-def test_a_container_without_a_variant_is_of_none(docker: Store, descriptor: Any) -> None:
+def test_an_unusable_variant_is_none(docker: Store, descriptor: Any) -> None:
     """Docker's list names no variant, or not in a form that can be used in a request."""
     docker.create("users", PLAIN, OPEN, ImageManifestDescriptor=descriptor)
     assert closed(look(docker)["users"])
@@ -211,7 +211,7 @@ def test_one_variant_is_known_without_platforms_too(docker: Store) -> None:
     assert look(docker)["users"].spec.policy == "open"
 
 
-def test_an_image_that_docker_refuses_to_show_holds_up_nobody(docker: Store) -> None:
+def test_an_image_that_docker_refuses_to_show_delays_no_other(docker: Store) -> None:
     """A hook is not blocked either: the image's container is closed, and the next container's labels are read."""
     docker.create("odd", Manifest(7, ""), OPEN)
     docker.create("users", PLAIN, OPEN)
@@ -235,7 +235,7 @@ def test_an_image_that_docker_refuses_to_show_holds_up_nobody(docker: Store) -> 
 
 
 @pytest.mark.parametrize("part", ["", "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"], ids=["nothing", "a half"])
-def test_an_image_that_docker_never_finishes_to_show_holds_up_nobody(
+def test_an_image_that_docker_never_shows_delays_no_other(
     docker: Store, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An image can be crafted so that Docker takes minutes to inspect it: its container is closed, and the labels of
@@ -266,22 +266,22 @@ def test_an_image_that_docker_never_finishes_to_show_holds_up_nobody(
     assert len(asked) == 2
 
 
-def test_an_answer_in_drops_ends(docker: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_in_small_pieces_times_out(docker: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each drop arrives in time, but all of them would take hours: the client gives up, and asks again."""
     api = DockerApi(str(docker.path))
     docker.create("users", PLAIN, OPEN)
     assert look(docker, api)
     monkeypatch.setattr(asking, "LONGEST", 0.2)
     docker.mode = "drip"
-    began = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(DockerUnavailable, match="within 0 s"):
         api.look()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - start < 5
     docker.mode = "answer"
     assert look(docker, api)["users"].spec.policy == "open"
 
 
-def test_an_image_that_docker_fails_to_show_silences_no_hook(docker: Store) -> None:
+def test_an_image_that_docker_fails_to_show_blocks_no_hook(docker: Store) -> None:
     """The image's container joins closed; the next container's labels are read in the hook."""
     docker.create("odd", Manifest(7, "odd"), OPEN)
     docker.create("users", PLAIN, OPEN)
@@ -304,8 +304,8 @@ def test_an_image_that_docker_fails_to_show_silences_no_hook(docker: Store) -> N
 # --- the store of graph drivers -----------------------------------------------------------------------------------
 
 
-def test_in_the_store_of_graph_drivers_an_image_is_one(tmp_path: Path) -> None:
-    """In that store an image ID is the digest of one config: it is inspected once, without a platform, and /info is
+def test_with_graph_drivers_an_image_is_inspected_once(tmp_path: Path) -> None:
+    """An image ID of graph drivers is the digest of one config: it is inspected once, without a platform, and /info is
     requested only where the API does not distinguish the stores."""
     docker = FakeDocker(tmp_path / "docker.sock")
     docker.images = {"sha256:loud": OPEN, "sha256:plain": {}}
@@ -330,35 +330,35 @@ def test_in_the_store_of_graph_drivers_an_image_is_one(tmp_path: Path) -> None:
         ({"Driver": "zfs", "DriverStatus": [["x", "y"], ["driver-type", "anything"]]}, True),
     ],
 )
-def test_which_store_it_is(info: dict[str, Any], there: bool) -> None:
+def test_the_store_is_recognised_by_its_driver(info: dict[str, Any], there: bool) -> None:
     """The store is recognised by the storage driver in `docker info`."""
     assert in_containerd(info) is there
 
 
 @pytest.mark.parametrize("info", [{}, {"Driver": ""}, {"Driver": 5}, {"Driver": "overlay2", "DriverStatus": "x"}])
-def test_a_store_that_is_not_told_is_not_known(info: dict[str, Any]) -> None:
-    """In that case any label may be the image's."""
+def test_an_unreported_store_is_unknown(info: dict[str, Any]) -> None:
+    """Any label may be the image's if `docker info` does not name the storage driver."""
     with pytest.raises(UnknownLabels):
         in_containerd(info)
 
 
-def test_another_images_answer_is_none() -> None:
+def test_another_images_answer_is_an_error() -> None:
     """An answer must name the image that was requested."""
     assert image_labels(Variant("sha256:a"), {"Id": "sha256:a", "Config": None}) == {}
-    for told in ({}, {"Id": "sha256:b"}, {"Id": "sha256:a", "Descriptor": {"digest": "sha256:a"}}):
+    for answer in ({}, {"Id": "sha256:b"}, {"Id": "sha256:a", "Descriptor": {"digest": "sha256:a"}}):
         with pytest.raises(UnknownLabels):
-            image_labels(Variant("sha256:a"), told)
+            image_labels(Variant("sha256:a"), answer)
     with pytest.raises(UnknownLabels):
         image_labels(Variant("sha256:a", "sha256:m", "{}"), {"Id": "sha256:a", "Os": "linux", "Architecture": "386"})
 
 
 def test_only_labels_that_matter_are_kept() -> None:
-    """Of an image's megabytes of labels, only those that are compared are kept."""
-    told = {"Id": "x", "Config": {"Labels": {"FW.Allow": "1", "com.docker.compose.service": "a", "other": "b"}}}
-    assert image_labels(variant({"ImageID": "x"}), told) == {"FW.Allow": "1", "com.docker.compose.service": "a"}
+    """Only the labels that are compared are kept, of an image's megabytes of labels."""
+    answer = {"Id": "x", "Config": {"Labels": {"FW.Allow": "1", "com.docker.compose.service": "a", "other": "b"}}}
+    assert image_labels(variant({"ImageID": "x"}), answer) == {"FW.Allow": "1", "com.docker.compose.service": "a"}
 
 
-def test_the_reason_is_logged_and_told_for_each_container(docker: Store, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_reason_is_logged_and_shown_for_each_container(docker: Store, caplog: pytest.LogCaptureFixture) -> None:
     """`fwctl status` shows problems; a listing that cannot tell an image's labels is not a failed listing."""
     docker.index = []
     docker.create("users", PLAIN, OPEN)

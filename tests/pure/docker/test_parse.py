@@ -49,7 +49,7 @@ MORE, SSH = Rule("tcp", 8080, 8080), Rule("tcp", 22, 22)
 
 
 def test_a_network_is_read_as_docker_lists_it() -> None:
-    """Its bridge by Docker's rule, subnets, gateway modes, and the ports that its options open."""
+    """A network has its bridge by Docker's rule, its subnets and gateway modes, and the ports that its options open."""
     found = parse.network(NETWORK)
     assert found
     assert (found.bridge, found.mode4, found.mode6, found.internal) == ("br-1a2b3c4d5e6f", "nat", "routed", False)
@@ -59,14 +59,14 @@ def test_a_network_is_read_as_docker_lists_it() -> None:
 
 
 @pytest.mark.parametrize("value", ["false", "0", "F", "False"])
-def test_a_network_on_which_containers_do_not_talk(value: str) -> None:
+def test_a_network_without_communication_between_containers(value: str) -> None:
     """enable_icc=false, as on swarm's docker_gwbridge, in all of Go's spellings."""
     found = parse.network({**NETWORK, "Options": {"com.docker.network.bridge.enable_icc": value}})
     assert found
     assert not found.flat
 
 
-def test_a_network_says_all_that_a_container_may() -> None:
+def test_every_key_may_be_a_network_option() -> None:
     """Every label key may be a network option, except fw.network.NAME."""
     options = {"fw.deny": "22", "fw.policy": "closed", "FW.EGRESS": "none", "fw.log": "drop"}
     found = parse.network({**NETWORK, "Options": options})
@@ -79,7 +79,7 @@ def test_a_network_says_all_that_a_container_may() -> None:
     )
 
 
-def test_a_bridge_of_the_users_own_name() -> None:
+def test_a_bridge_with_a_chosen_name() -> None:
     """The name in the options is the bridge's, as on the default network and docker_gwbridge."""
     options = {"com.docker.network.bridge.name": "docker0"}
     found = parse.network({**NETWORK, "Options": options})
@@ -96,9 +96,18 @@ def test_a_bridge_of_any_name_is_dockers(name: str) -> None:
     assert parse.bridges([NETWORK, odd]) == ({"br-1a2b3c4d5e6f", name}, True)
 
 
-@pytest.mark.parametrize("odd", [None, {}, {"Driver": "bridge"}, {"Driver": "bridge", "Id": 7}, "network",
-                                 {**NETWORK, "Options": {"com.docker.network.bridge.name": ["x"]}}])  # fmt: skip
-def test_what_is_left_out_of_a_list_is_said(odd: Any) -> None:
+@pytest.mark.parametrize(
+    "odd",
+    [
+        None,
+        {},
+        {"Driver": "bridge"},
+        {"Driver": "bridge", "Id": 7},
+        "network",
+        {**NETWORK, "Options": {"com.docker.network.bridge.name": ["x"]}},
+    ],
+)
+def test_a_list_with_an_unreadable_network_is_incomplete(odd: Any) -> None:
     """A network that cannot be read leaves the others known, and the list incomplete."""
     assert parse.bridges([odd, NETWORK]) == ({"br-1a2b3c4d5e6f"}, False)
 
@@ -117,7 +126,7 @@ def test_a_wrong_option_of_a_network_is_a_problem_of_that_network() -> None:
     assert str(found.problems[0]).startswith('network option fw.allow="808O": ')
 
 
-def test_a_running_container_has_its_places_and_ports() -> None:
+def test_a_running_container_has_its_networks_and_ports() -> None:
     """A container has each network with its addresses of either family; a network without endpoint ID is left out."""
     front, six = parse.endpoints(RUNNING, WEB)
     assert (front.id, front.network_id) == ("e" * 64, NETWORK["Id"])
@@ -132,10 +141,12 @@ def test_a_running_container_has_its_places_and_ports() -> None:
     )
 
 
-def test_each_place_has_its_own_labels_and_options() -> None:
+def test_each_endpoint_has_its_own_labels_and_options() -> None:
     """Labels for one network, by its Docker or compose name, and an attachment's driver_opts."""
-    raw = {**RUNNING, "Labels": {"fw.network.front.allow": "8080", "fw.network.six.policy": "closed", "fw.deny": "22",
-                                 **COMPOSE}}  # fmt: skip
+    raw = {
+        **RUNNING,
+        "Labels": {"fw.network.front.allow": "8080", "fw.network.six.policy": "closed", "fw.deny": "22", **COMPOSE},
+    }
     who = container_labels.read(raw, None)
     front, six = parse.endpoints(raw, who, {}, {"front": {"fw.allow": "53/udp"}})
     assert front.container
@@ -160,26 +171,33 @@ def test_a_wrong_option_of_an_attachment_is_the_containers_mistake() -> None:
     assert front.container
     assert six.container
     assert [str(problem).partition(":")[0] for problem in front.container.problems] == [
-        'label fw.allow="0"', 'driver option fw.policy="opne"'
-    ]  # fmt: skip
+        'label fw.allow="0"',
+        'driver option fw.policy="opne"',
+    ]
     assert len(six.container.problems) == 1
     assert front.spec == PolicySpec()
 
 
-def test_where_a_container_is_and_with_what_options() -> None:
+def test_a_containers_endpoints_and_their_options() -> None:
     """The container's endpoint IDs, which change at each start; the options of its attachments, if they have any."""
     assert parse.endpoint_ids(RUNNING) == ("", "e" * 64, "f" * 64)
     assert parse.endpoint_ids({}) == ()
-    inspected = {"NetworkSettings": {"Networks": {
-        "front": {"DriverOpts": {"fw.allow": "1"}}, "six": {"DriverOpts": None}, "odd": {"DriverOpts": ["x"]},
-        "none": None,
-    }}}  # fmt: skip
+    inspected = {
+        "NetworkSettings": {
+            "Networks": {
+                "front": {"DriverOpts": {"fw.allow": "1"}},
+                "six": {"DriverOpts": None},
+                "odd": {"DriverOpts": ["x"]},
+                "none": None,
+            }
+        }
+    }
     assert parse.driver_options(inspected) == {"front": {"fw.allow": "1"}, "six": {}}
     assert parse.driver_options({"NetworkSettings": None}) == {}
 
 
 @pytest.mark.parametrize("key", ["ep-" + "e" * 64, "c" * 64])
-def test_a_container_that_is_being_connected(key: str) -> None:
+def test_a_container_is_found_while_it_is_being_connected(key: str) -> None:
     """Before Docker has set up the sandbox, the entry's key contains the endpoint's ID, afterwards the container's ID;
     its name is the container's."""
     entry = {"Name": "web", "EndpointID": "e" * 64, "IPv4Address": "172.18.0.2/16", "IPv6Address": "2001:db8:1::2/64"}
@@ -198,7 +216,7 @@ def test_a_container_that_is_being_connected(key: str) -> None:
     assert parse.attached({**NETWORK, "Containers": {"ep-" + "d" * 64: other}}, WEB, {}) is None
 
 
-def test_a_name_alone_is_nobody() -> None:
+def test_a_name_alone_identifies_no_container() -> None:
     """An entry under another container's ID is not this container's, though it has the same name."""
     entry = {"Name": "web", "EndpointID": "e" * 64, "IPv4Address": "172.18.0.2/16", "IPv6Address": ""}
     assert parse.attached({**NETWORK, "Containers": {"f" * 64: entry}}, WEB, {}) is None
@@ -220,9 +238,8 @@ def _with(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 
 @given(json_values)
 @examples(25)
-def test_nonsense_is_an_error_or_nothing_and_never_opens(new: Any) -> None:
-    """For any value at any place of Docker's answers: it is read, or is an error; an opening value was at the right
-    place."""
+def test_any_json_is_read_or_refused_and_never_opens(new: Any) -> None:
+    """Any value at any place of Docker's answers is read, or is an error; a value that opens was at the right place."""
     for path in _paths(NETWORK)[1:]:
         try:
             found = parse.network(_with(NETWORK, path, new))
@@ -250,7 +267,7 @@ def test_nonsense_is_an_error_or_nothing_and_never_opens(new: Any) -> None:
         ("", ""),
     ],
 )
-def test_who_has_no_network_of_its_own(mode: str, why: str) -> None:
+def test_a_container_without_a_network_of_its_own_has_a_reason(mode: str, why: str) -> None:
     """The reason is reported for a container whose labels have no effect."""
     assert parse.not_guarded({**RUNNING, "HostConfig": {"NetworkMode": mode}}) == why
     assert parse.not_guarded({}) == ""
@@ -258,9 +275,9 @@ def test_who_has_no_network_of_its_own(mode: str, why: str) -> None:
 
 @given(json_values)
 @examples(50)
-def test_any_event_is_read(told: Any) -> None:
+def test_any_event_is_read(value: Any) -> None:
     """Any event can be read: missing fields are empty, and no error is raised."""
-    for raw in ({"Type": told, "Action": told, "Actor": told}, {"Actor": {"ID": told, "Attributes": told}}):
+    for raw in ({"Type": value, "Action": value, "Actor": value}, {"Actor": {"ID": value, "Attributes": value}}):
         found = parse.event(raw)
         assert isinstance(found.id, str)
         assert isinstance(found.container, str)

@@ -14,20 +14,20 @@ from hypothesis import strategies as st
 
 from plugin.docker.client import DockerApi
 from plugin.docker.proxy_ports import ProxyPorts, before, own_ports, passing
+from plugin.docker.requested_ports import MOST, requested
 from plugin.docker.snapshot import DockerSnapshot
 from plugin.kernel.sock_diag import PATIENCE, Listener, Listeners
-from plugin.model import Address, Defaults, Published, Rule
-from plugin.policy import requested_ports as asking
+from plugin.model import Address, Defaults, Published, RequestedPorts, Rule
 from plugin.policy.facts import Facts, ProxyFacts
-from plugin.policy.requested_ports import MOST, Asked, asked
 from plugin.policy.saved import SavedState
+from plugin.state import codec
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import _plain
 from tests.kernel.fakedocker import FakeDocker
 from tests.pure.fakes import Disk, Kernel
 
 ANY4, ANY6, ONE = IPv4Address(0), IPv6Address(0), IPv4Address("192.0.2.1")
-BLIND, KNOWN = ProxyFacts(holding=True), ProxyFacts(frozenset({7}))
+UNIDENTIFIED, KNOWN = ProxyFacts(holding=True), ProxyFacts(frozenset({7}))
 
 
 def tcp(port: int, host: Address = ANY4) -> Published:
@@ -47,55 +47,61 @@ def inspected(bindings: Any = None, **config: Any) -> dict[str, Any]:
         (inspected(), []),
         (
             inspected({"80/tcp": [{"HostIp": "", "HostPort": "8080"}]}),
-            [Asked("tcp", ANY4, 8080, 8080), Asked("tcp", ANY6, 8080, 8080)],
+            [RequestedPorts("tcp", ANY4, 8080, 8080), RequestedPorts("tcp", ANY6, 8080, 8080)],
         ),
         (
             inspected({"80/udp": [{"HostIp": "192.0.2.1", "HostPort": "53"}, {"HostIp": "", "HostPort": ""}]}),
-            [Asked("udp", ANY4, 0, 0), Asked("udp", ONE, 53, 53)],
+            [RequestedPorts("udp", ANY4, 0, 0), RequestedPorts("udp", ONE, 53, 53)],
         ),
-        (inspected({"80/tcp": [{"HostIp": "192.0.2.1", "HostPort": "8000-8009"}]}), [Asked("tcp", ONE, 8000, 8009)]),
-        (inspected({"80/tcp": None}), [Asked("tcp", ANY4, 0, 0)]),
+        (
+            inspected({"80/tcp": [{"HostIp": "192.0.2.1", "HostPort": "8000-8009"}]}),
+            [RequestedPorts("tcp", ONE, 8000, 8009)],
+        ),
+        (inspected({"80/tcp": None}), [RequestedPorts("tcp", ANY4, 0, 0)]),
         (
             inspected({f"{n}/tcp": [{"HostIp": "192.0.2.1", "HostPort": str(n)}] for n in range(1000, 3000)}),
-            [Asked("tcp", ONE, 1000, 2999)],
+            [RequestedPorts("tcp", ONE, 1000, 2999)],
         ),
-        (inspected({}, PublishAllPorts=True), [Asked(proto, ANY4, 0, 0) for proto in ("sctp", "tcp", "udp")]),
+        (inspected({}, PublishAllPorts=True), [RequestedPorts(proto, ANY4, 0, 0) for proto in ("sctp", "tcp", "udp")]),
         (inspected({"80/tcp": [{"HostPort": "80"}]}, NetworkMode="host"), []),
     ],
 )
-def test_what_a_container_asks_for(raw: Any, right: list[Asked]) -> None:
+def test_the_ports_that_a_container_requests(raw: Any, right: list[RequestedPorts]) -> None:
     """Fixed ports, on all addresses or one; ranges, and many consecutive ports as one; 0 where Docker chooses."""
-    assert sorted(asked(raw), key=str) == sorted(right, key=str)
-    assert tuple(asking.read(_plain(each)) for each in asked(raw)) == asked(raw)
+    assert sorted(requested(raw), key=str) == sorted(right, key=str)
+    assert tuple(codec.requested_ports(_plain(each)) for each in requested(raw)) == requested(raw)
 
 
-def test_who_asks_for_very_much_asks_for_everything() -> None:
+def test_many_requested_ports_count_as_all() -> None:
     """The amount that is stored for one container is bounded."""
-    wanted = asked(inspected({f"{n}/tcp": [{"HostIp": "192.0.2.1", "HostPort": str(n)}] for n in range(1, 3000, 2)}))
+    wanted = requested(
+        inspected({f"{n}/tcp": [{"HostIp": "192.0.2.1", "HostPort": str(n)}] for n in range(1, 3000, 2)})
+    )
     assert len(wanted) <= MOST
     assert all(any(each.may_be(tcp(n, host)) for each in wanted) for n in (2, 65535) for host in (ANY4, ANY6, ONE))
 
 
 @pytest.mark.parametrize("text", ["x", "70000", "9-1", "-1", "1-2-3", "８０"])
-def test_what_is_no_port_is_refused(text: str) -> None:
-    """In that case the container's ports are unknown, and no port is taken for the host's own."""
+def test_a_value_that_is_no_port_is_refused(text: str) -> None:
+    """The container's ports are unknown then, and no port is taken for the host's own."""
     with pytest.raises(ValueError, match="HostPort"):
-        asked(inspected({"80/tcp": [{"HostIp": "", "HostPort": text}]}))
+        requested(inspected({"80/tcp": [{"HostIp": "", "HostPort": text}]}))
 
 
 hosts = st.sampled_from([ANY4, ANY6, ONE, IPv4Address("192.0.2.2"), IPv6Address("2001:db8::1")])
 
 
 @given(hosts, hosts, st.integers(1, 5), st.integers(1, 5))
-def test_who_may_be_a_containers_proxy(asks: Address, listens: Address, wanted: int, port: int) -> None:
-    """True for the same port on the same address, or if one of the two is on all addresses of the family."""
+def test_a_listener_that_may_be_a_containers_proxy(asks: Address, listens: Address, wanted: int, port: int) -> None:
+    """A listener may be the proxy of the same port on the same address, or if one of the two is on all addresses of the
+    family."""
     right = (
         wanted == port
         and asks.version == listens.version
         and (asks == listens or asks.is_unspecified or listens.is_unspecified)
     )
-    assert Asked("tcp", asks, wanted, wanted).may_be(tcp(port, listens)) is right
-    assert not Asked("udp", asks, wanted, wanted).may_be(tcp(port, listens))
+    assert RequestedPorts("tcp", asks, wanted, wanted).may_be(tcp(port, listens)) is right
+    assert not RequestedPorts("udp", asks, wanted, wanted).may_be(tcp(port, listens))
 
 
 # --- the owner of a listener ------------------------------------------------------------------------------------------
@@ -128,17 +134,17 @@ def ports(found: Iterable[Published]) -> set[int]:
     return {port.host_port for port in found}
 
 
-def test_who_was_there_before_is_the_hosts(host: Host) -> None:
+def test_a_listener_from_before_is_the_hosts(host: Host) -> None:
     """A listener that existed before belongs to the host, except on ports that a container is known to request, and on
     those from which Docker chooses, if root has them."""
     for port in (22, 8080, 40000):
         host.listens(tcp(port))
     host.listens(tcp(40001), root=False)
-    assert ports(host.listeners(asked=[Asked("tcp", ANY4, 8080, 8080)]).poll()) == {22, 40001}
+    assert ports(host.listeners(asked=[RequestedPorts("tcp", ANY4, 8080, 8080)]).poll()) == {22, 40001}
     assert ports(host.listeners(known=[tcp(8080)]).poll()) == {8080, 40001}
 
 
-def test_who_comes_is_held_until_docker_has_been_asked(host: Host) -> None:
+def test_a_new_listener_is_quarantined_until_docker_answers(host: Host) -> None:
     """An answer that was requested earlier, or that lacks some container, does not decide about a listener."""
     listeners = host.listeners()
     assert listeners.poll() == frozenset()
@@ -157,7 +163,7 @@ def test_who_comes_is_held_until_docker_has_been_asked(host: Host) -> None:
     assert listeners.held() == []
 
 
-def test_another_user_than_root_is_no_docker_proxy(host: Host) -> None:
+def test_a_program_of_another_user_is_no_docker_proxy(host: Host) -> None:
     """A program of another user counts as the host's as soon as it is seen."""
     listeners = host.listeners()
     listeners.poll()
@@ -175,14 +181,15 @@ def test_a_containers_port_is_never_the_hosts(host: Host, who: str) -> None:
     listeners.poll()
     host.time += 1
     running = [tcp(40000)] if who == "runs" else []
-    wanted = [Asked("tcp", ANY4, *{"asks": (40000, 40000), "chooses": (0, 0), "runs": (1, 1)}[who])]
+    wanted = [RequestedPorts("tcp", ANY4, *{"asks": (40000, 40000), "chooses": (0, 0), "runs": (1, 1)}[who])]
     listeners.judge(host.time, running, wanted, known=True)
     assert not listeners.poll()
     assert listeners.held() == ([tcp(40000)] if who == "chooses" else [])
 
 
-def test_one_that_was_taken_for_the_hosts_is_docker_proxys(host: Host) -> None:
-    """It was listening before docker-fw started, on a port of a running container; Docker is not asked again for it."""
+def test_a_listener_on_a_running_containers_port_is_docker_proxys(host: Host) -> None:
+    """A listener from before docker-fw's start on a port of a running container is docker-proxy's; Docker is not asked
+    again for it."""
     host.listens(tcp(8080))
     host.listens(tcp(22))
     listeners = host.listeners()
@@ -192,7 +199,7 @@ def test_one_that_was_taken_for_the_hosts_is_docker_proxys(host: Host) -> None:
     assert not listeners.waiting()
 
 
-def test_who_shares_a_port_of_the_hosts_is_the_hosts(host: Host) -> None:
+def test_a_program_that_shares_a_port_of_the_host_is_the_hosts(host: Host) -> None:
     """A server that starts more workers (SO_REUSEPORT) and ends the first: programs share a port only by agreement."""
     first = host.listens(tcp(80))
     listeners = host.listeners()
@@ -206,18 +213,19 @@ def test_who_shares_a_port_of_the_hosts_is_the_hosts(host: Host) -> None:
     assert not listeners.poll(), "another program's, after all"
 
 
-def test_a_program_that_starts_again_waits_a_while_for_docker(host: Host) -> None:
-    """Only on a port that Docker's last list left to the host; not while the ports of a new container are unknown, nor
-    if a container requests the port."""
-    first = {host.listens(tcp(port)) for port in (22, 80)}
+def test_a_restarted_program_keeps_its_port(host: Host) -> None:
+    """A program of the host that is restarted is reachable again after a moment, on a port that Docker's last list left
+    to the host; not while the ports of a new container are unknown, nor if a container requests the port."""
+    for port in (22, 80):
+        host.listens(tcp(port))
     listeners = host.listeners()
     listeners.poll()
 
-    def again(*wanted: Asked, doubted: bool = False) -> set[Any]:
+    def again(*wanted: RequestedPorts, missed_events: bool = False) -> set[Any]:
         host.time += 1
         listeners.judge(host.time, (), wanted, known=True)
         listeners.poll()
-        if doubted:
+        if missed_events:
             listeners.doubt()
         host.sockets = set()
         for port in (22, 80, 443):
@@ -227,14 +235,13 @@ def test_a_program_that_starts_again_waits_a_while_for_docker(host: Host) -> Non
         host.time += PATIENCE + 1
         return ports(listeners.poll())
 
-    assert first
     assert again() == {22, 80}
-    assert again(Asked("tcp", ANY4, 80, 80)) == {22, 443}
-    assert again(doubted=True) == set()
+    assert again(RequestedPorts("tcp", ANY4, 80, 80)) == {22, 443}
+    assert again(missed_events=True) == set()
 
 
-def test_masses_of_sockets_do_not_fill_the_kernel(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """TCP and low ports have priority."""
+def test_thousands_of_sockets_do_not_fill_the_kernel(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of listeners in the table is bounded; TCP and low ports have priority."""
     monkeypatch.setattr("plugin.kernel.sock_diag.MOST", 3)
     for port in range(50000, 50010):
         host.listens(Published("udp", ANY4, port, port), root=False)
@@ -278,14 +285,16 @@ def desk(host: Host) -> Desk:
     return Desk(host)
 
 
-def test_a_port_of_dockerds_own_that_a_container_asks_for_is_closed(desk: Desk) -> None:
+def test_a_port_of_dockerd_that_a_container_requests_is_closed(desk: Desk) -> None:
     """The port is closed as soon as Docker has created the container, before it can start, until it is removed; also
     after restarts."""
     assert desk.of("dockerd_ports") == {2375, 2376, 2377, 4789}
     desk.host.listens(tcp(2377))
     desk.ports.created("c")
-    assert desk.of("dockerd_ports") == {2377}, "nobody knows what it asks for: what dockerd serves already goes on"
-    desk.ports.asks("c", (Asked("tcp", ANY4, 2376, 2376), Asked("tcp", ANY4, 80, 80)))
+    assert desk.of("dockerd_ports") == {2377}, (
+        "its requested ports are unknown: ports that dockerd already serves stay open"
+    )
+    desk.ports.asks("c", (RequestedPorts("tcp", ANY4, 2376, 2376), RequestedPorts("tcp", ANY4, 80, 80)))
     assert desk.of("dockerd_ports") == {2375, 2377, 4789}
     assert desk.disk.kept.asked.keys() == {"c"}
     assert Desk(Host(), desk.disk.kept).of("dockerd_ports") == {2375, 2377, 4789}
@@ -295,12 +304,13 @@ def test_a_port_of_dockerds_own_that_a_container_asks_for_is_closed(desk: Desk) 
 
 
 def test_a_container_that_docker_does_not_list_is_forgotten(desk: Desk) -> None:
-    """Except if it was created after the request to Docker, or if the list is incomplete."""
-    desk.ports.asks("old", (Asked("tcp", ANY4, 2375, 2375),))
+    """A container's ports are removed when Docker no longer lists it, except if it was created after the request to
+    Docker, or if the list is incomplete."""
+    desk.ports.asks("old", (RequestedPorts("tcp", ANY4, 2375, 2375),))
     desk.host.time += 1
     moment = desk.ports.now()
     desk.ports.created("new")
-    desk.ports.asks("new", (Asked("tcp", ANY4, 2376, 2376),))
+    desk.ports.asks("new", (RequestedPorts("tcp", ANY4, 2376, 2376),))
     desk.ports.judge(DockerSnapshot(complete=False), moment)
     assert desk.of("dockerd_ports") == {2377, 4789}
     desk.ports.judge(DockerSnapshot(), moment)
@@ -310,23 +320,23 @@ def test_a_container_that_docker_does_not_list_is_forgotten(desk: Desk) -> None:
 def test_a_full_disk_keeps_nothing_open(desk: Desk) -> None:
     """The port that a container requests is closed, whether it can be saved or not."""
     desk.disk.full = True
-    desk.ports.asks("c", (Asked("tcp", ANY4, 2376, 2376),))
+    desk.ports.asks("c", (RequestedPorts("tcp", ANY4, 2376, 2376),))
     assert desk.of("dockerd_ports") == {2375, 2377, 4789}
 
 
-def test_listeners_are_told_where_they_matter(desk: Desk) -> None:
-    """If docker-proxy is identified by its control group, the table needs no listeners."""
+def test_listeners_are_reported_where_they_matter(desk: Desk) -> None:
+    """The table needs no listeners if docker-proxy is identified by its control group."""
     desk.host.listens(tcp(22))
-    assert desk.look(BLIND).listening == {22}
+    assert desk.look(UNIDENTIFIED).listening == {22}
     assert desk.look(KNOWN) == (set(), set())
     desk.host.listens(tcp(80))
     assert not desk.ports.waiting()
-    assert desk.look(BLIND).listening == {22}
+    assert desk.look(UNIDENTIFIED).listening == {22}
     assert desk.ports.waiting()
     assert desk.ports.held() == [tcp(80)]
 
 
-def test_who_listens_is_looked_at_seldom_where_nobody_is_held(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listeners_are_listed_seldom_where_none_is_quarantined(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """A container may publish ten thousand ports: five looks a second at all of them would take a quarter of a core.
     When docker-proxy cannot be identified any more, listeners that appeared since the last look are closed."""
     looks, truth = [], desk.ports._listeners._listed
@@ -337,12 +347,13 @@ def test_who_listens_is_looked_at_seldom_where_nobody_is_held(desk: Desk, monkey
         desk.host.time += 0.2
     assert 1 < len(looks) < 10
     desk.host.listens(tcp(80))
-    assert desk.look(BLIND).listening == {22}
+    assert desk.look(UNIDENTIFIED).listening == {22}
     assert desk.ports.held() == [tcp(80)]
 
 
-def test_a_kernel_that_cannot_hold_closes_what_it_sees(host: Host) -> None:
-    """Without a kernel rule for new listeners, one is closed by its port, once it is seen, until its owner is known."""
+def test_a_kernel_without_quarantine_closes_new_listeners(host: Host) -> None:
+    """A new listener is closed by its port, once it is seen, until its owner is known, if the kernel has no rule for
+    new listeners."""
     desk = Desk(host, kinds=lambda: (False, False))
     desk.look(KNOWN)
     host.listens(tcp(8080))
@@ -352,24 +363,24 @@ def test_a_kernel_that_cannot_hold_closes_what_it_sees(host: Host) -> None:
     assert desk.look(KNOWN).suspects == set()
 
 
-def test_a_container_of_which_nothing_is_known_holds_everything(desk: Desk) -> None:
+def test_an_unreadable_container_quarantines_every_listener(desk: Desk) -> None:
     """Docker lists a container that could not be inspected: any port may belong to it."""
-    desk.look(BLIND)
+    desk.look(UNIDENTIFIED)
     desk.host.listens(tcp(8080))
-    desk.look(BLIND)
+    desk.look(UNIDENTIFIED)
     desk.host.time += 1
     desk.ports.judge(DockerSnapshot(container_ids=frozenset("c")), desk.ports.now())
-    assert desk.look(BLIND).listening == set()
+    assert desk.look(UNIDENTIFIED).listening == set()
     assert desk.ports.lacks("cd") == ["c", "d"]
     desk.ports.asks("c", ())
     look = DockerSnapshot(container_ids=frozenset("c"))
     desk.ports.judge(dataclasses.replace(look, published=None), desk.ports.now())
-    assert desk.look(BLIND).listening == set()
+    assert desk.look(UNIDENTIFIED).listening == set()
     desk.ports.judge(look, desk.ports.now())
-    assert desk.look(BLIND).listening == {8080}
+    assert desk.look(UNIDENTIFIED).listening == {8080}
 
 
-def test_a_container_too_large_to_be_listed_holds_nobody_up(desk: Desk, tmp_path: Path) -> None:
+def test_a_container_too_large_to_list_delays_no_program(desk: Desk, tmp_path: Path) -> None:
     """The container's ports are read before its labels: they stay closed, and a restarted program of the host, such as
     sshd, is reachable again."""
     docker = FakeDocker(tmp_path / "docker.sock")
@@ -378,34 +389,37 @@ def test_a_container_too_large_to_be_listed_holds_nobody_up(desk: Desk, tmp_path
         api.inspections.asks, api.inspections.lacks = desk.ports.asks, desk.ports.lacks
         docker.networks["n" * 64] = {"Id": "n" * 64, "Name": "host", "Driver": "host"}
         docker.containers["e"] = {
-            "Id": "c" * 64, "Names": ["/large"], "State": "running",
-            "HostConfig": {"PortBindings": {"80/tcp": [{"HostPort": "8080"}]}}, "Labels": {"fw.x": "x" * (9 << 20)},
-        }  # fmt: skip
+            "Id": "c" * 64,
+            "Names": ["/large"],
+            "State": "running",
+            "HostConfig": {"PortBindings": {"80/tcp": [{"HostPort": "8080"}]}},
+            "Labels": {"fw.x": "x" * (9 << 20)},
+        }
         for port in (22, 8080):
             desk.host.listens(tcp(port))
         desk.ports._listeners._first = False
-        desk.look(BLIND)
+        desk.look(UNIDENTIFIED)
         desk.host.time += 1
         desk.ports.judge(api.look(), desk.ports.now())
-        assert desk.look(BLIND).listening == {22}
+        assert desk.look(UNIDENTIFIED).listening == {22}
         assert desk.ports.held() == []
     finally:
         docker.close()
 
 
-def test_sockets_that_cannot_be_listed_leave_what_was_known(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unlisted_sockets_leave_known_programs_reachable(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """The host's programs stay reachable, and no new one becomes reachable."""
     desk.host.listens(tcp(22))
-    desk.look(BLIND)
+    desk.look(UNIDENTIFIED)
 
     def fails() -> set[Listener]:
         raise OSError("no such family")
 
     monkeypatch.setattr(desk.ports._listeners, "_listed", fails)
-    assert desk.look(BLIND).listening == {22}
+    assert desk.look(UNIDENTIFIED).listening == {22}
 
 
-def test_from_which_port_on_docker_chooses(tmp_path: Path) -> None:
+def test_the_start_of_the_range_from_which_docker_chooses(tmp_path: Path) -> None:
     """The start of the range is the host's setting, and never higher than the kernel's own default."""
     place = tmp_path / "ipv4"
     place.mkdir()
@@ -415,9 +429,9 @@ def test_from_which_port_on_docker_chooses(tmp_path: Path) -> None:
     assert passing("/nowhere") == 32768
 
 
-def test_what_was_closed_is_not_the_hosts_at_the_next_start(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_closed_before_is_not_the_hosts_after_a_restart(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """A docker-proxy that runs before docker-fw starts, as with some engines at boot."""
-    state = SavedState(proxied={"a": (tcp(8080),)}, asked={"b": (Asked("tcp", ANY6, 9090, 9090),)})
+    state = SavedState(proxied={"a": (tcp(8080),)}, asked={"b": (RequestedPorts("tcp", ANY6, 9090, 9090),)})
     for port in (tcp(8080), tcp(9090, ANY6), tcp(22)):
         host.listens(port)
     found = before(state, "/nowhere", None)

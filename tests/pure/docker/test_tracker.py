@@ -96,7 +96,7 @@ def table(cut: list[Address]) -> Table:
 
 @pytest.fixture
 def cut(monkeypatch: pytest.MonkeyPatch, judged: list[Any]) -> list[Address]:
-    """Addresses whose flows were cut."""
+    """Return the addresses whose flows were cut."""
     found: list[Address] = []
     monkeypatch.setattr(conntrack, "cut_addresses", found.extend)
     monkeypatch.setattr(conntrack, "cut_published", lambda *_: None)
@@ -107,19 +107,19 @@ def cut(monkeypatch: pytest.MonkeyPatch, judged: list[Any]) -> list[Address]:
 def judged(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Record each search for flows to closed ports: by address, what was accepted."""
     found: list[Any] = []
-    monkeypatch.setattr(closed_flows, "cut_closed", lambda guarded, _: found.append(guarded))
+    monkeypatch.setattr(closed_flows, "cut_closed", lambda policies, _: found.append(policies))
     return found
 
 
 @pytest.fixture
-def guard(table: Table) -> EndpointTracker:
+def tracker(table: Table) -> EndpointTracker:
     return EndpointTracker(table)
 
 
 # --- what an address accepts --------------------------------------------------------------------------------------
 
 
-def test_a_container_on_dockers_own_network_accepts_what_one_on_ours_does() -> None:
+def test_a_container_on_a_docker_network_accepts_its_ports() -> None:
     """A container accepts the base, and the ports that its labels, its network's options and the setting open."""
     network = dataclasses.replace(NETWORK, spec=spec(allow="9100"))
     rules = of(network, endpoint("e", 2, WEB), Defaults(spec(allow="161/udp"))).accepts
@@ -144,23 +144,23 @@ def test_a_mistake_only_closes(key: str, base: bool, where: str) -> None:
     assert of(network, endpoint("e", 2, web)).accepts == (BASE if base else ())
 
 
-def test_a_mistake_is_logged_once(guard: EndpointTracker, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_mistake_is_logged_once(tracker: EndpointTracker, caplog: pytest.LogCaptureFixture) -> None:
     """A mistake is not logged with each list, which may come every second. It is logged again when the container
     restarts or its labels change."""
 
-    def told(name: str, *values: str) -> int:
+    def logged(name: str, *values: str) -> int:
         caplog.clear()
         for value in values:
             who = Container("w" * 64, "web", problems=parse({"fw.allow": value}).problems)
-            guard.replace([NETWORK], [endpoint(name, 2, who)], asked=guard.now())
+            tracker.replace([NETWORK], [endpoint(name, 2, who)], asked=tracker.now())
         return sum("web answers on" in record.getMessage() for record in caplog.records)
 
-    assert told("one", "808O", "808O", "808O") == 1
-    assert told("one", "8O8O") == 1
-    assert told("two", "8O8O", "8O8O") == 1
+    assert logged("one", "808O", "808O", "808O") == 1
+    assert logged("one", "8O8O") == 1
+    assert logged("two", "8O8O", "8O8O") == 1
 
 
-def test_a_published_port_is_as_closed_as_the_containers(table: Table, guard: EndpointTracker) -> None:
+def test_a_published_port_is_closed_as_the_containers_is(table: Table, tracker: EndpointTracker) -> None:
     """docker-proxy's port is closed to the outside unless the container's port is open; loopback is not the outside."""
     ports = (
         Published("tcp", ANY4, 15432, 5432),
@@ -170,20 +170,21 @@ def test_a_published_port_is_as_closed_as_the_containers(table: Table, guard: En
         Published("tcp", IPv6Address("2001:db8::1"), 99, 99),
         Published("tcp", IPv4Address("127.0.0.1"), 6379, 6379),
     )
-    guard.replace([NETWORK], [endpoint("e", 2, container("c"), NETWORK, *ports)], asked=NOW)
+    tracker.replace([NETWORK], [endpoint("e", 2, container("c"), NETWORK, *ports)], asked=NOW)
     assert table.of("host_closed") == {
-        Element("host_closed", (2, 6, 15432)), Element("host_closed", (10, 6, 15432)),
+        Element("host_closed", (2, 6, 15432)),
+        Element("host_closed", (10, 6, 15432)),
         Element("host_closed4", (IPv4Address("198.51.100.1"), 17, 53)),
         Element("host_closed6", (IPv6Address("2001:db8::1"), 6, 99)),
-    }  # fmt: skip
+    }
     assert table.of("host_open") == {Element("host_open", (2, 6, 18080))}
-    guard.replace([NETWORK], [endpoint("e", 2, DB, NETWORK, *ports[:2])], asked=NOW)
+    tracker.replace([NETWORK], [endpoint("e", 2, DB, NETWORK, *ports[:2])], asked=NOW)
     assert not table.of("host_closed")
-    guard.replace([NETWORK], [endpoint("e", 2, None, NETWORK, *ports[:3])], asked=NOW)
+    tracker.replace([NETWORK], [endpoint("e", 2, None, NETWORK, *ports[:3])], asked=NOW)
     assert {e.key[2] for e in table.of("host_closed")} == {15432, 18080}
 
 
-def test_with_the_setting_p_itself_opens() -> None:
+def test_with_the_setting_publishing_opens() -> None:
     """FW_PUBLISHED=allow: the container is reachable through the published port only. A denied port, a port restricted
     by `from` and a wrong label still close."""
     ports = (
@@ -191,9 +192,9 @@ def test_with_the_setting_p_itself_opens() -> None:
         Published("tcp", IPv4Address("127.0.0.1"), 16379, 6379),
     )
     table = Table(Defaults(published=True))
-    guard = EndpointTracker(table)
+    tracker = EndpointTracker(table)
     guest = endpoint("e", 2, container("c"), NETWORK, *ports)
-    guard.replace([NETWORK], [guest], asked=NOW)
+    tracker.replace([NETWORK], [guest], asked=NOW)
     assert {(e.set, e.key[0]) for e in table.of("allow_published", "host_closed")} == {
         ("allow_published4", guest.addr4),
         ("allow_published6", guest.addr6),
@@ -201,146 +202,147 @@ def test_with_the_setting_p_itself_opens() -> None:
     assert not passes(of(NETWORK, guest, Defaults(published=True)).accepts, "tcp", 5432, IPv4Address("203.0.113.7"))
     wrong = Container("c", "c", problems=(Problem("label fw.x", "", ""),))
     for closed in (wrong, container("c", deny="5432"), container("c", allow="5432 from 10.0.0.0/8")):
-        guard.replace([NETWORK], [dataclasses.replace(guest, container=closed)], asked=NOW)
-        assert not table.of("dnat")
+        tracker.replace([NETWORK], [dataclasses.replace(guest, container=closed)], asked=NOW)
+        assert not table.of("allow_published")
         assert {e.key[2] for e in table.of("host_closed")} == {15432}
 
 
-def test_a_published_port_for_some() -> None:
-    """`5432 from 203.0.113.0/24`: only these sources reach the published port, by DNAT and by docker-proxy."""
+def test_a_published_port_for_some_sources() -> None:
+    """Only the sources of `5432 from 203.0.113.0/24` reach the published port, by DNAT and by docker-proxy."""
     table, port = Table(), Published("tcp", ANY4, 15432, 5432)
     guest = endpoint("e", 2, container("c", allow="5432 from 203.0.113.0/24"), NETWORK, port)
     EndpointTracker(table).replace([NETWORK], [guest], asked=NOW)
     net = IPv4Address("203.0.113.0")
     assert table.of("host_closed", "host_from", "from") == {
-        Element("host_closed", (2, 6, 15432)), Element("host_from4", (6, 15432, 24, net)),
+        Element("host_closed", (2, 6, 15432)),
+        Element("host_from4", (6, 15432, 24, net)),
         Element("from4", (guest.addr4, 6, 5432, 24, net)),
-    }  # fmt: skip
+    }
 
 
 # --- which container an exception belongs to ----------------------------------------------------------------------
 
 
-def test_an_exception_stands_from_the_connection_and_goes_with_it(
-    table: Table, guard: EndpointTracker, cut: list[Address]
+def test_an_exception_lasts_as_long_as_the_connection(
+    table: Table, tracker: EndpointTracker, cut: list[Address]
 ) -> None:
     """When Docker connects a container, its ports are open before its process runs. When it leaves, they are closed and
     its flows are cut."""
     guest = endpoint("e", 2, WEB)
-    guard.put(NETWORK, [guest], listed=False, asked=NOW)
+    tracker.put(NETWORK, [guest], listed=False, asked=NOW)
     assert table.opens(guest.addr4) == table.opens(guest.addr6) == {8080}
-    guard.leaves(NETWORK.id, WEB.id)
+    tracker.leaves(NETWORK.id, WEB.id)
     assert not table.knows(guest.addr4)
     assert not table.knows(guest.addr6)
     assert cut == [guest.addr4, guest.addr6]
 
 
-def test_a_container_that_dies_leaves_every_network(table: Table, guard: EndpointTracker) -> None:
+def test_a_container_that_dies_leaves_every_network(table: Table, tracker: EndpointTracker) -> None:
     """One event closes all addresses of a container, and no other container's."""
     mine = [endpoint("a", 2, WEB), endpoint("b", 2, WEB, OTHER)]
     his = endpoint("c", 3, DB)
-    guard.replace([NETWORK, OTHER], [*mine, his], asked=NOW)
-    guard.leaves("", WEB.id)
+    tracker.replace([NETWORK, OTHER], [*mine, his], asked=NOW)
+    tracker.leaves("", WEB.id)
     assert not any(table.knows(e.addr4) for e in mine)
     assert table.opens(his.addr4) == {5432}
 
 
-def test_a_list_that_is_older_than_a_goodbye_does_not_bring_it_back(table: Table, guard: EndpointTracker) -> None:
+def test_a_list_older_than_a_departure_opens_nothing(table: Table, tracker: EndpointTracker) -> None:
     """A list that still contains a container after its departure event opens nothing until Docker connects it again."""
     guest = endpoint("e", 2, WEB)
-    guard.replace([NETWORK], [guest], asked=NOW)
-    guard.leaves(NETWORK.id, WEB.id)
-    guard.replace([NETWORK], [guest], asked=NOW)
-    guard.put(NETWORK, [guest], listed=False, asked=NOW)
+    tracker.replace([NETWORK], [guest], asked=NOW)
+    tracker.leaves(NETWORK.id, WEB.id)
+    tracker.replace([NETWORK], [guest], asked=NOW)
+    tracker.put(NETWORK, [guest], listed=False, asked=NOW)
     assert not table.knows(guest.addr4)
-    guard.returns(NETWORK.id, WEB.id)
-    guard.put(NETWORK, [guest], listed=False, asked=NOW)
+    tracker.returns(NETWORK.id, WEB.id)
+    tracker.put(NETWORK, [guest], listed=False, asked=NOW)
     assert table.opens(guest.addr4) == {8080}
 
 
-def test_an_answer_that_is_older_than_a_goodbye_counts_for_nothing(table: Table, guard: EndpointTracker) -> None:
+def test_an_answer_older_than_a_departure_is_ignored(table: Table, tracker: EndpointTracker) -> None:
     """An answer requested before the container left and rejoined elsewhere is ignored."""
     old, new, heir = endpoint("a", 2, WEB), endpoint("b", 3, WEB), endpoint("c", 2, DB)
-    guard.replace([NETWORK], [old], asked=NOW)
-    asked = guard.now()
-    guard.leaves(NETWORK.id, WEB.id)
-    guard.returns(NETWORK.id, WEB.id)
-    guard.put(NETWORK, [new], listed=False, asked=guard.now())
-    guard.put(NETWORK, [heir], listed=False, asked=guard.now())
-    guard.put(None, [old], listed=True, asked=asked)
+    tracker.replace([NETWORK], [old], asked=NOW)
+    asked = tracker.now()
+    tracker.leaves(NETWORK.id, WEB.id)
+    tracker.returns(NETWORK.id, WEB.id)
+    tracker.put(NETWORK, [new], listed=False, asked=tracker.now())
+    tracker.put(NETWORK, [heir], listed=False, asked=tracker.now())
+    tracker.put(None, [old], listed=True, asked=asked)
     assert table.opens(old.addr4) == {5432}
     assert table.opens(new.addr4) == {8080}
-    guard.replace([NETWORK], [old], asked=asked)
+    tracker.replace([NETWORK], [old], asked=asked)
     assert table.opens(old.addr4) == {5432}
 
 
-def test_who_was_told_of_after_the_list_was_asked_for_stays(table: Table, guard: EndpointTracker) -> None:
+def test_a_container_reported_during_a_listing_stays(table: Table, tracker: EndpointTracker) -> None:
     """A container that joins while a full listing is in progress is not in the list, and stays, with its network."""
-    asked = guard.now()
+    asked = tracker.now()
     guest = endpoint("e", 2, WEB)
-    guard.put(NETWORK, [guest], listed=False, asked=guard.now())
-    guard.put(None, [guest], listed=True, asked=guard.now())
-    guard.replace([], [], asked=asked)
+    tracker.put(NETWORK, [guest], listed=False, asked=tracker.now())
+    tracker.put(None, [guest], listed=True, asked=tracker.now())
+    tracker.replace([], [], asked=asked)
     assert table.opens(guest.addr4) == {8080}
     stale = endpoint("s", 2, DB)
-    guard.replace([NETWORK], [stale], asked=asked)
+    tracker.replace([NETWORK], [stale], asked=asked)
     assert table.opens(guest.addr4) == {8080}
-    guard.replace([NETWORK], [], asked=guard.now())
+    tracker.replace([NETWORK], [], asked=tracker.now())
     assert not table.knows(guest.addr4)
 
 
-def test_a_removed_container_does_not_come_back_by_an_old_list(table: Table, guard: EndpointTracker) -> None:
-    """`docker rm` during a listing: the container that reuses the address keeps it, and nothing of the removed one
-    remains."""
+def test_a_removed_container_does_not_return_with_an_old_list(table: Table, tracker: EndpointTracker) -> None:
+    """A container may reuse an address that `docker rm` freed during a listing: it keeps the address, and nothing of
+    the removed container remains."""
     old, heir = endpoint("a", 2, WEB), endpoint("b", 2, DB)
-    guard.replace([NETWORK], [old], asked=guard.now())
-    asked = guard.now()
-    guard.leaves("", WEB.id)
-    guard.forget(WEB.id)
-    guard.returns(NETWORK.id, DB.id)
-    guard.put(NETWORK, [heir], listed=False, asked=guard.now())
-    guard.replace([NETWORK], [old], asked=asked)
+    tracker.replace([NETWORK], [old], asked=tracker.now())
+    asked = tracker.now()
+    tracker.leaves("", WEB.id)
+    tracker.forget(WEB.id)
+    tracker.returns(NETWORK.id, DB.id)
+    tracker.put(NETWORK, [heir], listed=False, asked=tracker.now())
+    tracker.replace([NETWORK], [old], asked=asked)
     assert table.opens(old.addr4) == {5432}
 
 
-def test_an_answer_from_before_a_doubt_dispels_none(table: Table, guard: EndpointTracker) -> None:
+def test_an_answer_from_before_missed_events_confirms_nothing(table: Table, tracker: EndpointTracker) -> None:
     """Answers requested before events were missed, or before a link left a bridge, are not trusted; Docker is asked
     again."""
     guest = endpoint("e", 2, WEB)
-    guard.replace([NETWORK], [guest], asked=guard.now())
-    asked = guard.now()
-    guard.mark_unknown(NETWORK.bridge)
-    assert not guard.replace([NETWORK], [guest], asked=asked)
-    assert not guard.put(NETWORK, [guest], listed=True, asked=asked)
+    tracker.replace([NETWORK], [guest], asked=tracker.now())
+    asked = tracker.now()
+    tracker.mark_unknown(NETWORK.bridge)
+    assert not tracker.replace([NETWORK], [guest], asked=asked)
+    assert not tracker.put(NETWORK, [guest], listed=True, asked=asked)
     assert not table.knows(guest.addr4)
-    assert guard.replace([NETWORK], [guest], asked=guard.now())
+    assert tracker.replace([NETWORK], [guest], asked=tracker.now())
     assert table.opens(guest.addr4) == {8080}
-    asked = guard.now()
-    guard.start_over()
-    assert not guard.replace([NETWORK], [], asked=asked)
+    asked = tracker.now()
+    tracker.start_over()
+    assert not tracker.replace([NETWORK], [], asked=asked)
 
 
-def test_a_published_port_is_the_containers_not_a_networks(table: Table, guard: EndpointTracker) -> None:
-    """For a container that is also on an internal network, docker-proxy's port is open if one of its endpoints opens
-    it, but not while one of them is unknown."""
+def test_a_published_port_belongs_to_all_of_a_containers_endpoints(table: Table, tracker: EndpointTracker) -> None:
+    """docker-proxy's port of a container that is also on an internal network is open if one of its endpoints opens it,
+    but not while one of them is unknown."""
     port = Published("tcp", ANY6, 18080, 80)
     inner = dataclasses.replace(OTHER, internal=True)
     places = [endpoint("a", 2, WEB, NETWORK, port), endpoint("b", 2, WEB, inner, port)]
-    guard.replace([NETWORK, inner], places, asked=NOW)
+    tracker.replace([NETWORK, inner], places, asked=NOW)
     key = (10, 6, 18080)
     assert Element("host_open", key) in table.elements()
     assert Element("host_closed", key) not in table.elements()
-    guard.mark_unknown(inner.bridge)
+    tracker.mark_unknown(inner.bridge)
     assert Element("host_closed", key) in table.elements()
     assert Element("host_open", key) not in table.elements()
 
 
-def test_a_published_port_is_for_whom_one_of_the_places_has_it(table: Table, guard: EndpointTracker) -> None:
+def test_a_published_port_is_open_to_sources_of_either_endpoint(table: Table, tracker: EndpointTracker) -> None:
     """A container on two networks, with the port restricted by `from` on one: these sources reach it, whatever the
     other network's labels say."""
     port = Published("tcp", ANY4, 18080, 8080)
     some = dataclasses.replace(WEB, spec=spec(allow="8080 from 203.0.113.7"))
-    guard.replace(
+    tracker.replace(
         [NETWORK, OTHER],
         [
             endpoint("a", 2, some, NETWORK, port),
@@ -352,128 +354,130 @@ def test_a_published_port_is_for_whom_one_of_the_places_has_it(table: Table, gua
     assert table.of("host_from4") == {Element("host_from4", (6, 18080, 32, IPv4Address("203.0.113.7")))}
 
 
-def test_after_the_end_nothing_is_believed(table: Table, guard: EndpointTracker) -> None:
+def test_after_docker_fw_stops_no_answer_opens(table: Table, tracker: EndpointTracker) -> None:
     """A Docker answer that arrives after docker-fw has stopped opens nothing."""
     guest = endpoint("e", 2, WEB)
-    guard.replace([NETWORK], [guest], asked=NOW)
-    guard.end()
-    guard.put(NETWORK, [guest], listed=True, asked=NOW)
-    guard.replace([NETWORK], [guest], asked=NOW)
+    tracker.replace([NETWORK], [guest], asked=NOW)
+    tracker.end()
+    tracker.put(NETWORK, [guest], listed=True, asked=NOW)
+    tracker.replace([NETWORK], [guest], asked=NOW)
     assert not table.knows(guest.addr4)
 
 
-def test_a_stopped_containers_closed_ports_are_remembered(table: Table, guard: EndpointTracker) -> None:
+def test_a_stopped_containers_closed_ports_are_kept(table: Table, tracker: EndpointTracker) -> None:
     """The ports stay known until the container is removed: at boot, Docker may start it before it reports it."""
     ports = (Published("tcp", ANY4, 15432, 5432), Published("tcp", ANY4, 18080, 80))
     guest = endpoint("e", 2, container("c"), NETWORK, *ports)
     assert guest.container
-    guard.replace([NETWORK], [guest], [guest.container.id], asked=NOW)
+    tracker.replace([NETWORK], [guest], [guest.container.id], asked=NOW)
     assert table.disk.kept.proxied == {guest.container.id: ports[:1]}
-    guard.leaves("", guest.container.id)
-    guard.replace([NETWORK], [], [guest.container.id], asked=NOW)
+    tracker.leaves("", guest.container.id)
+    tracker.replace([NETWORK], [], [guest.container.id], asked=NOW)
     assert table.disk.kept.proxied == {guest.container.id: ports[:1]}
-    guard.forget(guest.container.id)
+    tracker.forget(guest.container.id)
     assert table.disk.kept.proxied == {}
 
 
-def test_an_address_that_changes_hands_takes_nothing_along(table: Table, guard: EndpointTracker) -> None:
+def test_an_address_with_a_new_owner_keeps_nothing(table: Table, tracker: EndpointTracker) -> None:
     """Docker gives an address to another container in the same second, before it reports the departure of the first."""
     first, second = endpoint("a", 2, WEB), endpoint("b", 2, DB)
-    guard.replace([NETWORK], [first], asked=NOW)
-    guard.put(NETWORK, [second], listed=False, asked=NOW)
+    tracker.replace([NETWORK], [first], asked=NOW)
+    tracker.put(NETWORK, [second], listed=False, asked=NOW)
     assert table.opens(first.addr4) == {5432}
-    guard.leaves(NETWORK.id, WEB.id)
+    tracker.leaves(NETWORK.id, WEB.id)
     assert table.opens(first.addr4) == {5432}
 
 
-def test_who_is_just_starting_is_in_no_list_and_stays(table: Table, guard: EndpointTracker) -> None:
+def test_a_starting_container_that_is_not_listed_stays(table: Table, tracker: EndpointTracker) -> None:
     """A full listing does not close a container that Docker has connected but does not list yet."""
     guest = endpoint("e", 2, WEB)
-    guard.put(NETWORK, [guest], listed=False, asked=NOW)
-    guard.replace([NETWORK], [], asked=NOW)
+    tracker.put(NETWORK, [guest], listed=False, asked=NOW)
+    tracker.replace([NETWORK], [], asked=NOW)
     assert table.opens(guest.addr4) == {8080}
-    guard.put(None, [guest], listed=True, asked=NOW)
-    guard.replace([NETWORK], [], asked=NOW)
+    tracker.put(None, [guest], listed=True, asked=NOW)
+    tracker.replace([NETWORK], [], asked=NOW)
     assert not table.knows(guest.addr4)
 
 
-def test_after_events_were_missed_only_the_list_counts(table: Table, guard: EndpointTracker) -> None:
-    """After Docker's event stream ended and started again, a container that is not in the next list is gone, however
+def test_after_events_were_missed_only_the_list_counts(table: Table, tracker: EndpointTracker) -> None:
+    """A container that is missing from the list after Docker's event stream ended and started again is gone, however
     new it is."""
     guest = endpoint("e", 2, WEB)
-    guard.put(NETWORK, [guest], listed=False, asked=NOW)
-    guard.leaves(OTHER.id, WEB.id)
-    guard.start_over()
-    guard.replace([NETWORK, OTHER], [endpoint("b", 2, WEB, OTHER)], asked=NOW)
+    tracker.put(NETWORK, [guest], listed=False, asked=NOW)
+    tracker.leaves(OTHER.id, WEB.id)
+    tracker.start_over()
+    tracker.replace([NETWORK, OTHER], [endpoint("b", 2, WEB, OTHER)], asked=NOW)
     assert not table.knows(guest.addr4)
     assert table.opens(IPv4Address("172.19.0.2")) == {8080}
 
 
-def test_when_nobody_tells_nothing_is_believed(table: Table, guard: EndpointTracker) -> None:
+def test_a_bridge_of_unknown_containers_is_closed(table: Table, tracker: EndpointTracker) -> None:
     """While the containers on a bridge are unknown, every address there is closed, including its published ports."""
     port = Published("tcp", ANY4, 18080, 80)
     guest, other = endpoint("e", 2, WEB, NETWORK, port), endpoint("b", 2, DB, OTHER)
-    guard.replace([NETWORK, OTHER], [guest, other], asked=NOW)
-    guard.mark_unknown(NETWORK.bridge)
+    tracker.replace([NETWORK, OTHER], [guest, other], asked=NOW)
+    tracker.mark_unknown(NETWORK.bridge)
     assert not table.knows(guest.addr4)
     assert Element("host_closed", (2, 6, 18080)) in table.elements()
     assert table.opens(other.addr4) == {5432}
-    guard.replace([NETWORK, OTHER], [guest, other], asked=NOW)
+    tracker.replace([NETWORK, OTHER], [guest, other], asked=NOW)
     assert table.opens(guest.addr4) == {8080}
-    guard.mark_unknown()
+    tracker.mark_unknown()
     assert not table.knows(guest.addr4)
     assert not table.knows(other.addr4)
 
 
-def test_what_accepts_less_than_before_cuts_its_flows(table: Table, guard: EndpointTracker, judged: list[Any]) -> None:
+def test_an_endpoint_that_accepts_less_cuts_its_flows(
+    table: Table, tracker: EndpointTracker, judged: list[Any]
+) -> None:
     """When an exception is removed while its container stays, only that endpoint's flows are checked."""
     guest, other = endpoint("e", 2, WEB), endpoint("f", 3, DB)
-    guard.replace([NETWORK], [guest, other], asked=NOW)
+    tracker.replace([NETWORK], [guest, other], asked=NOW)
     for labels in (PolicySpec(), spec(deny="22"), spec(allow="22 from 10.0.0.1"), spec(egress="none", allow="8080")):
         judged.clear()
         less = dataclasses.replace(guest, container=dataclasses.replace(WEB, spec=labels))
-        guard.replace([NETWORK], [less, other], asked=NOW)
+        tracker.replace([NETWORK], [less, other], asked=NOW)
         (once,) = judged
         assert once.keys() == {guest.addr4, guest.addr6}
-        guard.replace([NETWORK], [guest, other], asked=NOW)
+        tracker.replace([NETWORK], [guest, other], asked=NOW)
     judged.clear()
     more = dataclasses.replace(guest, container=dataclasses.replace(WEB, spec=spec(allow="8080, 9090")))
-    guard.replace([NETWORK], [more, other], asked=NOW)
+    tracker.replace([NETWORK], [more, other], asked=NOW)
     assert judged == []
 
 
-def test_peers_follow_containers(table: Table, guard: EndpointTracker, judged: list[Any]) -> None:
+def test_peers_follow_containers(table: Table, tracker: EndpointTracker, judged: list[Any]) -> None:
     """A rule for a service accepts its current containers: a new one from its connection on, none that has left. Flows
     of a container that has left are cut."""
     asker = dataclasses.replace(DB, spec=spec(allow="5432 from service:api"), project="shop", service="db")
     api = dataclasses.replace(WEB, project="shop", service="api")
-    guard.replace([NETWORK, OTHER], [endpoint("d", 5, asker)], asked=NOW)
+    tracker.replace([NETWORK, OTHER], [endpoint("d", 5, asker)], asked=NOW)
     assert not table.of("from")
     guest = endpoint("a", 6, api, OTHER)
-    guard.put(OTHER, [guest], listed=False, asked=NOW)
+    tracker.put(OTHER, [guest], listed=False, asked=NOW)
     db4 = IPv4Address("172.18.0.5")
     assert table.of("from") == {Element("from4", (db4, 6, 5432, 32, guest.addr4))}
     judged.clear()
-    guard.mark_unknown(OTHER.bridge)  # the address's container is unknown now
+    tracker.mark_unknown(OTHER.bridge)  # the address's container is unknown now
     assert not table.of("from")
     assert any(db4 in each for each in judged)
-    guard.replace([NETWORK, OTHER], [endpoint("d", 5, asker), guest], asked=guard.now())
+    tracker.replace([NETWORK, OTHER], [endpoint("d", 5, asker), guest], asked=tracker.now())
     assert table.of("from")
-    guard.leaves("", api.id)
+    tracker.leaves("", api.id)
     assert not table.of("from")
 
 
-def test_a_network_confines_while_somebody_on_it_is(table: Table, guard: EndpointTracker) -> None:
+def test_a_network_stays_egress_restricted_until_it_is_removed(table: Table, tracker: EndpointTracker) -> None:
     """One container with fw.egress: unknown addresses on its network may not open connections, even after it has left
     (it may return while Docker is silent), until the network is removed."""
     guest, other = endpoint("e", 2, container("c", egress="none")), endpoint("f", 3, DB)
-    guard.replace([NETWORK], [other], asked=NOW)
+    tracker.replace([NETWORK], [other], asked=NOW)
     assert not table.of("egress_restricted")
-    guard.put(NETWORK, [guest], listed=False, asked=NOW)
+    tracker.put(NETWORK, [guest], listed=False, asked=NOW)
     assert table.of("egress_restricted") == {Element("egress_restricted", (NETWORK.bridge,))}
     assert {e.key[1] for e in table.of("egress_all")} == {other.addr4, other.addr6}
     assert table.disk.kept.egress_restricted == {NETWORK.bridge}
-    guard.leaves("", guest.container.id if guest.container else "")
+    tracker.leaves("", guest.container.id if guest.container else "")
     assert table.of("egress_restricted")
     table.only({NETWORK.bridge})
     assert table.disk.kept.egress_restricted == {NETWORK.bridge}
@@ -482,93 +486,91 @@ def test_a_network_confines_while_somebody_on_it_is(table: Table, guard: Endpoin
     assert table.disk.kept.egress_restricted == set()
 
 
-def test_what_was_confined_stays_so_over_a_start(cut: list[Address]) -> None:
-    """After a start no container is known yet: a network that had an egress-restricted container restricts all
-    addresses."""
+def test_an_egress_restriction_survives_a_restart(cut: list[Address]) -> None:
+    """A network that had an egress-restricted container restricts all addresses after a start, when no container is
+    known yet."""
     table = Table(state=SavedState(egress_restricted=frozenset({NETWORK.bridge})))
-    guard = EndpointTracker(table)
+    tracker = EndpointTracker(table)
     assert table.of("egress_restricted") == {Element("egress_restricted", (NETWORK.bridge,))}
-    guard.put(NETWORK, [endpoint("f", 3, DB)], listed=False, asked=NOW)
+    tracker.put(NETWORK, [endpoint("f", 3, DB)], listed=False, asked=NOW)
     assert table.of("egress_restricted")
     table.only(())
     assert not table.of("egress_restricted")
 
 
-def test_what_fwctl_says_of_a_container_is_forgotten_with_it(table: Table, guard: EndpointTracker) -> None:
+def test_an_override_is_removed_with_its_container(table: Table, tracker: EndpointTracker) -> None:
     """An override is valid while the container exists, running or stopped; another container with its name does not
     inherit it."""
     guest = endpoint("e", 2, WEB, NETWORK, Published("tcp", ANY4, 18080, 8080))
-    guard.replace([NETWORK], [guest], [WEB.id], asked=NOW)
+    tracker.replace([NETWORK], [guest], [WEB.id], asked=NOW)
     assert Element("host_open", (2, 6, 18080)) in table.elements()
     table.edit_state(lambda s: with_one(s, Overriding(WEB.id, Rule("tcp", 8080, 8080), deny=True)))
     assert table.opens(guest.addr4) == set()
     assert Element("host_closed", (2, 6, 18080)) in table.elements()
-    guard.leaves("", WEB.id)
-    guard.replace([NETWORK], [], [WEB.id], asked=NOW)
+    tracker.leaves("", WEB.id)
+    tracker.replace([NETWORK], [], [WEB.id], asked=NOW)
     assert len(table.state.overrides) == 1
-    guard.forget(WEB.id)
+    tracker.forget(WEB.id)
     assert table.state.overrides == table.disk.kept.overrides == ()
     table.edit_state(lambda s: with_one(s, Overriding(DB.id, Rule("tcp", 1, 1))))
-    guard.replace([NETWORK], [], [WEB.id], asked=NOW)  # removed while no process followed Docker
+    tracker.replace([NETWORK], [], [WEB.id], asked=NOW)  # removed while no process followed Docker
     assert table.state.overrides == ()
 
 
-def test_that_a_removed_container_is_forgotten_waits_for_the_disk(table: Table, guard: EndpointTracker) -> None:
+def test_an_override_of_a_removed_container_waits_for_the_disk(table: Table, tracker: EndpointTracker) -> None:
     """While the disk is full, an override of a removed container is kept; the container is gone anyway, and the listing
     continues."""
     table.edit_state(lambda s: with_one(s, Overriding(WEB.id, Rule("tcp", 1, 1), deny=True)))
     table.disk.full = True
     other = endpoint("f", 3, DB)
-    guard.forget(WEB.id)
-    guard.replace([NETWORK], [other], asked=NOW)
+    tracker.forget(WEB.id)
+    tracker.replace([NETWORK], [other], asked=NOW)
     assert table.opens(other.addr4) == {5432}
     table.disk.full = False
-    guard.forget(WEB.id)
+    tracker.forget(WEB.id)
     assert table.state.overrides == ()
 
 
-def test_after_docker_was_silent_flows_are_looked_through(
-    table: Table, guard: EndpointTracker, judged: list[Any]
-) -> None:
+def test_after_docker_was_silent_flows_are_checked(table: Table, tracker: EndpointTracker, judged: list[Any]) -> None:
     """A flow that was opened while fewer ports were closed does not survive as established."""
     guest = endpoint("e", 2, WEB)
-    guard.replace([NETWORK], [guest], asked=NOW)
+    tracker.replace([NETWORK], [guest], asked=NOW)
     judged.clear()
     table.cut_closed()
     assert [set(each) for each in judged] == [{guest.addr4, guest.addr6}]
 
 
-def test_who_is_not_all_known_yet_is_closed(table: Table, guard: EndpointTracker) -> None:
+def test_a_container_with_unknown_options_is_closed(table: Table, tracker: EndpointTracker) -> None:
     """An attachment's options become known later than the labels: until then the address answers ICMP only."""
     guest = endpoint("e", 2, WEB)
-    guard.put(NETWORK, [guest], listed=False, asked=NOW, sure=False)
+    tracker.put(NETWORK, [guest], listed=False, asked=NOW, sure=False)
     assert not table.knows(guest.addr4)
-    guard.put(NETWORK, [guest], listed=False, asked=NOW)
+    tracker.put(NETWORK, [guest], listed=False, asked=NOW)
     assert table.opens(guest.addr4) == {8080}
-    guard.replace([NETWORK], [guest], asked=NOW, unsure={guest.id})
+    tracker.replace([NETWORK], [guest], asked=NOW, unsure={guest.id})
     assert not table.knows(guest.addr4)
 
 
-def test_a_network_that_goes_takes_everything_along(table: Table, guard: EndpointTracker) -> None:
-    """After a network is removed, nothing of it remains in the table."""
+def test_a_removed_network_leaves_nothing(table: Table, tracker: EndpointTracker) -> None:
+    """Nothing of a removed network remains in the table."""
     network = dataclasses.replace(NETWORK, mode6="routed")
-    guard.replace([network], [endpoint("e", 2, WEB)], asked=NOW)
+    tracker.replace([network], [endpoint("e", 2, WEB)], asked=NOW)
     assert Element("routed", (10, NETWORK.bridge)) in table.elements()
-    guard.network_gone(NETWORK.id)
+    tracker.network_gone(NETWORK.id)
     assert table.elements() == set()
 
 
 @pytest.mark.parametrize(
     ("mode", "marked"), [("nat", False), ("isolated", False), ("routed", True), ("nat-unprotected", True), ("", False)]
 )
-def test_only_where_a_network_is_routed_dockers_drop_is_overruled(
-    table: Table, guard: EndpointTracker, mode: str, marked: bool
+def test_the_mark_is_set_for_routed_networks_only(
+    table: Table, tracker: EndpointTracker, mode: str, marked: bool
 ) -> None:
     """The mark is set for networks whose container addresses are meant to be reachable, per address family."""
-    guard.replace([dataclasses.replace(NETWORK, mode6=mode)], [], asked=NOW)
+    tracker.replace([dataclasses.replace(NETWORK, mode6=mode)], [], asked=NOW)
     assert (Element("routed", (10, NETWORK.bridge)) in table.elements()) is marked
     assert Element("routed", (2, NETWORK.bridge)) not in table.elements()
-    guard.replace([dataclasses.replace(NETWORK, mode6=mode, internal=True)], [], asked=NOW)
+    tracker.replace([dataclasses.replace(NETWORK, mode6=mode, internal=True)], [], asked=NOW)
     assert table.elements() == {Element("internal", (NETWORK.bridge,))}
 
 
@@ -580,10 +582,10 @@ class Churn(RuleBasedStateMachine):
         self.patch = pytest.MonkeyPatch()
         cut_no_flows(self.patch)
         self.table = Table()
-        self.guard = EndpointTracker(self.table)
-        self.guard.replace([NETWORK], [], asked=NOW)
+        self.tracker = EndpointTracker(self.table)
+        self.tracker.replace([NETWORK], [], asked=NOW)
         self.on: dict[int, Endpoint] = {}  # host number → the container that has the address, according to Docker
-        self.told: set[str] = set()  # endpoints that Docker has reported
+        self.reported: set[str] = set()  # endpoints that Docker has reported
         self.serial = 0
         self.old: list[Endpoint] = []
 
@@ -598,22 +600,22 @@ class Churn(RuleBasedStateMachine):
         guest = endpoint(f"{self.serial:x}x", host, container(f"c{who}", who))
         self.on[host] = guest
         assert guest.container
-        self.guard.returns(NETWORK.id, guest.container.id)
-        self.guard.put(NETWORK, [guest], listed=False, asked=NOW)
+        self.tracker.returns(NETWORK.id, guest.container.id)
+        self.tracker.put(NETWORK, [guest], listed=False, asked=NOW)
 
     @rule(host=st.integers(2, 4))
     def disconnect(self, host: int) -> None:
         if gone := self.on.pop(host, None):
             assert gone.container
             self.old.append(gone)
-            self.guard.leaves(NETWORK.id, gone.container.id)
+            self.tracker.leaves(NETWORK.id, gone.container.id)
 
     @rule(listed=st.booleans())
     def look(self, listed: bool) -> None:
         found = list(self.on.values()) if listed else []
-        self.guard.replace([NETWORK], found, asked=NOW)
+        self.tracker.replace([NETWORK], found, asked=NOW)
         if not listed:  # the list lacks a container that is starting; it marks a listed one that is missing as gone
-            self.guard.put(NETWORK, self.on.values(), listed=True, asked=NOW)
+            self.tracker.put(NETWORK, self.on.values(), listed=True, asked=NOW)
 
     @rule()
     def old_list(self) -> None:
@@ -622,11 +624,11 @@ class Churn(RuleBasedStateMachine):
             for e in self.old
             if e.container and all(e.container.id != o.container.id for o in self.on.values() if o.container)
         ]
-        self.guard.put(NETWORK, gone, listed=True, asked=NOW)
+        self.tracker.put(NETWORK, gone, listed=True, asked=NOW)
 
     @rule()
     def doubt(self) -> None:
-        self.guard.mark_unknown()
+        self.tracker.mark_unknown()
 
     @invariant()
     def no_exception_is_anothers(self) -> None:

@@ -82,7 +82,7 @@ def test_internal() -> None:
     assert not network(lambda b: b["Options"].update({"com.docker.network.internal": False})).internal
 
 
-def test_options_are_spelled_as_dockers_bridge_driver_spells_them() -> None:
+def test_options_are_those_of_dockers_bridge_driver() -> None:
     """MTU, bridge name, interface prefix, masquerading and host address are the bridge driver's own options."""
     assert option(com__docker__network__driver__mtu="9000").mtu == 9000
     assert option(com__docker__network__bridge__name="front0").bridge == "front0"
@@ -94,13 +94,13 @@ def test_options_are_spelled_as_dockers_bridge_driver_spells_them() -> None:
     assert option(some__other__drivers__option="x") == network()
 
 
-def test_allow_as_a_networks_option() -> None:
+def test_allow_may_be_a_networks_option() -> None:
     """`-o fw.allow=…` opens ports for every container on the network, in whatever case the CLI left the key."""
     assert option(fw__allow="8080, 53/udp").spec == PolicySpec(allow=(Rule("tcp", 8080, 8080), Rule("udp", 53, 53)))
     assert option(FW__Allow="8080").spec == PolicySpec(allow=(Rule("tcp", 8080, 8080),))
 
 
-def test_the_whole_language_as_a_networks_options() -> None:
+def test_every_key_may_be_a_networks_option() -> None:
     """A network's options may contain the same keys as a container's labels, for every container on it."""
     spec = option(fw__deny="22", fw__policy="closed", fw__egress="none", fw__rate="80 1/day", fw__log="drop").spec
     assert spec == PolicySpec(
@@ -125,7 +125,7 @@ WRONG_NETWORKS: dict[str, tuple[Callable[[Body], object], str]] = {
 
 
 @pytest.mark.parametrize(("change", "words"), WRONG_NETWORKS.values(), ids=WRONG_NETWORKS)
-def test_a_wrong_network_is_refused_by_name(change: Callable[[Body], object], words: str) -> None:
+def test_a_wrong_network_is_refused_with_the_fields_name(change: Callable[[Body], object], words: str) -> None:
     """A missing field or one of a wrong type is named."""
     with pytest.raises(FwError, match=words):
         network(change)
@@ -156,14 +156,14 @@ WRONG_OPTIONS: dict[str, object] = {
     [(k, v) for k, values in WRONG_OPTIONS.items() for v in values if v != ""] + [("fw.allow", "")],  # type: ignore[attr-defined]
     ids=repr,
 )
-def test_a_wrong_option_is_refused_by_name(key: str, value: object) -> None:
+def test_a_wrong_option_is_refused_with_its_name(key: str, value: object) -> None:
     """A wrong `-o` is refused, and the message contains its key."""
     with pytest.raises(FwError) as caught:
         network(lambda b: b["Options"][GENERIC].update({key: value}))
     assert key in str(caught.value)
 
 
-def test_a_network_with_ipv6_has_room_for_ipv6() -> None:
+def test_a_network_with_ipv6_has_an_mtu_for_ipv6() -> None:
     """IPv6 needs an MTU of 1280 (RFC 8200 section 5): less is refused with that reason."""
     mtu = "com.docker.network.driver.mtu"
     with pytest.raises(FwError, match=r"mtu.*1280"):
@@ -177,7 +177,7 @@ def test_a_network_with_ipv6_has_room_for_ipv6() -> None:
     assert network(four).mtu == 576
 
 
-def test_every_mistake_in_a_networks_labels_at_once() -> None:
+def test_every_mistake_in_a_networks_labels_is_reported() -> None:
     """All wrong fw. options of a network are reported in one message."""
     with pytest.raises(FwError) as caught:
         option(fw__allow="808O, 0", fw__alow="1")
@@ -204,7 +204,7 @@ def test_addresses_of_one_family_and_a_chosen_mac() -> None:
     assert endpoint(lambda b: b["Interface"].pop("AddressIPv6")).addr6 is None
 
 
-def test_allow_as_an_attachments_option() -> None:
+def test_allow_may_be_an_attachments_option() -> None:
     """`driver_opts` of a service's attachment arrive flat, those of `docker network connect` nested; both open."""
     spec = PolicySpec(allow=(Rule("tcp", 8080, 8080),))
     assert endpoint(lambda b: b["Options"].update({"fw.allow": "8080"})).spec == spec
@@ -230,7 +230,7 @@ WRONG_ENDPOINTS: dict[str, tuple[Callable[[Body], object], str]] = {
 
 
 @pytest.mark.parametrize(("change", "words"), WRONG_ENDPOINTS.values(), ids=WRONG_ENDPOINTS)
-def test_a_wrong_endpoint_is_refused_by_name(change: Callable[[Body], object], words: str) -> None:
+def test_a_wrong_endpoint_is_refused_with_the_fields_name(change: Callable[[Body], object], words: str) -> None:
     """A missing field or one of a wrong type is named."""
     with pytest.raises(FwError, match=words):
         endpoint(change)
@@ -240,11 +240,11 @@ def test_a_wrong_endpoint_is_refused_by_name(change: Callable[[Body], object], w
 
 
 def test_the_recorded_port_map() -> None:
-    """`-p 8081:80` as Docker sends it."""
+    """`-p 8081:80` is read as Docker sends it."""
     assert protocol.port_bindings(CREATE_ENDPOINT) == (PortBinding("tcp", 80, None, 8081, 8081),)
 
 
-def test_each_way_to_publish() -> None:
+def test_each_form_of_publishing_is_read() -> None:
     """Ephemeral ports, ranges, host addresses of both families, and the three protocols."""
     assert bindings(
         {"Proto": 6, "Port": 80, "HostIP": "", "HostPort": 0, "HostPortEnd": 0},
@@ -260,7 +260,7 @@ def test_each_way_to_publish() -> None:
 
 
 @pytest.mark.parametrize("nothing", [{}, {"Options": None}, {"Options": {PORTMAP: None}}, {"Options": {PORTMAP: []}}])
-def test_no_port_map_is_no_port(nothing: Body) -> None:
+def test_a_missing_port_map_is_no_port(nothing: Body) -> None:
     """A container that publishes nothing has no bindings, in whichever form Docker sends that."""
     assert protocol.port_bindings(nothing) == ()
 
@@ -313,7 +313,7 @@ _WITH_OPTIONS = {**CREATE_NETWORK, "Options": {**CREATE_NETWORK["Options"], GENE
 @pytest.mark.parametrize("name", PARSERS)
 @given(data=st.data())
 @examples(70)
-def test_any_json_is_understood_or_refused(name: str, data: st.DataObject) -> None:
+def test_any_json_is_read_or_refused(name: str, data: st.DataObject) -> None:
     """Every parser returns an object for any JSON value, or raises an FwError with a message, and nothing else."""
     like = _WITH_OPTIONS if name == "create_network" else CREATE_ENDPOINT
     body = data.draw(shapes(like) if name != "identifier" else shapes({"NetworkID": NETWORK_ID}))
@@ -336,7 +336,7 @@ def test_any_json_is_understood_or_refused(name: str, data: st.DataObject) -> No
 
 @pytest.mark.parametrize("name", PARSERS)
 @pytest.mark.parametrize("body", [None, [], "", 0, 1.5, True, {}, [{}], {"NetworkID": {}}, {"NetworkID": "\ud800"}])
-def test_what_is_no_request_is_refused(name: str, body: Any) -> None:
+def test_a_body_that_is_no_request_is_refused(name: str, body: Any) -> None:
     """A body that is no object, or an empty one, is an error and never a default."""
     if name == "port_bindings" and isinstance(body, dict):
         assert protocol.port_bindings(body) == ()

@@ -50,10 +50,10 @@ class Kernel:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """There is nothing to close."""
+        """Do nothing: there is nothing to close."""
 
 
-def test_who_bans_is_told_of_flows_that_the_kernel_does_not_give_back(
+def test_flows_that_the_kernel_does_not_return_are_reported(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Flows of a flow table, where Linux is older than 6.4: their number and how long they continue are reported; the
@@ -64,5 +64,7 @@ def test_who_bans_is_told_of_flows_that_the_kernel_does_not_give_back(
     cut = conntrack.cut_prefixes([ip_network("203.0.113.0/24")])
     assert (cut.deleted, cut.offloaded, kernel.deleted) == (1, 1, 1)
     assert "1 flows could not be cut: they are in a flow table of this host" in caplog.text
-    told: dict[str, Any] = {"banned": [], "cut": cut.deleted, "notes": cut.notes}
-    assert plain(banned(told, 0)).startswith("connections ended: 1\n1 flows could not be cut: they are in a flow table")
+    answer: dict[str, Any] = {"banned": [], "cut": cut.deleted, "notes": cut.notes}
+    assert plain(banned(answer, 0)).startswith(
+        "connections ended: 1\n1 flows could not be cut: they are in a flow table"
+    )

@@ -76,7 +76,7 @@ def test_blocks_of_different_sizes_never_share_a_key() -> None:
 
 @pytest.mark.parametrize("size", BLOCKS)
 def test_every_port_finds_its_own_block(size: int) -> None:
-    """For each of the 65536 ports the masked look-up uses exactly the block that contains it."""
+    """The masked look-up uses exactly the block that contains the port, for each of the 65536 ports."""
     for first in range(0, 65536, size):
         for port in {first, first + 1, first + size // 2, first + size - 1}:
             assert asked(port)[size] == block_key(size, first)
@@ -85,7 +85,7 @@ def test_every_port_finds_its_own_block(size: int) -> None:
 @given(st.lists(st.tuples(ports, ports), max_size=4), st.lists(ports, max_size=4))
 @examples(200)
 def test_a_port_is_found_if_and_only_if_a_range_has_it(ranges: list[tuple[int, int]], drawn: list[int]) -> None:
-    """For any ranges in the two sets: a port is found if and only if one of the ranges contains it."""
+    """A port is found if and only if one of the ranges contains it, for any ranges in the two sets."""
     single: set[int] = set()
     larger: set[int] = set()
     for a, b in ranges:
@@ -119,9 +119,20 @@ def test_pieces_cover_exactly_the_prefix(prefix: Prefix) -> None:
     assert len(set(cut)) == len(cut) <= (8 if prefix.version == 4 else 128)
 
 
-@pytest.mark.parametrize("prefix", ["10.0.0.0/24", "10.0.0.1/32", "2001:db8::/48", "2001:db8::/32", "2001:db8::1/128",
-                                    "2001:db8::/64", "::/0", "10.0.0.0/8"])  # fmt: skip
-def test_what_people_write_is_one_piece(prefix: str) -> None:
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "10.0.0.0/24",
+        "10.0.0.1/32",
+        "2001:db8::/48",
+        "2001:db8::/32",
+        "2001:db8::1/128",
+        "2001:db8::/64",
+        "::/0",
+        "10.0.0.0/8",
+    ],
+)
+def test_a_usual_prefix_is_one_piece(prefix: str) -> None:
     """A usual prefix needs one element."""
     assert len(pieces(ip_network(prefix))) == 1
 
@@ -129,7 +140,8 @@ def test_what_people_write_is_one_piece(prefix: str) -> None:
 @given(st.lists(prefixes4, max_size=4), ipv4 | near4)
 @examples(200)
 def test_an_ipv4_address_is_found_if_and_only_if_it_is_in_one(listed: list[IPv4Network], address: IPv4Address) -> None:
-    """For any prefixes in a set: an address is found by one of the look-ups if and only if one of them contains it."""
+    """An address is found by one of the look-ups if and only if one of the prefixes contains it, for any prefixes in a
+    set."""
     assert _found(listed, address) is any(address in prefix for prefix in listed)
     for prefix in listed:
         for edge in (prefix.network_address, prefix.broadcast_address):
@@ -139,7 +151,7 @@ def test_an_ipv4_address_is_found_if_and_only_if_it_is_in_one(listed: list[IPv4N
 @given(st.lists(prefixes6, max_size=4), ipv6 | near6)
 @examples(200)
 def test_an_ipv6_address_is_found_if_and_only_if_it_is_in_one(listed: list[IPv6Network], address: IPv6Address) -> None:
-    """The same holds for IPv6."""
+    """An IPv6 address is found by one of the look-ups if and only if one of the prefixes contains it."""
     assert _found(listed, address) is any(address in prefix for prefix in listed)
     for prefix in listed:
         for edge in (prefix.network_address, prefix.broadcast_address):
@@ -147,11 +159,11 @@ def test_an_ipv6_address_is_found_if_and_only_if_it_is_in_one(listed: list[IPv6N
 
 
 def _found(listed: list[IPv4Network] | list[IPv6Network], address: IPv4Address | IPv6Address) -> bool:
-    standing = {piece for prefix in listed for piece in pieces(prefix)}
+    table = {piece for prefix in listed for piece in pieces(prefix)}
     packet = Packet(address, address, 6, 22)
     for length in LENGTHS[address.version]:
         expressions = length_and_prefix(address.version, length).split(" . ")
-        if tuple(value(expression, packet) for expression in expressions) in standing:
+        if tuple(value(expression, packet) for expression in expressions) in table:
             return True
     return False
 
@@ -167,7 +179,7 @@ def test_a_mask_leaves_the_prefix_of_its_length(address: IPv4Address | IPv6Addre
     assert value(masked(address.version, length, "daddr"), Packet(other, address, 6)) == prefix.network_address
 
 
-def test_every_length_is_looked_for_once() -> None:
+def test_every_length_is_looked_up_once() -> None:
     """The lengths are distinct: no look-up is made twice, and the whole address is looked up first."""
     for version, whole in ((4, 32), (6, 128)):
         assert len(set(LENGTHS[version])) == len(LENGTHS[version])

@@ -25,45 +25,45 @@ def union(owned: dict[str, frozenset[Element]]) -> set[Element]:
 
 @given(_owned, st.lists(_owned, max_size=6))
 @examples(200)
-def test_after_any_sequence_there_is_what_somebody_owns(
+def test_after_any_sequence_the_table_has_all_owners_elements(
     first: dict[str, frozenset[Element]], steps: list[dict[str, frozenset[Element]]]
 ) -> None:
-    """For any changes of owners, the table has the union of their elements, each change is exactly the difference of
-    the two unions, and computing a change has no side effect."""
-    books, owned = AppliedElements(), dict(first)
-    books.start(first)
+    """The table has the union of all owners' elements, each change is exactly the difference of the two unions, and
+    computing a change has no side effect, for any changes of owners."""
+    applied, owned = AppliedElements(), dict(first)
+    applied.start(first)
     for new in steps:
         before, wanted = union(owned), union({**owned, **new})
-        assert set(books) == before
-        change = books.change(new)
+        assert set(applied) == before
+        change = applied.change(new)
         assert set(change.remove) == before - wanted
         assert set(change.add) == wanted - before
         assert len(change.remove) == len(set(change.remove))
         assert len(change.add) == len(set(change.add))
         assert bool(change) is (before != wanted)
-        assert set(books.after(new)) == wanted
-        assert len(books.after(new)) == len(wanted)
-        assert set(books) == before  # nothing is written yet
-        books.write(new)
+        assert set(applied.after(new)) == wanted
+        assert len(applied.after(new)) == len(wanted)
+        assert set(applied) == before  # nothing is written yet
+        applied.write(new)
         owned.update(new)
-        assert Counter(books) == Counter(wanted)  # each once
-        assert not books.change(new)
+        assert Counter(applied) == Counter(wanted)  # each once
+        assert not applied.change(new)
         for owner in "abc":
-            assert books.of(owner) == owned.get(owner, frozenset())
-    books.write(dict.fromkeys("abc", frozenset()))
-    assert list(books) == []
+            assert applied.of(owner) == owned.get(owner, frozenset())
+    applied.write(dict.fromkeys("abc", frozenset()))
+    assert list(applied) == []
 
 
-def test_an_element_of_two_owners_goes_with_the_last() -> None:
+def test_an_element_of_two_owners_is_removed_with_the_last() -> None:
     """Docker may reuse an address before its old endpoint is gone: the elements that the new one needs stay."""
-    books = AppliedElements()
-    books.start({"a": frozenset(ELEMENTS[:2]), "b": frozenset(ELEMENTS[1:3])})
-    assert books.change({"a": frozenset()}) == Change(remove=(ELEMENTS[0],))
-    books.write({"a": frozenset()})
-    change = books.change({"b": frozenset()})
+    applied = AppliedElements()
+    applied.start({"a": frozenset(ELEMENTS[:2]), "b": frozenset(ELEMENTS[1:3])})
+    assert applied.change({"a": frozenset()}) == Change(remove=(ELEMENTS[0],))
+    applied.write({"a": frozenset()})
+    change = applied.change({"b": frozenset()})
     assert (set(change.remove), change.add) == (set(ELEMENTS[1:3]), ())
     # From one to the other in one step: nothing to do.
-    assert not books.change({"b": frozenset(), "c": frozenset(ELEMENTS[1:3])})
+    assert not applied.change({"b": frozenset(), "c": frozenset(ELEMENTS[1:3])})
 
 
 V4 = IPv4Address("172.18.0.2")
@@ -105,21 +105,22 @@ _OTHERS = [
 
 
 @pytest.mark.parametrize("name", _OPENING)
-def test_what_stops_being_open_is_narrower(name: str) -> None:
-    """If an element that let flows pass is removed, established flows may remain that could not be opened again."""
-    books, element = AppliedElements(), Element(name, (V4, 6, 80))
-    books.start({"a": frozenset({element})})
-    assert books.narrower("a", frozenset())
-    assert not books.narrower("a", frozenset({element, Element("ingress_drops4", (V4,))}))
-    assert not books.narrower("b", frozenset({element}))
+def test_removing_an_element_that_opens_narrows(name: str) -> None:
+    """Removing an element that let flows pass is narrower: established flows may remain that could not be opened
+    again."""
+    applied, element = AppliedElements(), Element(name, (V4, 6, 80))
+    applied.start({"a": frozenset({element})})
+    assert applied.narrower("a", frozenset())
+    assert not applied.narrower("a", frozenset({element, Element("ingress_drops4", (V4,))}))
+    assert not applied.narrower("b", frozenset({element}))
 
 
 @pytest.mark.parametrize("name", _OTHERS)
-def test_what_lets_nothing_pass_is_no_loss(name: str) -> None:
-    """The removal of any other element closes nothing."""
-    books, element = AppliedElements(), Element(name, (V4, 6, 80))
-    books.start({"a": frozenset({element})})
-    assert not books.narrower("a", frozenset())
+def test_removing_any_other_element_does_not_narrow(name: str) -> None:
+    """Removing any other element closes nothing."""
+    applied, element = AppliedElements(), Element(name, (V4, 6, 80))
+    applied.start({"a": frozenset({element})})
+    assert not applied.narrower("a", frozenset())
 
 
 @pytest.mark.parametrize(
@@ -131,30 +132,31 @@ def test_what_lets_nothing_pass_is_no_loss(name: str) -> None:
         ("allow4", False, False),
     ],
 )
-def test_what_closes_is_narrower(name: str, new: bool, known: bool) -> None:
-    """True for a network that becomes egress-restricted, and for a published port that closes for an existing owner."""
-    books = AppliedElements()
-    books.start({"a": frozenset(ELEMENTS[:1])})
+def test_adding_an_element_that_closes_narrows(name: str, new: bool, known: bool) -> None:
+    """A network that becomes egress-restricted is narrower, and so is a published port that closes for an existing
+    owner."""
+    applied = AppliedElements()
+    applied.start({"a": frozenset(ELEMENTS[:1])})
     wanted = frozenset({Element(name, ("br0",)), ELEMENTS[0]})
-    assert books.narrower("a", wanted) is known
-    assert books.narrower("b", wanted) is new
+    assert applied.narrower("a", wanted) is known
+    assert applied.narrower("b", wanted) is new
 
 
 @pytest.mark.parametrize(
     "name",
     ["egress_restricted", "host_closed", "host_closed6", "rate_limit4_blocks", "rate_limit_host4", "rate_proven6"],
 )
-def test_what_comes_may_only_close(name: str) -> None:
+def test_a_change_that_only_closes_is_recognised(name: str) -> None:
     """A removal, and an element that restricts, closes or limits, need not be on the disk first; any other addition
     must be."""
-    books = AppliedElements()
-    books.start({"a": frozenset(ELEMENTS[:2])})
-    assert books.only_closes("a", frozenset())
-    assert books.only_closes("a", frozenset({ELEMENTS[0], Element(name, ("br0",))}))
-    assert not books.only_closes("a", frozenset(ELEMENTS[:3]))
-    assert not books.only_closes("b", frozenset(ELEMENTS[:1]))
+    applied = AppliedElements()
+    applied.start({"a": frozenset(ELEMENTS[:2])})
+    assert applied.only_closes("a", frozenset())
+    assert applied.only_closes("a", frozenset({ELEMENTS[0], Element(name, ("br0",))}))
+    assert not applied.only_closes("a", frozenset(ELEMENTS[:3]))
+    assert not applied.only_closes("b", frozenset(ELEMENTS[:1]))
     for other in (*_OPENING, "publish4", "unmanaged"):
-        assert not books.only_closes("a", frozenset({Element(other, ("another",))}))
+        assert not applied.only_closes("a", frozenset({Element(other, ("another",))}))
 
 
 PEERS = [
@@ -177,43 +179,48 @@ _passing = st.dictionaries(st.sampled_from("abc"), st.frozensets(st.sampled_from
     _passing, st.lists(_passing, max_size=5), st.sampled_from(["10.9.0.1", "10.9.0.2"]), st.sets(st.sampled_from("abc"))
 )
 @examples(200)
-def test_what_lets_an_address_pass_is_found_without_looking(
+def test_elements_that_open_an_address_are_indexed(
     first: dict[str, frozenset[Element]], steps: list[dict[str, frozenset[Element]]], peer: str, owners: set[str]
 ) -> None:
-    """After any sequence: an address's elements of these owners are found, and no prefix; without them the table has
+    """An address's elements of these owners are found, and no prefix, after any sequence; without them the table has
     the elements of the other owners."""
-    books, owned = AppliedElements(), dict(first)
-    books.start(first)
+    applied, owned = AppliedElements(), dict(first)
+    applied.start(first)
     for new in steps:
-        books.write(new)
+        applied.write(new)
         owned.update(new)
     address = IPv4Address(peer)
-    going = books.going((), {address: owners})
+    going = applied.going((), {address: owners})
     wanted = {
         owner: {e for e in elements if e.set != "egress_host4" and e.key[-2:] == (32, address)}
-        for owner, elements in owned.items() if owner in owners
-    }  # fmt: skip
+        for owner, elements in owned.items()
+        if owner in owners
+    }
     assert going == {owner: elements for owner, elements in wanted.items() if elements}
-    change, before = books.closing(going), set(books)
-    books.write(books.without(going, change))
-    assert (set(books), change.add) == (before - set(change.remove), ())
-    assert {e for owner in "abc" for e in books.of(owner)} == set(books)
-    assert not books.going((), {address: owners})
+    change, before = applied.closing(going), set(applied)
+    applied.write(applied.without(going, change))
+    assert (set(applied), change.add) == (before - set(change.remove), ())
+    assert {e for owner in "abc" for e in applied.of(owner)} == set(applied)
+    assert not applied.going((), {address: owners})
 
 
-def test_a_port_that_was_open_closes_before_anything_is_known() -> None:
+def test_a_departing_owners_ports_close_first() -> None:
     """When an owner is removed, its opening elements are removed and its closing elements stay; an element that kept
     docker-proxy's port open is replaced by one that closes it."""
-    books, open_, shut = AppliedElements(), Element("host_open4", (V4, 6, 8080)), Element("host_closed4", (V4, 6, 8080))
+    applied, open_, shut = (
+        AppliedElements(),
+        Element("host_open4", (V4, 6, 8080)),
+        Element("host_closed4", (V4, 6, 8080)),
+    )
     stays = Element("rate_limit4", (V4, 6, 22))
-    books.start({"a": frozenset({open_, stays, Element("allow4", (V4, 6, 22))}), "b": frozenset({open_})})
-    assert books.closing(books.going("a", {})) == Change((Element("allow4", (V4, 6, 22)),))
-    going = books.going("ab", {})
-    change = books.closing(going)
+    applied.start({"a": frozenset({open_, stays, Element("allow4", (V4, 6, 22))}), "b": frozenset({open_})})
+    assert applied.closing(applied.going("a", {})) == Change((Element("allow4", (V4, 6, 22)),))
+    going = applied.going("ab", {})
+    change = applied.closing(going)
     assert (set(change.remove), change.add) == ({open_, Element("allow4", (V4, 6, 22))}, (shut,))
-    books.write(books.without(going, change))
-    assert set(books) == {stays, shut}
-    assert books.of("a") == {stays, shut}
+    applied.write(applied.without(going, change))
+    assert set(applied) == {stays, shut}
+    assert applied.of("a") == {stays, shut}
 
 
 #: Sets that neither open nor close: they count, report, or redirect.
@@ -222,7 +229,7 @@ NEUTRAL = re.compile(
 )
 
 
-def test_each_set_says_whether_its_elements_open_or_close() -> None:
+def test_each_set_declares_whether_it_opens_or_closes() -> None:
     """A new set must state its effect or be listed as neutral: cutting flows and closing first depend on it."""
     unsaid = {name for name, spec in SETS.items() if not spec.effect}
     assert {name for name in unsaid if not NEUTRAL.match(name)} == set()

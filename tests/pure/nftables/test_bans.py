@@ -31,7 +31,7 @@ NOW = 1_900_000_000.0
         ("2001:db8::1", "2001:db8::1/128"),
     ],
 )
-def test_what_is_banned(text: str, meant: str) -> None:
+def test_an_address_or_prefix_is_banned(text: str, meant: str) -> None:
     """An address or a prefix of either family; an IPv6 prefix that is longer than one customer's /64 is widened to
     it."""
     assert read(text) == ip_network(meant)
@@ -56,7 +56,7 @@ def test_what_is_banned(text: str, meant: str) -> None:
         ),
     ],
 )
-def test_what_cannot_be_banned_is_said(text: str, message: str) -> None:
+def test_an_address_that_cannot_be_banned_is_refused(text: str, message: str) -> None:
     """Text that is no address, addresses that are not public, and prefixes that need too many elements are refused,
     with the right form."""
     with pytest.raises(FwError) as caught:
@@ -64,7 +64,7 @@ def test_what_cannot_be_banned_is_said(text: str, message: str) -> None:
     assert str(caught.value) == message
 
 
-def test_the_widest_ban_is_the_widest_that_is_read() -> None:
+def test_the_widest_ban_is_the_widest_that_is_looked_up() -> None:
     """The widest prefix that can be banned is also the widest that `fwctl` looks up when it searches the bans of an
     address."""
     for version, length in WIDEST.items():
@@ -99,18 +99,44 @@ def test_a_ban_as_it_is_shown() -> None:
 # --- banned addresses ---------------------------------------------------------------------------------------------
 
 _listed = st.sampled_from(
-    ["10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24", "10.1.2.0/23", "10.1.2.128/25", "10.1.2.3", "10.1.2.130",
-     "10.9.0.0/17", "2001:db8::/40", "2001:db8::/48", "2001:db8::/47", "2001:db8:0:1::/64", "2001:db8:0:1::5",
-     "2001:db8::/63"]
-).map(ip_network)  # fmt: skip
+    [
+        "10.0.0.0/8",
+        "10.1.0.0/16",
+        "10.1.2.0/24",
+        "10.1.2.0/23",
+        "10.1.2.128/25",
+        "10.1.2.3",
+        "10.1.2.130",
+        "10.9.0.0/17",
+        "2001:db8::/40",
+        "2001:db8::/48",
+        "2001:db8::/47",
+        "2001:db8:0:1::/64",
+        "2001:db8:0:1::5",
+        "2001:db8::/63",
+    ]
+).map(ip_network)
 _ends = st.sampled_from([0, 0, NOW - 5, NOW + 1.5, NOW + 60, NOW + 3600])
 banned = st.dictionaries(_listed, _ends, max_size=5)
 ADDRESSES = [
     ip_address(text)
-    for text in ("10.1.2.3", "10.1.2.2", "10.1.2.130", "10.1.3.3", "10.1.9.9", "10.9.0.1", "10.200.0.1", "11.0.0.1",
-                 "2001:db8:0:1::5", "2001:db8:0:1::6", "2001:db8:0:2::5", "2001:db8:1::1", "2001:db8:ffff::1",
-                 "2001:db9::1")
-]  # fmt: skip
+    for text in (
+        "10.1.2.3",
+        "10.1.2.2",
+        "10.1.2.130",
+        "10.1.3.3",
+        "10.1.9.9",
+        "10.9.0.1",
+        "10.200.0.1",
+        "11.0.0.1",
+        "2001:db8:0:1::5",
+        "2001:db8:0:1::6",
+        "2001:db8:0:2::5",
+        "2001:db8:1::1",
+        "2001:db8:ffff::1",
+        "2001:db9::1",
+    )
+]
 
 
 def _is_banned(address: IPv4Address | IPv6Address, bans: Mapping[Prefix, float], now: float) -> bool:
@@ -119,8 +145,10 @@ def _is_banned(address: IPv4Address | IPv6Address, bans: Mapping[Prefix, float],
 
 @given(banned, st.sampled_from(ADDRESSES))
 @examples(150)
-def test_by_what_an_address_is_banned(bans: dict[Prefix, float], address: IPv4Address | IPv6Address) -> None:
-    """Return the widest ban that contains the address and has not ended."""
+def test_the_widest_active_ban_of_an_address_is_found(
+    bans: dict[Prefix, float], address: IPv4Address | IPv6Address
+) -> None:
+    """The widest ban that contains the address and has not ended is found."""
     there = [each for each, until in bans.items() if address in each and not 0 < until <= NOW]
     assert holding(ip_network(address), bans, NOW) == min(there, key=lambda each: each.prefixlen, default=None)
     for each in bans:
@@ -128,9 +156,9 @@ def test_by_what_an_address_is_banned(bans: dict[Prefix, float], address: IPv4Ad
         assert by is None or each.subnet_of(by)  # type: ignore[arg-type]
 
 
-def dropped(one: IPv4Address | IPv6Address, standing: set[Element]) -> bool:
+def dropped(one: IPv4Address | IPv6Address, elements: set[Element]) -> bool:
     """True if packets from and to the address are dropped; both must have the same result."""
-    table, other = Table(standing), IPv4Address("192.0.2.1") if one.version == 4 else IPv6Address("2001:db9:9::1")
+    table, other = Table(elements), IPv4Address("192.0.2.1") if one.version == 4 else IPv6Address("2001:db9:9::1")
     found = set()
     for packet in (Packet(one, other, 6, 80), Packet(other, one, 6, 80)):
         asked = table.finds("meta nfproto", "ban_families", packet)
@@ -141,7 +169,9 @@ def dropped(one: IPv4Address | IPv6Address, standing: set[Element]) -> bool:
 
 @given(banned, st.sampled_from(ADDRESSES))
 @examples(200)
-def test_who_is_banned_is_dropped_both_ways(bans: dict[Prefix, float], address: IPv4Address | IPv6Address) -> None:
+def test_a_banned_address_is_dropped_in_both_directions(
+    bans: dict[Prefix, float], address: IPv4Address | IPv6Address
+) -> None:
     """An address is dropped if and only if a ban contains it now, and for as long as the ban lasts: to the second,
     never shorter."""
     lasting, timed = ban_elements(bans, NOW)
@@ -163,7 +193,7 @@ def test_bans_come_before_everything() -> None:
     assert CHAINS["input"][0] == 'iifname "lo" accept'
 
 
-def test_families_are_looked_up_only_where_somebody_is_banned() -> None:
+def test_only_families_with_a_ban_are_looked_up() -> None:
     """A packet causes a look-up of bans of its own family only, and of prefixes only if a prefix is banned."""
     assert ban_elements({}, NOW) == (set(), {})
     lasting, _ = ban_elements({ip_network("203.0.113.7"): 0}, NOW)

@@ -43,7 +43,7 @@ def test_a_field_is_packed_unpacked_and_written(name: str) -> None:
     assert FIELDS[name].text(value) == text
 
 
-def test_every_set_is_made_of_known_fields() -> None:
+def test_every_set_consists_of_known_fields() -> None:
     """A set of a new kind of field needs an entry in the table of fields, and nothing else."""
     chain = rate_chains.limit("limit4__10.0.0.2__5_minute_5").sets
     specs: list[SetSpec] = [*SETS.values(), *chain.values()]

@@ -57,7 +57,7 @@ def test_addresses_and_prefixes_are_read(text: str, banned: str) -> None:
         ("::ffff:203.0.113.7", "write 203.0.113.7"),
     ],
 )
-def test_what_cannot_be_banned_is_refused_with_a_reason(text: str, why: str) -> None:
+def test_an_address_that_cannot_be_banned_is_refused_with_a_reason(text: str, why: str) -> None:
     """Loopback, multicast, link-local, all addresses, a typo: the message says what would be right."""
     with pytest.raises(FwError, match="cannot ban") as error:
         read(text)
@@ -65,7 +65,7 @@ def test_what_cannot_be_banned_is_refused_with_a_reason(text: str, why: str) -> 
     assert "container:" not in str(error.value)
 
 
-def test_whoever_holds_an_address_is_found() -> None:
+def test_the_widest_active_ban_of_an_address_is_found() -> None:
     """The widest active ban that contains the address is found; an expired ban applies to no address."""
     bans: dict[Prefix, float] = {ip_network("203.0.113.0/24"): 0, ip_network("203.0.113.7"): 0}
     assert holding(ip_network("203.0.113.7"), bans, NOW) == ip_network("203.0.113.0/24")
@@ -92,35 +92,35 @@ def _near(version: int) -> st.SearchStrategy[Prefix]:
 _bans = st.dictionaries(_near(4) | _near(6), st.sampled_from([0.0, NOW - 5, NOW + 100, NOW + 500]), max_size=5)
 
 
-def stands(bans: dict[Prefix, float]) -> tuple[set[Element], dict[Element, int]]:
+def elements_of(bans: dict[Prefix, float]) -> tuple[set[Element], dict[Element, int]]:
     lasting, timed = ban_elements(bans, NOW)
     return set(lasting), dict(timed)
 
 
 @given(_bans, _bans, st.booleans())
 @examples(400)
-def test_a_change_makes_the_one_into_the_other(
+def test_a_change_leads_from_the_old_bans_to_the_new(
     before: dict[Prefix, float], more: dict[Prefix, float], adds: bool
 ) -> None:
-    """For any bans before and after, overlapping ones too: the change alone leads to the new state, and removes only
-    existing elements."""
+    """The change alone leads to the new state, and removes only existing elements, for any bans before and after,
+    overlapping ones too."""
     after = {**before, **more} if adds else more
-    lasting, timed = stands(before)
+    lasting, timed = elements_of(before)
     change, lasts = ban_change(before, after, NOW)
     there = lasting | timed.keys()
     assert set(change.remove) <= there
     there -= set(change.remove)
     assert not lasts.keys() & there, "an element's time is another one only if it is put there anew"
     left = {element: seconds for element, seconds in timed.items() if element in there} | lasts
-    right, right_timed = stands(after)
+    right, right_timed = elements_of(after)
     assert there | set(change.add) | lasts.keys() == right | right_timed.keys()
     assert left == right_timed
 
 
 @given(_bans)
 @examples(200)
-def test_every_address_is_banned_by_exactly_what_was_said(bans: dict[Prefix, float]) -> None:
-    """Of the addresses near the bans, exactly those within one match a look-up."""
+def test_exactly_the_addresses_within_a_ban_are_banned(bans: dict[Prefix, float]) -> None:
+    """An address near the bans matches a look-up if and only if it is within one."""
     lasting, timed = ban_elements(bans, NOW)
     there = {(element.set, element.key[0]) for element in (*lasting, *timed)}
     tried = {a for prefix in bans for a in (prefix[0], prefix[-1], prefix[0] - 1, prefix[-1] + 1)}
@@ -138,11 +138,11 @@ def test_pieces_are_few() -> None:
     assert max(len(pieces(ip_network((ip_address("10.0.0.0"), n)))) for n in range(8, 33)) == 256
 
 
-def test_one_more_ban_costs_nothing_beside_fifty_thousand() -> None:
+def test_one_more_ban_takes_no_longer_with_fifty_thousand() -> None:
     """A blocklist does not make a single ban slow: otherwise containers that start would wait for it."""
     many: dict[Prefix, float] = {IPv4Network(0x0A000000 + n * 77): 0 for n in range(50_000)}
     after = {**many, ip_network("203.0.113.7"): 0.0}
-    began = time.process_time()
+    start = time.process_time()
     change, _ = ban_change(many, after, NOW)
-    assert time.process_time() - began < 0.5
+    assert time.process_time() - start < 0.5
     assert {element.set for element in change.add} == {"banned4", "ban_families"}

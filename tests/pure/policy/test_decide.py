@@ -1,8 +1,9 @@
-"""What an address accepts and may initiate: the base, what opens more, what closes, and which place has precedence."""
+"""The policy of an address: the base, the labels that open more or close, and the precedence of their places."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 import pytest
@@ -41,23 +42,23 @@ from plugin.policy.decide import (
 )
 from plugin.protocols import PORTLESS
 from tests.pure import strategies
-from tests.pure.strategies import endpoints, examples, ipv4, ipv6, networks, overrides, ports, protos, saids
+from tests.pure.strategies import endpoints, examples, ipv4, ipv6, networks, overrides, ports, protos, specs
 from tests.specs import spec_of as spec
 
 V4, V6 = IPv4Address("172.18.0.2"), IPv6Address("2001:db8:1::2")
 NETWORK = Network("n" * 64, "fw-nnnnnnnnnnnn")
-GUARDED = BridgeNetwork("g" * 64, "front", "br-gggggggggggg", (IPv4Network("172.18.0.0/16"),))
+DOCKER_NETWORK = BridgeNetwork("g" * 64, "front", "br-gggggggggggg", (IPv4Network("172.18.0.0/16"),))
 KNOWN = Container("c" * 64, "web")
 ENDPOINT = Endpoint("e" * 64, NETWORK.id, V4, V6, joined=True, container=KNOWN)
 WRONG = Problem("label fw.allow", "808O", "is not a port")
 MORE = (Rule("tcp", 8080, 8080),)
 SSH, HTTP, HTTPS = BASE
-NOTHING_SAID, NOTHING = PolicySpec(), Override()
+NO_LABELS, NOTHING = PolicySpec(), Override()
 TEN, OUTSIDE = Peer("prefix", "10.0.0.0/8"), IPv4Address("203.0.113.7")
 INSIDE = IPv4Address("10.1.2.3")
 
 
-def policy(settings: PolicySpec = NOTHING_SAID, override: Override = NOTHING, **pairs: str) -> Policy:
+def policy(settings: PolicySpec = NO_LABELS, override: Override = NOTHING, **pairs: str) -> Policy:
     """Return the policy of a container with these labels."""
     endpoint = dataclasses.replace(ENDPOINT, container=dataclasses.replace(KNOWN, spec=spec(**pairs)))
     return of(NETWORK, endpoint, Defaults(settings), override)
@@ -71,14 +72,14 @@ def texts(rules: tuple[Rule, ...]) -> list[str]:
 
 
 def test_the_base_is_ssh_http_and_https_over_tcp() -> None:
-    """Without any configuration a container answers on TCP 22, 80 and 443, and may open any connection."""
+    """A container without any configuration answers on TCP 22, 80 and 443, and may open any connection."""
     assert of(NETWORK, ENDPOINT) == Policy(accepts=BASE, labels_valid=True, known=True)
     assert [(rule.proto, rule.first, rule.last) for rule in BASE] == [("tcp", n, n) for n in (22, 80, 443)]
-    assert of(GUARDED, ENDPOINT) == of(NETWORK, ENDPOINT)
+    assert of(DOCKER_NETWORK, ENDPOINT) == of(NETWORK, ENDPOINT)
 
 
 def test_without_configuration_nothing_else_is_open() -> None:
-    """Of all ports of all protocols, only the base's three are open."""
+    """Only the base's three ports are open, of all ports of all protocols."""
     accepts = of(NETWORK, ENDPOINT).accepts
     assert [port for port in range(65536) if passes(accepts, "tcp", port, OUTSIDE)] == [22, 80, 443]
     for proto in ("udp", "sctp"):
@@ -90,13 +91,13 @@ def test_without_configuration_nothing_else_is_open() -> None:
 def test_each_place_can_open_more(where: str) -> None:
     """A rule of the host's setting, the network, the attachment or the container's label adds to the base."""
 
-    def says(place: str) -> PolicySpec:
+    def spec(place: str) -> PolicySpec:
         return PolicySpec(allow=MORE if where == place else ())
 
-    network = dataclasses.replace(NETWORK, spec=says("network"))
-    container = dataclasses.replace(KNOWN, spec=says("container"))
-    endpoint = dataclasses.replace(ENDPOINT, spec=says("endpoint"), container=container)
-    assert set(of(network, endpoint, Defaults(says("everywhere"))).accepts) == {*BASE, *MORE}
+    network = dataclasses.replace(NETWORK, spec=spec("network"))
+    container = dataclasses.replace(KNOWN, spec=spec("container"))
+    endpoint = dataclasses.replace(ENDPOINT, spec=spec("endpoint"), container=container)
+    assert set(of(network, endpoint, Defaults(spec("everywhere"))).accepts) == {*BASE, *MORE}
 
 
 # --- closed until known -------------------------------------------------------------------------------------------
@@ -106,13 +107,13 @@ _CLOSED = {
     "labels unknown": (NETWORK, dataclasses.replace(ENDPOINT, container=None)),
     "labels wrong": (NETWORK, dataclasses.replace(ENDPOINT, container=dataclasses.replace(KNOWN, problems=(WRONG,)))),
     "internal network": (dataclasses.replace(NETWORK, internal=True), ENDPOINT),
-    "internal network of Docker's": (dataclasses.replace(GUARDED, internal=True), ENDPOINT),
+    "internal network of Docker's": (dataclasses.replace(DOCKER_NETWORK, internal=True), ENDPOINT),
 }
 OPEN = PolicySpec(allow=(Rule("tcp", 1, 65535),), policy="open", egress=EVERYTHING)
 
 
 @pytest.mark.parametrize(("network", "endpoint"), _CLOSED.values(), ids=_CLOSED)
-def test_closed_until_known_and_right(network: Network | BridgeNetwork, endpoint: Endpoint) -> None:
+def test_an_address_is_closed_until_it_is_known_and_valid(network: Network | BridgeNetwork, endpoint: Endpoint) -> None:
     """An address accepts nothing, not even the base, until it is joined, known and without mistakes, on a network that
     is not internal.
 
@@ -124,16 +125,19 @@ def test_closed_until_known_and_right(network: Network | BridgeNetwork, endpoint
     assert (closed.accepts, closed.published, closed.rates, closed.labels_valid) == ((), (), (), False)
 
 
-def test_who_is_known_is_told_apart_from_who_is_right() -> None:
+def test_a_known_container_may_have_wrong_labels() -> None:
     """An address with wrong labels is known; one whose container is not reported, or that has left, is not."""
     known = {name: of(network, endpoint).known for name, (network, endpoint) in _CLOSED.items()}
     assert known == {
-        "not joined": False, "labels unknown": False, "labels wrong": True, "internal network": True,
+        "not joined": False,
+        "labels unknown": False,
+        "labels wrong": True,
+        "internal network": True,
         "internal network of Docker's": True,
-    }  # fmt: skip
+    }
 
 
-def test_in_doubt_everything_is_closed() -> None:
+def test_an_unknown_container_is_closed() -> None:
     """The address's container is unknown now: it accepts nothing, and if it was egress-restricted, it may open no
     connection."""
     assert in_doubt(policy(allow="8080", log="drop")) == Policy(log="drop")
@@ -141,13 +145,13 @@ def test_in_doubt_everything_is_closed() -> None:
     assert in_doubt(policy(egress="none")) == Policy(egress=())
 
 
-@given(networks, endpoints, saids, overrides)
+@given(networks, endpoints, specs, overrides)
 @examples(80)
-def test_nothing_is_accepted_unless_everything_is_in_order(
+def test_a_policy_is_empty_or_all_places_together(
     network: Network, endpoint: Endpoint, everywhere: PolicySpec, override: Override
 ) -> None:
-    """For any network and endpoint: nothing is accepted, or, if all conditions are met, the rules of all places
-    together."""
+    """A policy accepts nothing, or the rules of all places together if all conditions are met, for any network and
+    endpoint."""
     decided = of(network, endpoint, Defaults(everywhere), override)
     container = endpoint.container
     right = container is not None and not container.problems and endpoint.joined and not network.internal
@@ -168,7 +172,7 @@ def test_nothing_is_accepted_unless_everything_is_in_order(
 # --- deny, from, policy -------------------------------------------------------------------------------------------
 
 
-def test_a_denied_port_is_out_of_the_base() -> None:
+def test_a_denied_port_leaves_the_base() -> None:
     """`fw.deny: "22"` closes 22 and nothing else; a port that `fw.allow` opens is not denied."""
     assert policy(deny="22").accepts == (HTTP, HTTPS)
     assert policy(deny="22, 80, 443, 8080").accepts == ()
@@ -182,9 +186,7 @@ def test_a_denied_port_is_out_of_the_base() -> None:
 def test_from_on_a_base_port_replaces_it() -> None:
     """`22 from 10.0.0.0/8` closes 22 to all other sources; on another port it opens for these sources only."""
     decided = policy(allow="22 from 10.0.0.0/8, 5432 from 10.0.0.0/8")
-    assert texts(decided.accepts) == [
-        "22/tcp from 10.0.0.0/8", "80/tcp", "443/tcp", "5432/tcp from 10.0.0.0/8"
-    ]  # fmt: skip
+    assert texts(decided.accepts) == ["22/tcp from 10.0.0.0/8", "80/tcp", "443/tcp", "5432/tcp from 10.0.0.0/8"]
     for port in (22, 5432):
         assert passes(decided.accepts, "tcp", port, INSIDE)
         assert not passes(decided.accepts, "tcp", port, OUTSIDE)
@@ -195,7 +197,7 @@ def test_from_on_a_base_port_replaces_it() -> None:
     assert policy(allow="22 from any").accepts == BASE
 
 
-def test_from_in_any_place_takes_the_port_out_of_the_base() -> None:
+def test_from_in_any_place_removes_the_port_from_the_base() -> None:
     """Lists add up: with `22 from …` in any place, the base's 22 is no longer open to all."""
     settings = Defaults(spec(allow="22 from 10.0.0.0/8"))
     assert texts(of(NETWORK, ENDPOINT, settings).accepts) == ["22/tcp from 10.0.0.0/8", "80/tcp", "443/tcp"]
@@ -203,28 +205,35 @@ def test_from_in_any_place_takes_the_port_out_of_the_base() -> None:
     assert texts(of(NETWORK, more, settings).accepts)[:2] == ["22/tcp from 10.0.0.0/8", "22/tcp from 192.0.2.1"]
 
 
-def test_a_name_that_is_nobody_still_takes_its_port_out_of_the_base() -> None:
-    """`22 from service:api` without a container of service api: no source reaches 22."""
+def test_a_name_without_a_match_removes_its_port_from_the_base() -> None:
+    """No source reaches 22 with `22 from service:api` and no container of service api."""
     assert texts(policy(allow="22 from service:api").accepts) == ["22/tcp from service:api", "80/tcp", "443/tcp"]
     assert not passes(policy(allow="22 from service:api").accepts, "tcp", 22, INSIDE)
 
 
-def test_closed_is_icmp_and_what_is_allowed() -> None:
+def test_a_closed_policy_accepts_allowed_ports_only() -> None:
     """`fw.policy: closed` removes the whole base; `fw.allow` opens as before."""
     assert policy(policy="closed") == Policy(labels_valid=True, known=True)
     assert texts(policy(policy="closed", allow="443, 53/udp from 10.0.0.0/8").accepts) == [
-        "443/tcp", "53/udp from 10.0.0.0/8"
-    ]  # fmt: skip
+        "443/tcp",
+        "53/udp from 10.0.0.0/8",
+    ]
 
 
-def test_open_is_everything_minus_what_is_denied() -> None:
+def test_an_open_policy_accepts_all_but_denied_ports() -> None:
     """`fw.policy: open` accepts every port and protocol except denied ones and those restricted by `from`."""
     assert set(policy(policy="open").accepts) == set(EVERYTHING)
     some = policy(policy="open", deny="25, */udp, gre", allow="22 from 10.0.0.0/8, esp from 10.0.0.0/8").accepts
     assert texts(some) == [
-        "ah", "esp from 10.0.0.0/8", "other", "1-65535/sctp", "1-21/tcp", "22/tcp from 10.0.0.0/8", "23-24/tcp",
+        "ah",
+        "esp from 10.0.0.0/8",
+        "other",
+        "1-65535/sctp",
+        "1-21/tcp",
+        "22/tcp from 10.0.0.0/8",
+        "23-24/tcp",
         "26-65535/tcp",
-    ]  # fmt: skip
+    ]
     assert passes(some, "tcp", 65535, OUTSIDE)
     assert passes(some, "other", 0, OUTSIDE)
     for proto, port in (("tcp", 22), ("tcp", 25), ("udp", 53), ("gre", 0), ("esp", 0)):
@@ -232,13 +241,13 @@ def test_open_is_everything_minus_what_is_denied() -> None:
     assert passes(some, "esp", 0, INSIDE)
 
 
-def test_default_is_the_base_again() -> None:
+def test_a_default_policy_restores_the_base() -> None:
     """`fw.policy: default` on a container overrides the policy of its network or of a setting."""
     for general in ("open", "closed"):
         assert policy(settings=spec(policy=general), policy="default").accepts == BASE
 
 
-def test_where_each_rule_comes_from_is_told() -> None:
+def test_each_rule_has_its_origin() -> None:
     """`fwctl` reports whether a port comes from the base, a label, a setting or fwctl."""
     decided = policy(
         settings=dataclasses.replace(spec(), allow=parse({"fw.allow": "161/udp"}, "setting ").spec.allow),
@@ -246,9 +255,13 @@ def test_where_each_rule_comes_from_is_told() -> None:
         allow="8080",
     )
     assert {str(rule): rule.origin for rule in decided.accepts} == {
-        "22/tcp": "base", "80/tcp": "base", "443/tcp": "base", "8080/tcp": "label fw.allow",
-        "161/udp": "setting fw.allow", "9000/tcp": "fwctl allow",
-    }  # fmt: skip
+        "22/tcp": "base",
+        "80/tcp": "base",
+        "443/tcp": "base",
+        "8080/tcp": "label fw.allow",
+        "161/udp": "setting fw.allow",
+        "9000/tcp": "fwctl allow",
+    }
     assert {rule.origin for rule in policy(policy="open").accepts} == {"fw.policy: open"}
 
 
@@ -267,12 +280,9 @@ def _placed(**by_place: PolicySpec) -> PolicySpec:
     return words(network, endpoint, Defaults(by_place.get("settings", PolicySpec())))
 
 
-@pytest.mark.parametrize("closer", _PLACES)
-@pytest.mark.parametrize("farther", _PLACES)
-def test_the_more_specific_place_wins(closer: str, farther: str) -> None:
-    """Precedence: image < setting < network < container < attachment, for the base, egress, rates and logging."""
-    if _PLACES.index(closer) <= _PLACES.index(farther):
-        return
+@pytest.mark.parametrize(("farther", "closer"), list(itertools.combinations(_PLACES, 2)))
+def test_the_more_specific_place_wins(farther: str, closer: str) -> None:
+    """Precedence is image < setting < network < container < attachment, for the base, egress, rates and logging."""
     rate, other = (Rate("tcp", 22, 22, n, "minute", 5) for n in (5, 6))
     near, far = (
         PolicySpec(policy="closed", egress=(), rate=(rate,), log="drop"),
@@ -283,17 +293,15 @@ def test_the_more_specific_place_wins(closer: str, farther: str) -> None:
         assert _placed(**{farther: two}) == two
 
 
-@pytest.mark.parametrize("closer", _PLACES[1:])
-@pytest.mark.parametrize("farther", _PLACES[1:])
-def test_lists_add_up_over_all_places(closer: str, farther: str) -> None:
+@pytest.mark.parametrize(("one", "other"), list(itertools.permutations(_PLACES[1:], 2)))
+def test_lists_add_up_over_all_places(one: str, other: str) -> None:
     """Allowed and denied ports of several places add up."""
-    if closer != farther:
-        together = _placed(**{closer: spec(allow="1", deny="22"), farther: spec(allow="2", deny="80")})
-        assert set(together.allow) == {Rule("tcp", 1, 1), Rule("tcp", 2, 2)}
-        assert set(together.deny) == {SSH, HTTP}
+    together = _placed(**{one: spec(allow="1", deny="22"), other: spec(allow="2", deny="80")})
+    assert set(together.allow) == {Rule("tcp", 1, 1), Rule("tcp", 2, 2)}
+    assert set(together.deny) == {SSH, HTTP}
 
 
-def test_what_fwctl_says_is_above_all() -> None:
+def test_overrides_have_the_highest_precedence() -> None:
     """`fwctl deny` closes a port that a label opens, `fwctl allow` opens a port that labels deny or close."""
     ssh, dns = Rule("tcp", 22, 22), Rule("udp", 53, 53)
     assert policy(override=Override(deny=(ssh,))).accepts == (HTTP, HTTPS)
@@ -335,7 +343,7 @@ def test_a_published_port_needs_an_allow_like_any_other() -> None:
     assert closed_ports(of(NETWORK, some), some) == (PORTS[3],)
 
 
-def test_with_the_setting_p_itself_opens() -> None:
+def test_with_the_setting_publishing_opens() -> None:
     """FW_PUBLISHED=allow opens every port that is published beyond the host, unless a label closes it."""
     assert by_p() == (["80/tcp", "5432/tcp", "53/udp"], [])
     assert by_p(deny="5432") == (["80/tcp", "53/udp"], [15432])
@@ -354,11 +362,11 @@ def test_with_the_setting_fwctl_still_closes() -> None:
     assert texts(decided.published) == ["80/tcp", "53/udp"]
 
 
-def test_a_wrong_label_closes_what_p_opens() -> None:
+def test_a_wrong_label_closes_published_ports() -> None:
     """FW_PUBLISHED=allow changes nothing where only ICMP is answered."""
     container = dataclasses.replace(KNOWN, problems=(WRONG,))
     endpoint = dataclasses.replace(ENDPOINT, published=PORTS, container=container)
-    for network in (NETWORK, GUARDED):
+    for network in (NETWORK, DOCKER_NETWORK):
         assert of(network, endpoint, Defaults(published=True)).published == ()
 
 
@@ -368,14 +376,15 @@ ALONE = tuple(
 
 
 @pytest.mark.parametrize("base", ["default", "open"])
-def test_what_is_published_for_the_host_alone_leaves_the_base(base: str) -> None:
-    """This holds on Docker networks; not on docker-fw networks, which are reached by address. A rule for the port
-    itself, in any place, still applies, and so does a publication that others reach."""
+def test_a_port_published_on_loopback_leaves_the_base(base: str) -> None:
+    """A port published for the host alone is not in the base on Docker networks; it is on docker-fw networks, which are
+    reached by address. A rule for the port itself, in any place, still applies, and so does a publication that
+    others reach."""
 
     def accepts(
         network: Network | BridgeNetwork,
         *more: Published,
-        settings: PolicySpec = NOTHING_SAID,
+        settings: PolicySpec = NO_LABELS,
         override: Override = NOTHING,
         **labels: str,
     ) -> set[int]:
@@ -385,29 +394,29 @@ def test_what_is_published_for_the_host_alone_leaves_the_base(base: str) -> None
         return {port for port in (22, 80, 443, 8080) if passes(rules, "tcp", port, OUTSIDE)}
 
     assert accepts(NETWORK) == {22, 80, 443} | ({8080} if base == "open" else set())
-    assert accepts(GUARDED) == {443}
-    assert accepts(GUARDED, Published("tcp", IPv4Address("198.51.100.1"), 1, 80)) == {80, 443}
-    assert accepts(GUARDED, Published("udp", IPv4Address("0.0.0.0"), 1, 80)) == {443}
+    assert accepts(DOCKER_NETWORK) == {443}
+    assert accepts(DOCKER_NETWORK, Published("tcp", IPv4Address("198.51.100.1"), 1, 80)) == {80, 443}
+    assert accepts(DOCKER_NETWORK, Published("udp", IPv4Address("0.0.0.0"), 1, 80)) == {443}
     rule = Rule("tcp", 80, 80)
-    assert accepts(GUARDED, allow="80") == {80, 443}
-    assert accepts(GUARDED, settings=PolicySpec(allow=(rule,))) == {80, 443}
-    assert accepts(dataclasses.replace(GUARDED, spec=PolicySpec(allow=(rule,)))) == {80, 443}
-    assert accepts(GUARDED, override=Override(allow=(rule,))) == {80, 443}
+    assert accepts(DOCKER_NETWORK, allow="80") == {80, 443}
+    assert accepts(DOCKER_NETWORK, settings=PolicySpec(allow=(rule,))) == {80, 443}
+    assert accepts(dataclasses.replace(DOCKER_NETWORK, spec=PolicySpec(allow=(rule,)))) == {80, 443}
+    assert accepts(DOCKER_NETWORK, override=Override(allow=(rule,))) == {80, 443}
 
 
-def test_there_is_no_base_while_docker_does_not_list_what_is_published() -> None:
-    """For a container on a Docker network that is starting it is not yet known which ports are published for the host
-    alone. Ports that its labels open are open."""
+def test_there_is_no_base_until_published_ports_are_known() -> None:
+    """A starting container on a Docker network has no base, because it is not yet known which ports are published for
+    the host alone. Ports that its labels open are open."""
     container = dataclasses.replace(KNOWN, spec=spec(allow="8080"))
     endpoint = dataclasses.replace(ENDPOINT, container=container, unlisted=True)
-    assert [rule.first for rule in of(GUARDED, endpoint).accepts] == [8080]
-    assert len(of(GUARDED, dataclasses.replace(endpoint, unlisted=False)).accepts) == 4
+    assert [rule.first for rule in of(DOCKER_NETWORK, endpoint).accepts] == [8080]
+    assert len(of(DOCKER_NETWORK, dataclasses.replace(endpoint, unlisted=False)).accepts) == 4
 
 
 @given(st.lists(strategies.published, max_size=4).map(tuple))
 @examples(50)
-def test_what_is_published_is_the_containers_port(listed: tuple[Published, ...]) -> None:
-    """Return each container port that is published to an address other than loopback, once."""
+def test_published_ports_are_listed_once(listed: tuple[Published, ...]) -> None:
+    """Each container port that is published to an address other than loopback is listed once."""
     found = published(dataclasses.replace(ENDPOINT, published=listed))
     wanted = {(p.proto, p.container_port, p.container_port) for p in listed if not p.host_ip.is_loopback}
     assert {(rule.proto, rule.first, rule.last) for rule in found} == wanted
@@ -417,7 +426,7 @@ def test_what_is_published_is_the_containers_port(listed: tuple[Published, ...])
 # --- egress, rates, log -------------------------------------------------------------------------------------------
 
 
-def test_what_a_container_may_begin() -> None:
+def test_egress_permits_exactly_its_rules() -> None:
     """`none` permits nothing, a list permits its entries, `all` permits everything, also on an egress-restricted
     network."""
     assert policy().egress is None
@@ -431,8 +440,8 @@ def test_what_a_container_may_begin() -> None:
     assert policy(policy="closed").egress is None
 
 
-def test_who_is_not_known_is_confined_as_the_place_says() -> None:
-    """Before its container is known an address may open the connections that its network and the settings permit."""
+def test_an_unknown_container_has_its_networks_egress() -> None:
+    """An address whose container is not yet known may open the connections that its network and the settings permit."""
     egress_restricted = dataclasses.replace(NETWORK, spec=spec(egress="443"))
     for endpoint in (dataclasses.replace(ENDPOINT, container=None), dataclasses.replace(ENDPOINT, joined=False)):
         assert of(egress_restricted, endpoint).egress == (HTTPS,)
@@ -474,15 +483,15 @@ _MISTAKES: dict[str, tuple[dict[str, str], list[int], bool]] = {
 
 @pytest.mark.parametrize(("labels", "open_ports", "free"), _MISTAKES.values(), ids=_MISTAKES)
 @pytest.mark.parametrize("where", ["container", "network", "attachment"])
-def test_on_dockers_own_networks_a_mistake_only_closes(
+def test_on_docker_networks_a_mistake_only_closes(
     where: str, labels: dict[str, str], open_ports: list[int], free: bool
 ) -> None:
-    """Where nothing can be refused: a wrong fw.allow leaves the base minus denied ports; a mistake that may have been
-    meant to close leaves ICMP only; one that may concern egress permits no outbound connection. This holds for each
-    place of the mistake."""
+    """A mistake refuses nothing on Docker networks. A wrong fw.allow leaves the base minus denied ports; a mistake that
+    may have been meant to close leaves ICMP only; one that may concern egress permits no outbound connection. This
+    applies to each place of the mistake."""
     parsed = parse(labels, "label " if where == "container" else "option ")
-    told = dataclasses.replace(GUARDED, spec=parsed.spec, problems=parsed.problems)
-    network = told if where == "network" else GUARDED
+    labelled = dataclasses.replace(DOCKER_NETWORK, spec=parsed.spec, problems=parsed.problems)
+    network = labelled if where == "network" else DOCKER_NETWORK
     container = dataclasses.replace(
         KNOWN,
         spec=parsed.spec if where == "container" else PolicySpec(),
@@ -496,7 +505,7 @@ def test_on_dockers_own_networks_a_mistake_only_closes(
 
 
 @pytest.mark.parametrize("labels", [labels for labels, _, _ in _MISTAKES.values()], ids=_MISTAKES)
-def test_on_our_own_networks_a_mistake_leaves_icmp_only(labels: dict[str, str]) -> None:
+def test_on_docker_fw_networks_a_mistake_leaves_icmp_only(labels: dict[str, str]) -> None:
     """Docker got an error at the start; a container that runs anyway (FW_MISTAKES=close) is closed in both
     directions."""
     parsed = parse(labels)
@@ -508,9 +517,11 @@ def test_on_our_own_networks_a_mistake_leaves_icmp_only(labels: dict[str, str]) 
 # --- sets of ports ------------------------------------------------------------------------------------------------
 
 _few = st.builds(
-    lambda proto, a, b: Rule(proto, min(a, b), max(a, b)), st.sampled_from(["tcp", "udp"]),
-    st.integers(1, 40), st.integers(1, 40),
-) | st.sampled_from([Rule("gre", 0, 0), Rule("other", 0, 0)])  # fmt: skip
+    lambda proto, a, b: Rule(proto, min(a, b), max(a, b)),
+    st.sampled_from(["tcp", "udp"]),
+    st.integers(1, 40),
+    st.integers(1, 40),
+) | st.sampled_from([Rule("gre", 0, 0), Rule("other", 0, 0)])
 
 
 def _set(rules: object) -> set[tuple[str, int]]:
@@ -529,8 +540,14 @@ def test_minus_is_the_difference_of_sets(rules: list[Rule], holes: list[Rule]) -
         assert len(left) <= len(holes) + 1
 
 
-@given(st.builds(lambda rule, who: dataclasses.replace(rule, peers=who, origin="here"), strategies.rules,
-                 st.lists(strategies.peers, max_size=2).map(tuple)), strategies.denied)  # fmt: skip
+@given(
+    st.builds(
+        lambda rule, who: dataclasses.replace(rule, peers=who, origin="here"),
+        strategies.rules,
+        st.lists(strategies.peers, max_size=2).map(tuple),
+    ),
+    strategies.denied,
+)
 @examples(50)
 def test_minus_leaves_everything_else_of_a_rule(rule: Rule, holes: tuple[Rule, ...]) -> None:
     """Each piece of a rule keeps its peers and its origin."""
@@ -548,23 +565,26 @@ def test_a_flow_passes_by_a_rule_of_its_own(
 ) -> None:
     """A flow passes if and only if one rule has its protocol, its port and its peer."""
     by = [
-        rule for rule in rules if rule.proto == proto and rule.first <= port <= rule.last
+        rule
+        for rule in rules
+        if rule.proto == proto
+        and rule.first <= port <= rule.last
         and (not rule.peers or any(peer in prefix_of(each) for each in rule.peers))
-    ]  # fmt: skip
+    ]
     assert passes(rules, proto, port, peer) is bool(by)
     assert all(covers(rule, proto, port) for rule in by)
 
 
-def test_a_name_passes_nobody() -> None:
+def test_an_unresolved_name_matches_no_address() -> None:
     """A peer that has not been resolved matches no address, and `host` has no address."""
     for kind in ("container", "service", "project", "network", "host"):
         assert not passes((Rule("tcp", 22, 22, (Peer(kind, "x"),)),), "tcp", 22, INSIDE)
 
 
-@given(saids, saids)
+@given(specs, specs)
 @examples(50)
-def test_every_place_is_asked(one: PolicySpec, two: PolicySpec) -> None:
-    """Merging places does not depend on which two are merged first, as long as their order is kept."""
+def test_any_two_places_merge_alike(one: PolicySpec, two: PolicySpec) -> None:
+    """Merging two places gives the same result, whichever two they are; only their order matters."""
     expected = over(one, two)
     for near in range(1, 5):
         for far in range(near):

@@ -21,18 +21,19 @@ from plugin.model import (
     Rule,
     TrackedEndpoint,
 )
+from plugin.nftables.compile import ElementCompiler
 from plugin.nftables.sets import Element
 from plugin.policy.decide import closed_together
-from plugin.policy.facts import EGRESS, BridgeFacts, ElementOwner, Facts, Kind, ProxyFacts
+from plugin.policy.facts import EGRESS, ElementOwner, Facts, Kind
 from plugin.policy.frozen import FrozenDict
 from plugin.policy.overrides import with_one
 from plugin.policy.saved import SavedState
-from plugin.policy.view import PolicyView, evaluated, subnets
+from plugin.policy.view import PolicyView, evaluated
 from tests.specs import spec_of as spec
 
 OURS = Network("o" * 64, "fw-o", IPv4Interface("10.1.0.1/24"), IPv6Interface("2001:db8:1::1/64"))
 APP = BridgeNetwork("a" * 64, "app", "br-app", (IPv4Network("172.18.0.0/16"), IPv6Network("2001:db8:2::/64")))
-APART = dataclasses.replace(APP, id="p" * 64, name="apart", bridge="br-p", flat=False)
+ISOLATED = dataclasses.replace(APP, id="p" * 64, name="apart", bridge="br-p", flat=False)
 PORT, SCTP = Published("tcp", IPv4Address("0.0.0.0"), 15432, 5432), Published("sctp", IPv4Address("0.0.0.0"), 9, 9)
 
 
@@ -64,7 +65,7 @@ def tracked(endpoint: Endpoint) -> ElementOwner:
 OF_WEB, OF_DB = ElementOwner(Kind.ENDPOINT, WEB.id), tracked(DB)
 FACTS = Facts(
     SavedState({OURS.id: OURS}, {WEB.id: WEB}),
-    networks=FrozenDict({each.id: each for each in (APP, APART)}),
+    networks=FrozenDict({each.id: each for each in (APP, ISOLATED)}),
     guests=FrozenDict({DB.id: guest(DB)}),
     listed=True,
 )
@@ -79,7 +80,11 @@ def edited(known: PolicyView, edit: Callable[[Facts], Facts]) -> list[ElementOwn
     after = edit(known.facts)
     owners = known.changed(known.facts, after)
     known.take(after, owners)
-    return known.reindex(owners)
+    return ElementCompiler(known).reindex(owners)
+
+
+def elements(known: PolicyView, owner: ElementOwner) -> frozenset[Element]:
+    return ElementCompiler(known).elements(owner)
 
 
 def endpoints(*there: Endpoint) -> Callable[[Facts], Facts]:
@@ -102,7 +107,7 @@ def test_a_container_sends_from_all_its_addresses_by_each_port() -> None:
 
     def sources(endpoint: Endpoint) -> set[str]:
         owner = ElementOwner(Kind.ENDPOINT, endpoint.id)
-        found = {str(e.key[2]) for e in inventory.elements(owner) if e.set.startswith("bound")}
+        found = {str(e.key[2]) for e in elements(inventory, owner) if e.set.startswith("bound")}
         return found - {"fe80::42:aff:fe01:2"}
 
     assert sources(bound) == {"10.1.0.2", "2001:db8:1::2"}
@@ -117,8 +122,8 @@ def test_a_container_sends_from_all_its_addresses_by_each_port() -> None:
 # --- which owners are recomputed ----------------------------------------------------------------------------------
 
 
-def test_whoever_comes_or_goes_is_looked_at_with_those_whose_rules_speak_of_it() -> None:
-    """No other owner is recomputed."""
+def test_a_changed_container_recomputes_the_rules_that_name_it() -> None:
+    """A container that is added or removed is recomputed with the owners whose rules name it, and no other owner is."""
     inventory = made()
     assert edited(inventory, endpoints(WEB)) == []  # nothing has changed
     assert edited(inventory, endpoints()) == [OF_WEB, OF_DB]
@@ -127,110 +132,81 @@ def test_whoever_comes_or_goes_is_looked_at_with_those_whose_rules_speak_of_it()
     assert edited(inventory, endpoints()) == [OF_WEB]
 
 
-def test_what_fwctl_says_of_peers_is_looked_up_too() -> None:
+def test_an_override_with_a_named_peer_follows_it() -> None:
     """`fwctl allow web "22 from service:db"` follows the service like a label."""
     inventory = made()
     assert WEB.container
     (rule,) = spec(allow="22 from service:db").allow
     word = Overriding(WEB.container.id, rule)
     edited(inventory, lambda facts: facts.keeping(lambda state: with_one(state, word)))
-    assert Element("from4", (WEB.addr4, 6, 22, 32, DB.addr4)) in inventory.elements(OF_WEB)
+    assert Element("from4", (WEB.addr4, 6, 22, 32, DB.addr4)) in elements(inventory, OF_WEB)
     assert edited(inventory, guests(less=(DB.id,))) == [OF_DB, OF_WEB]
-    assert not {e for e in inventory.elements(OF_WEB) if e.set.startswith("from")}
+    assert not {e for e in elements(inventory, OF_WEB) if e.set.startswith("from")}
 
 
-def test_who_is_in_doubt_is_nobodys_peer() -> None:
-    """While the container of an address is unknown, no rule accepts it, on any network."""
+def test_an_unknown_container_is_no_peer() -> None:
+    """No rule accepts an address whose container is unknown, on any network."""
     inventory = made()
     edited(inventory, endpoints(dataclasses.replace(WEB, spec=spec(allow="22 from service:db"))))
-    assert {e.key[4] for e in inventory.elements(OF_WEB) if e.set == "from4"} == {DB.addr4}
+    assert {e.key[4] for e in elements(inventory, OF_WEB) if e.set == "from4"} == {DB.addr4}
     assert OF_WEB in edited(inventory, guests(guest(DB, sure=False)))
-    assert not {e for e in inventory.elements(OF_WEB) if e.set == "from4"}
+    assert not {e for e in elements(inventory, OF_WEB) if e.set == "from4"}
 
 
-def test_a_network_that_changes_takes_along_all_that_are_on_it() -> None:
-    """For either kind of network, and no other owners. A list with unchanged content changes nothing."""
-    inventory = made(guest(dataclasses.replace(DB, id="p" * 64, network_id=APART.id, container=who("other"))))
+def test_a_changed_network_recomputes_its_endpoints() -> None:
+    """A change of a network of either kind recomputes its endpoints and no other owners. A list with unchanged content
+    changes nothing."""
+    inventory = made(guest(dataclasses.replace(DB, id="p" * 64, network_id=ISOLATED.id, container=who("other"))))
     opens = dataclasses.replace(APP, spec=spec(allow="9100"))
     assert {*edited(inventory, lambda facts: facts.with_networks({APP.id: opens}))} == {
-        ElementOwner(Kind.DOCKER_NETWORK, APP.id), OF_DB
-    }  # fmt: skip
+        ElementOwner(Kind.DOCKER_NETWORK, APP.id),
+        OF_DB,
+    }
     assert edited(inventory, lambda facts: facts.with_networks({APP.id: dataclasses.replace(opens)})) == []
     inner = dataclasses.replace(OURS, internal=True)
     assert {*edited(inventory, lambda facts: facts.keeping(lambda state: state.with_network(inner)))} == {
-        ElementOwner(Kind.NETWORK, OURS.id), OF_WEB
-    }  # fmt: skip
+        ElementOwner(Kind.NETWORK, OURS.id),
+        OF_WEB,
+    }
 
 
-def test_a_container_is_looked_at_with_all_its_places() -> None:
+def test_a_changed_container_recomputes_all_its_endpoints() -> None:
     """A published port is closed or open for the container as a whole: one endpoint that is unknown closes it at the
     others."""
-    second = dataclasses.replace(DB, id="s" * 64, network_id=APART.id)
-    inventory = made(guest(dataclasses.replace(DB, container=who("db", allow="5432"))), guest(
-        dataclasses.replace(second, container=who("db", allow="5432"))
-    ))  # fmt: skip
+    second = dataclasses.replace(DB, id="s" * 64, network_id=ISOLATED.id)
+    inventory = made(
+        guest(dataclasses.replace(DB, container=who("db", allow="5432"))),
+        guest(dataclasses.replace(second, container=who("db", allow="5432"))),
+    )
     served = Element("host_open", (2, 6, 15432))
-    assert served in inventory.elements(OF_DB)
-    doubted = guest(dataclasses.replace(second, container=who("db", allow="5432")), sure=False)
-    assert {*edited(inventory, guests(doubted))} == {tracked(second), OF_DB}
-    assert served not in inventory.elements(OF_DB)
-    assert Element("host_closed", (2, 6, 15432)) in inventory.elements(OF_DB)
+    assert served in elements(inventory, OF_DB)
+    unknown = guest(dataclasses.replace(second, container=who("db", allow="5432")), sure=False)
+    assert {*edited(inventory, guests(unknown))} == {tracked(second), OF_DB}
+    assert served not in elements(inventory, OF_DB)
+    assert Element("host_closed", (2, 6, 15432)) in elements(inventory, OF_DB)
 
 
 # --- elements -----------------------------------------------------------------------------------------------------
 
 
-NOBODY, OF_APP = ElementOwner(Kind.ENDPOINT, "nobody"), ElementOwner(Kind.DOCKER_NETWORK, APP.id)
+MISSING, OF_APP = ElementOwner(Kind.ENDPOINT, "missing"), ElementOwner(Kind.DOCKER_NETWORK, APP.id)
 
 
-def test_an_owner_that_is_not_there_has_nothing() -> None:
+def test_a_missing_owner_has_no_elements() -> None:
     """An endpoint whose network is unknown has no elements either."""
     inventory = made()
-    assert inventory.elements(NOBODY) == frozenset()
-    assert inventory.answers(NOBODY) == inventory.answers(OF_APP) == {}
+    assert elements(inventory, MISSING) == frozenset()
+    assert inventory.answers(MISSING) == inventory.answers(OF_APP) == {}
     assert inventory.decided(OF_APP) is None
     edited(inventory, lambda facts: facts.keeping(lambda state: dataclasses.replace(state, networks=FrozenDict())))
-    assert inventory.elements(OF_WEB) == frozenset()
+    assert elements(inventory, OF_WEB) == frozenset()
     assert inventory.answers(OF_WEB) == {}
-
-
-def test_the_host_remembers_what_was_switched_on() -> None:
-    """Families whose forwarding docker-fw switched on do not forward traffic between other networks."""
-    inventory = evaluated(Defaults(), Facts(SavedState(switched=frozenset({2, 10}))))
-    found = inventory.elements(ElementOwner(Kind.FORWARDING))
-    assert found == {Element("no_transit", (2,)), Element("no_transit", (10,))}
-
-
-def test_the_host_is_told_of() -> None:
-    """The elements: bridges, docker-proxy's control group, dockerd's own ports, listening programs, and ports on which
-    a docker-proxy may listen."""
-    port, closed = Published("tcp", IPv4Address(0), 8080, 8080), Published("tcp", IPv4Address(0), 9090, 9090)
-    facts = Facts(
-        bridges=BridgeFacts(frozenset({7}), frozenset({"docker0"}), frozenset({"docker0"}), frozenset({"docker0"})),
-        proxies=ProxyFacts(frozenset({12}), holding=True),
-        dockerd=frozenset({(6, 2375)}),
-        listening=frozenset({port}),
-        suspects=frozenset({closed}),
-    )
-    inventory = evaluated(Defaults(), facts)
-    assert {element for owner in inventory.owners() for element in inventory.elements(owner)} == {
-        Element("unmanaged", (7,)),
-        Element("dockers", ("docker0",)),
-        Element("protected_bridges", ("docker0",)),
-        Element("same_bridge", ("docker0", "docker0")),
-        Element("docker_proxy", (12,)),
-        Element("proxy_unidentified", (2,)),
-        Element("proxy_unidentified", (10,)),
-        Element("dockerd_ports", (6, 2375)),
-        Element("host_own", (2, 6, 8080)),
-        Element("host_closed", (2, 6, 9090)),
-    }
 
 
 # --- sticky facts -------------------------------------------------------------------------------------------------
 
 
-def test_a_network_confines_from_its_first_moment() -> None:
+def test_a_network_restricts_egress_from_the_start() -> None:
     """A network is egress-restricted if its options, a setting or a mistake about egress say so; a new container is
     restricted until it is known."""
     for network, settings in (
@@ -239,7 +215,7 @@ def test_a_network_confines_from_its_first_moment() -> None:
         (APP, spec(egress="none")),
     ):
         inventory = evaluated(Defaults(settings), Facts(networks=FrozenDict({APP.id: network})))
-        assert inventory.elements(EGRESS) == {Element("egress_restricted", ("br-app",))}
+        assert elements(inventory, EGRESS) == {Element("egress_restricted", ("br-app",))}
         assert inventory.state.egress_restricted == {"br-app"}
         assert inventory.confines(network)
     assert not made().confines(APP)
@@ -249,7 +225,7 @@ def test_a_network_confines_from_its_first_moment() -> None:
     ).state.egress_restricted
 
 
-def test_a_network_confines_once_somebody_on_it_was_confined() -> None:
+def test_a_network_stays_egress_restricted_once_a_container_was() -> None:
     """The restriction remains while the container is unknown, and after it has left; a container that has not joined
     does not restrict. It remains as long as such a container is there."""
     assert made().state.egress_restricted == frozenset()
@@ -270,8 +246,9 @@ def test_a_network_confines_once_somebody_on_it_was_confined() -> None:
     assert inventory.settled(before, [EGRESS, OF_DB]).saved.egress_restricted == frozenset()
 
 
-def test_closed_ports_are_kept_until_the_container_goes() -> None:
-    """This holds for a container that Docker lists: one that has just been connected has no ports to report yet."""
+def test_closed_ports_are_kept_until_the_container_is_removed() -> None:
+    """The closed ports of a container that Docker lists are kept: one that has just been connected has no ports to
+    report yet."""
     inventory = made()
     assert DB.container
     assert inventory.state.proxied == {DB.container.id: (PORT,)}
@@ -283,12 +260,13 @@ def test_closed_ports_are_kept_until_the_container_goes() -> None:
     assert inventory.settled(before, [OF_DB]) is after
 
 
-def test_a_place_in_doubt_is_closed() -> None:
-    """Its addresses have no opening elements, its published ports are closed, and its egress stays empty."""
+def test_an_endpoint_of_an_unknown_container_is_closed() -> None:
+    """The addresses of such an endpoint have no opening elements, its published ports are closed, and its egress stays
+    empty."""
     inventory = made(guest(dataclasses.replace(DB, container=who("db", egress="443")), sure=False))
-    sets = {element.set for element in inventory.elements(OF_DB)}
+    sets = {element.set for element in elements(inventory, OF_DB)}
     assert sets == {"ingress_drops4", "egress_drops4", "host_closed", "host_neighbours"}
-    assert inventory.elements(EGRESS) == {Element("egress_restricted", ("br-app",))}
+    assert elements(inventory, EGRESS) == {Element("egress_restricted", ("br-app",))}
     (answer,) = inventory.answers(OF_DB).values()
     assert (answer.policy.accepts, answer.policy.egress, answer.policy.known) == ((), (), False)
 
@@ -296,7 +274,7 @@ def test_a_place_in_doubt_is_closed() -> None:
 # --- address policies ---------------------------------------------------------------------------------------------
 
 
-def test_what_an_address_answers_is_known_with_its_subnet() -> None:
+def test_each_address_has_its_policy_and_subnet() -> None:
     """Each address has its own policy, with names resolved; an address outside the network's subnets has none."""
     inventory = made()
     found = inventory.answers(OF_DB)
@@ -307,32 +285,33 @@ def test_what_an_address_answers_is_known_with_its_subnet() -> None:
     stray = dataclasses.replace(DB, addr4=IPv4Address("192.0.2.1"))
     assert made(guest(stray)).answers(OF_DB) == {}
     assert {a: what.subnet for a, what in inventory.answers(OF_WEB).items()} == {
-        WEB.addr4: IPv4Network("10.1.0.0/24"), WEB.addr6: IPv6Network("2001:db8:1::/64")
-    }  # fmt: skip
-    assert subnets(OURS) == (IPv4Network("10.1.0.0/24"), IPv6Network("2001:db8:1::/64"))
+        WEB.addr4: IPv4Network("10.1.0.0/24"),
+        WEB.addr6: IPv6Network("2001:db8:1::/64"),
+    }
+    assert OURS.subnets == (IPv4Network("10.1.0.0/24"), IPv6Network("2001:db8:1::/64"))
 
 
-def test_who_may_go_on_using_a_port_of_docker_proxys() -> None:
-    """There a flow is the host's: sources that a rule accepts, and neighbours on a network where containers communicate
-    freely, keep theirs."""
-    apart = dataclasses.replace(DB, network_id=APART.id, published=(PORT, SCTP))
+def test_flows_to_docker_proxys_port_that_may_continue() -> None:
+    """A flow to docker-proxy's port continues if a rule accepts its source, or if it comes from a neighbour on a
+    network where containers communicate freely."""
+    isolated = dataclasses.replace(DB, network_id=ISOLATED.id, published=(PORT, SCTP))
     allowed, neighbour, other = (IPv4Address(a) for a in ("203.0.113.9", "172.18.0.99", "198.51.100.1"))
     ports, stays = made().through_proxy([OF_DB])
     assert ports == [PORT]
     assert [stays(PORT, each) for each in (allowed, neighbour, WEB.addr4, other)] == [True, True, True, False]  # type: ignore[arg-type]
     _, stays = made(guest(DB, sure=False)).through_proxy([OF_DB])
     assert [stays(PORT, each) for each in (allowed, neighbour, other)] == [False, True, False]
-    ports, stays = made(guest(apart)).through_proxy([OF_DB])
+    ports, stays = made(guest(isolated)).through_proxy([OF_DB])
     assert set(ports) == {PORT, SCTP}
     assert [stays(PORT, each) for each in (allowed, neighbour, other)] == [True, False, False]
-    for owner in (OF_APP, OF_WEB, NOBODY):
+    for owner in (OF_APP, OF_WEB, MISSING):
         assert made().through_proxy([owner])[0] == []
 
 
 # --- ownership ----------------------------------------------------------------------------------------------------
 
 
-def test_a_container_is_found_at_each_of_its_places() -> None:
+def test_a_containers_endpoints_are_found() -> None:
     """A container's endpoints on docker-fw networks and on Docker networks are found, from the start and after
     changes."""
     second = dataclasses.replace(WEB, id="x", network_id=APP.id, addr4=None)
@@ -340,14 +319,14 @@ def test_a_container_is_found_at_each_of_its_places() -> None:
     assert WEB.container
     assert {*inventory.of_container(WEB.container.id)} == {tracked(second), OF_WEB}
     assert inventory.of_container("") == inventory.of_container("x") == []
-    assert inventory.networks() == [OURS, APP, APART]
+    assert inventory.networks() == [OURS, APP, ISOLATED]
     edited(inventory, guests(less=("x",)))
     assert inventory.of_container(WEB.container.id) == [OF_WEB]
     edited(inventory, endpoints())
     assert inventory.of_container(WEB.container.id) == []
 
 
-def test_an_override_is_a_containers_by_its_id() -> None:
+def test_an_override_belongs_to_a_container_id() -> None:
     """Another container with the same name has only its labels; an unknown container has no override."""
     assert WEB.container
     inventory = made()
@@ -357,17 +336,17 @@ def test_an_override_is_a_containers_by_its_id() -> None:
     assert not inventory.override(None).allow
 
 
-def test_a_copy_stays_as_it_was() -> None:
+def test_a_copy_does_not_change() -> None:
     """A copy does not change while the original does."""
     inventory = made()
     copy = inventory.copy()
-    before = {owner: copy.elements(owner) for owner in copy.owners()}
+    before = {owner: elements(copy, owner) for owner in copy.owners()}
     edited(inventory, endpoints())
     edited(inventory, guests(less=(DB.id,)))
-    assert {owner: copy.elements(owner) for owner in copy.owners()} == before
+    assert {owner: elements(copy, owner) for owner in copy.owners()} == before
 
 
-def test_a_published_port_is_closed_if_it_is_so_at_each_place() -> None:
+def test_a_published_port_is_closed_if_every_endpoint_closes_it() -> None:
     """Docker publishes a port for the whole container: one endpoint that opens it is enough, and one that is unknown
     closes it."""
     one, two = frozenset({PORT, SCTP}), frozenset({PORT})

@@ -18,7 +18,8 @@ _change = st.tuples(
 @given(st.dictionaries(st.integers(0, 5), st.sampled_from(VALUES)), st.lists(_change, max_size=12))
 @examples(300)
 def test_no_difference_is_missed(start: dict[int, object], changes: list[tuple[dict[int, object], set[int]]]) -> None:
-    """After any sequence of changes, for any two of the dicts, also if those in between no longer exist."""
+    """No difference between any two of the dicts is missed after any sequence of changes, also if those in between no
+    longer exist."""
     made = [FrozenDict(start)]
     for more, less in changes:
         made.append(made[-1].replace(more, less))
@@ -42,12 +43,18 @@ def test_one_change_is_one_key() -> None:
 
 
 def test_it_never_changes() -> None:
-    """A reader needs no lock."""
+    """A frozen dict cannot be changed, so that a reader needs no lock."""
     known = FrozenDict({1: 2})
     for change in (
-        lambda: known.__setitem__(1, 3), lambda: known.pop(1), lambda: known.update({1: 3}), known.clear,
-        lambda: known.__delitem__(1), lambda: known.setdefault(2, 2), known.popitem, lambda: known.__ior__({2: 2}),
-    ):  # fmt: skip
+        lambda: known.__setitem__(1, 3),
+        lambda: known.pop(1),
+        lambda: known.update({1: 3}),
+        known.clear,
+        lambda: known.__delitem__(1),
+        lambda: known.setdefault(2, 2),
+        known.popitem,
+        lambda: known.__ior__({2: 2}),
+    ):
         with pytest.raises(TypeError):
             change()
     assert known == {1: 2}

@@ -53,7 +53,7 @@ BASE = {(port, name) for port in (22, 80, 443) for name in ("in", "out")}
 # --- the later override -------------------------------------------------------------------------------------------
 
 
-def test_the_later_word_counts() -> None:
+def test_the_later_override_applies() -> None:
     """`allow` after `deny` opens, `deny` after `allow` closes, port by port."""
     assert accepted(after()) == BASE
     assert accepted(after(deny(SSH))) == BASE - {(22, "in"), (22, "out")}
@@ -62,35 +62,36 @@ def test_the_later_word_counts() -> None:
     assert accepted(after(deny(MORE), allow(MORE))) == BASE | {(8080, "in"), (8080, "out")}
     assert accepted(after(deny(Rule("tcp", 1, 100)), allow(Rule("tcp", 80, 80)))) == BASE - {(22, "in"), (22, "out")}
     assert accepted(after(allow(Rule("tcp", 1, 65535)), deny(SSH)), (21, 22, 23)) == {
-        (21, "in"), (21, "out"), (23, "in"), (23, "out")
-    }  # fmt: skip
+        (21, "in"),
+        (21, "out"),
+        (23, "in"),
+        (23, "out"),
+    }
 
 
-def test_allowed_to_some_is_denied_to_others() -> None:
+def test_allow_for_some_sources_closes_to_others() -> None:
     """`fwctl allow web "22 from 10.0.0.0/8"` closes 22 to others, also after a deny; a deny after it closes all."""
     some = BASE - {(22, "out")}
     assert accepted(after(allow(ONLY_TEN))) == accepted(after(deny(SSH), allow(ONLY_TEN))) == some
     assert accepted(after(allow(ONLY_TEN), deny(SSH))) == BASE - {(22, "in"), (22, "out")}
 
 
-def test_each_container_has_its_own_words() -> None:
+def test_each_container_has_its_own_overrides() -> None:
     """An override of one container does not apply to another."""
     state = after(deny(SSH, container="db"), allow(MORE), deny(MORE, container="db"))
-    assert in_force(state) == {
-        "web": Override(allow=(MORE,)), "db": Override(deny=(SSH, MORE))
-    }  # fmt: skip
-    assert in_force(without(state, {"web", "nobody"})) == {"db": Override(deny=(SSH, MORE))}
+    assert in_force(state) == {"web": Override(allow=(MORE,)), "db": Override(deny=(SSH, MORE))}
+    assert in_force(without(state, {"web", "missing"})) == {"db": Override(deny=(SSH, MORE))}
     assert in_force(without(state, {"web", "db"})) == {}
 
 
-def test_the_same_word_again_is_one_word() -> None:
+def test_a_repeated_override_is_stored_once() -> None:
     """Repeating an override gives it a new duration, and makes it the latest."""
     state = after(allow(MORE, 50), deny(MORE), allow(MORE, 90))
     assert [(each.deny, each.until) for each in state.overrides] == [(True, 0), (False, 90)]
     assert after(allow(MORE), allow(dataclasses.replace(MORE, origin="again"))).overrides == (allow(MORE),)
 
 
-def test_what_would_never_count_again_is_forgotten() -> None:
+def test_an_override_that_cannot_apply_again_is_removed() -> None:
     """A permanent override replaces what it contradicts; a temporary one keeps overrides that last longer."""
     assert after(allow(Rule("tcp", 1, 100)), deny(SSH)).overrides == (
         allow(Rule("tcp", 1, 21)),
@@ -106,7 +107,7 @@ def test_what_would_never_count_again_is_forgotten() -> None:
 # --- duration -----------------------------------------------------------------------------------------------------
 
 
-def test_a_word_counts_until_its_end_and_what_is_under_it_after() -> None:
+def test_an_earlier_override_applies_after_a_later_one_expires() -> None:
     """A port that is opened for an hour is as it was before when the hour is over."""
     state = after(deny(SSH), allow(SSH, 100))
     assert accepted(expired(state, 99.9)) == BASE
@@ -116,7 +117,7 @@ def test_a_word_counts_until_its_end_and_what_is_under_it_after() -> None:
     assert ended(state, 100) == [allow(SSH, 100)]
 
 
-def test_what_closes_need_not_wait_for_what_opens() -> None:
+def test_overrides_expire_one_by_one() -> None:
     """Denies and allows expire one by one, and nothing else changes."""
     state = after(deny(SSH, 50), allow(MORE, 60), deny(Rule("tcp", 443, 443)))
     assert lapsed(state, 100, deny=True).overrides == (allow(MORE, 60), deny(Rule("tcp", 443, 443)))
@@ -124,14 +125,14 @@ def test_what_closes_need_not_wait_for_what_opens() -> None:
     assert lapsed(state, 55, deny=False) == state
 
 
-def test_bans_end_too() -> None:
+def test_bans_expire_too() -> None:
     """A temporary ban expires, a permanent one does not."""
     bans: dict[Prefix, float] = {ip_network(f"203.0.113.{n}"): until for n, until in enumerate((0, 50, 100.5))}
     assert list(swept(SavedState(bans=bans), 100).bans.values()) == [0, 100.5]
     assert list(expired(SavedState(bans=bans), 101).bans.values()) == [0]
 
 
-def test_while_nobody_watches_the_clock_nothing_is_open_for_a_time() -> None:
+def test_suspended_overrides_open_no_port_for_a_time() -> None:
     """When docker-fw stops, ports that were opened for a time are closed, and ports that were closed for a time stay
     closed."""
     assert accepted(unwatched(after(allow(MORE, 100)))) == BASE
@@ -149,13 +150,13 @@ _rules = st.builds(
     st.integers(20, 25),
     st.sampled_from([(), (), (TEN,)]),
 )
-_words = st.builds(
+_overrides = st.builds(
     lambda rule, no, until: Overriding("web", dataclasses.replace(rule, peers=() if no else rule.peers), no, until),
     _rules,
     st.booleans(),
     st.sampled_from([0, 0, 10, 20, 30]),
 )
-_sequences = st.lists(_words, max_size=6)
+_sequences = st.lists(_overrides, max_size=6)
 PORTS = range(19, 27)
 
 
@@ -176,8 +177,8 @@ def by_hand(words: list[Overriding], now: float) -> set[tuple[int, str]]:
 
 @given(_sequences, st.sampled_from([0, 10, 15, 20, 25, 30]))
 @examples(300)
-def test_after_any_words_the_last_one_about_a_port_counts(words: list[Overriding], now: float) -> None:
-    """For any overrides in any order and with any duration: the latest unexpired override decides about each port."""
+def test_of_any_overrides_the_latest_decides_about_a_port(words: list[Overriding], now: float) -> None:
+    """The latest unexpired override decides about each port, for any overrides in any order and with any duration."""
     for n, word in enumerate(words):  # a repeated override is a different case: it has another duration
         assume(all((each.rule, each.deny) != (word.rule, word.deny) for each in after(*words[:n]).overrides))
     assert accepted(expired(after(*words), now), PORTS) == by_hand(words, now)
@@ -185,14 +186,13 @@ def test_after_any_words_the_last_one_about_a_port_counts(words: list[Overriding
 
 @given(_sequences, st.sampled_from([0, 10, 15, 20, 25, 30]))
 @examples(200)
-def test_nothing_is_wider_while_nobody_watches(words: list[Overriding], now: float) -> None:
-    """For any overrides: after timed overrides are suspended, nothing is open that the clock would close, at any
-    time."""
+def test_suspending_overrides_opens_nothing(words: list[Overriding], now: float) -> None:
+    """Nothing is open that the clock would close, at any time, after timed overrides are suspended."""
     state = after(*words)
     assert accepted(unwatched(state), PORTS) <= accepted(expired(state, now), PORTS)
 
 
 @pytest.mark.parametrize("now", [0, 5, 100])
-def test_nothing_to_do_is_nothing_done(now: float) -> None:
+def test_a_state_without_overrides_does_not_change(now: float) -> None:
     """A state without overrides and bans does not change."""
     assert expired(SavedState(), now) == unwatched(SavedState()) == SavedState()

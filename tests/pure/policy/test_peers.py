@@ -51,14 +51,14 @@ def directory() -> PeerIndex:
 # --- which names a container has ----------------------------------------------------------------------------------
 
 
-def test_who_is_there_has_its_addresses_and_names() -> None:
+def test_an_endpoint_is_known_by_its_names() -> None:
     """An endpoint is known by its container's name, compose's project and service, and its network's name."""
     endpoint = Endpoint("e", "n", A, A6, joined=True, container=WEB)
     assert who(endpoint) == named((A, A6), "shop-web-1", "shop", "web", "shop_front", WEB.id)
     assert who(dataclasses.replace(endpoint, addr4=None)) == dataclasses.replace(who(endpoint), addresses=(A6,))
 
 
-def test_nobody_is_there_until_it_is_known() -> None:
+def test_an_unknown_endpoint_is_no_peer() -> None:
     """An endpoint that has not joined, or whose container is not reported, is no peer."""
     endpoint = Endpoint("e", "n", A, A6, joined=True, container=WEB)
     assert who(dataclasses.replace(endpoint, joined=False)) is None
@@ -84,15 +84,15 @@ def test_nobody_is_there_until_it_is_known() -> None:
     ],
     ids=str,
 )
-def test_each_kind_of_name_finds_its_own(directory: PeerIndex, peer: Peer, found: list[str]) -> None:
+def test_each_kind_of_name_matches_its_own(directory: PeerIndex, peer: Peer, found: list[str]) -> None:
     """A name matches the addresses of containers with exactly this name of this kind; other names match none."""
     assert sorted(resolved(directory, peer)) == found
 
 
-def test_a_rule_for_nobody_is_no_rule(directory: PeerIndex) -> None:
+def test_a_rule_for_an_unknown_name_matches_nothing(directory: PeerIndex) -> None:
     """A name that matches no container matches nothing, never everything; next to other peers it is left out."""
-    nobody = for_peers(Peer("service", "gone"))
-    policy = Policy(accepts=(nobody, Rule("tcp", 80, 80)), egress=(nobody,))
+    unmatched = for_peers(Peer("service", "gone"))
+    policy = Policy(accepts=(unmatched, Rule("tcp", 80, 80)), egress=(unmatched,))
     assert directory.resolved(policy, WEB) == Policy(accepts=(Rule("tcp", 80, 80),), egress=())
     assert resolved(directory, Peer("service", "gone"), Peer("prefix", "10.0.0.1")) == {"10.0.0.1"}
 
@@ -108,7 +108,7 @@ def test_a_service_is_one_of_the_same_project(directory: PeerIndex) -> None:
     assert resolved(directory, Peer("service", "api"), asker=None) == set()
 
 
-def test_a_network_is_composes_or_dockers(directory: PeerIndex) -> None:
+def test_a_network_is_the_projects_own_or_dockers(directory: PeerIndex) -> None:
     """`network:front` is the project's own front if there is one, and otherwise the Docker network of that name."""
     directory.put("b", named((B,), "other", "", "", "front"))
     assert resolved(directory, Peer("network", "front")) == {"172.18.0.2", "2001:db8:1::2"}
@@ -118,7 +118,7 @@ def test_a_network_is_composes_or_dockers(directory: PeerIndex) -> None:
     assert resolved(directory, Peer("network", "front")) == {"172.18.0.3"}
 
 
-def test_the_projects_own_network_counts_though_it_is_empty() -> None:
+def test_the_projects_own_network_applies_even_if_empty() -> None:
     """If no container is on the project's own front, the rule matches no container, and none on another front."""
     made = PeerIndex()
     made.networks = frozenset({"shop_front", "front"})
@@ -126,7 +126,7 @@ def test_the_projects_own_network_counts_though_it_is_empty() -> None:
     assert resolved(made, Peer("network", "front")) == set()
 
 
-def test_the_host_is_a_peer_on_the_way_out_alone(directory: PeerIndex) -> None:
+def test_the_host_is_a_peer_of_egress_rules_only(directory: PeerIndex) -> None:
     """Traffic from the host needs no rule; connections to the host can be restricted by egress rules."""
     rule = for_peers(Peer("host"), Peer("prefix", "10.0.0.1"))
     policy = directory.resolved(Policy(accepts=(rule,), egress=(rule,)), WEB)
@@ -136,7 +136,7 @@ def test_the_host_is_a_peer_on_the_way_out_alone(directory: PeerIndex) -> None:
     assert (only.accepts, only.egress) == ((), (for_peers(Peer("host")),))
 
 
-def test_everything_else_of_a_policy_stays(directory: PeerIndex) -> None:
+def test_resolving_changes_peers_only(directory: PeerIndex) -> None:
     """Only peers are resolved: unrestricted egress and all other decisions stay unchanged."""
     policy = Policy(published=(Rule("tcp", 1, 1),), egress=None, log="drop", labels_valid=True, known=True)
     assert directory.resolved(policy, WEB) == policy
@@ -174,7 +174,7 @@ def test_two_endpoints_with_one_name_are_both_found(directory: PeerIndex) -> Non
     assert resolved(directory, Peer("network", "shop_front")) == set()
 
 
-def test_whose_rules_speak_of_whom_is_told(directory: PeerIndex) -> None:
+def test_a_change_returns_the_owners_whose_rules_name_it(directory: PeerIndex) -> None:
     """An addition or removal returns exactly the owners whose rules name the container."""
     directory.asks("w", [for_peers(Peer("service", "api"), Peer("prefix", "10.0.0.1")), Rule("tcp", 1, 1)], WEB)
     directory.asks("x", [for_peers(Peer("container", "shop-api-1"))], None)
@@ -193,8 +193,8 @@ def test_whose_rules_speak_of_whom_is_told(directory: PeerIndex) -> None:
 
 _names = st.sampled_from(["", "api", "db"])
 #: Addresses, and the names of the container that has them.
-_There = tuple[tuple[Address, ...], Container]
-_theirs: st.SearchStrategy[_There] = st.tuples(
+_Present = tuple[tuple[Address, ...], Container]
+_theirs: st.SearchStrategy[_Present] = st.tuples(
     st.lists(st.sampled_from([A, B, C, A6]), unique=True, max_size=2).map(tuple),
     st.builds(
         Container,
@@ -217,7 +217,7 @@ _rules = st.lists(
     ),
     max_size=3,
 )
-_askers = st.none() | st.sampled_from([WEB, dataclasses.replace(WEB, project=""), BLOG])
+_containers = st.none() | st.sampled_from([WEB, dataclasses.replace(WEB, project=""), BLOG])
 
 
 class AnyOrder(RuleBasedStateMachine):
@@ -227,7 +227,7 @@ class AnyOrder(RuleBasedStateMachine):
         super().__init__()
         self.directory = PeerIndex()
         self.directory.networks = frozenset({"shop_front"})
-        self.there: dict[str, _There] = {}
+        self.there: dict[str, _Present] = {}
         self.asked: dict[str, tuple[list[Rule], Container | None]] = {}
 
     def found(self, key: Key) -> set[Address]:
@@ -249,10 +249,14 @@ class AnyOrder(RuleBasedStateMachine):
         return [(peer.kind, "", peer.value)] if peer.kind in ("container", "project", "network") else []
 
     @rule(owner=st.sampled_from("abcd"), now=st.none() | _theirs)
-    def put(self, owner: str, now: _There | None) -> None:
-        every = [(kind, project, name) for kind in ("container", "network", "project", "service")
-                 for project in ("", "shop", "blog") if (kind == "service") == bool(project)
-                 for name in ("api", "db", "shop", "blog", "front", "shop_front")]  # fmt: skip
+    def put(self, owner: str, now: _Present | None) -> None:
+        every = [
+            (kind, project, name)
+            for kind in ("container", "network", "project", "service")
+            for project in ("", "shop", "blog")
+            if (kind == "service") == bool(project)
+            for name in ("api", "db", "shop", "blog", "front", "shop_front")
+        ]
         before = {key: self.found(key) for key in every}
         old = self.there.pop(owner, None)
         if now is not None:
@@ -260,19 +264,20 @@ class AnyOrder(RuleBasedStateMachine):
         changed = self.directory.put(owner, Who(now[0], names(now[1])) if now else None)
         assert {key for key in every if self.found(key) != before[key]} <= changed
         assert changed <= {key for each in (old, now) if each for key in names(each[1])}
-        speaks = {
-            other for other, (rules, asker) in self.asked.items()
+        expected = {
+            other
+            for other, (rules, asker) in self.asked.items()
             if any(key in changed for rule in rules for peer in rule.peers for key in self.keys(peer, asker))
-        }  # fmt: skip
-        assert self.directory.dependents(changed) == speaks
+        }
+        assert self.directory.dependents(changed) == expected
 
-    @rule(owner=st.sampled_from("abcd"), rules=_rules, asker=_askers)
+    @rule(owner=st.sampled_from("abcd"), rules=_rules, asker=_containers)
     def asks(self, owner: str, rules: list[Rule], asker: Container | None) -> None:
         self.directory.asks(owner, rules, asker)
         self.asked[owner] = (rules, asker)
 
     @invariant()
-    def it_is_as_if_made_anew(self) -> None:
+    def the_index_equals_a_new_one(self) -> None:
         """The index equals one that is built from the current containers: no earlier state is left in it."""
         fresh = PeerIndex()
         fresh.networks = self.directory.networks
@@ -284,7 +289,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert (fresh._asks, fresh._asked_by) == (self.directory._asks, self.directory._asked_by)
 
     @invariant()
-    def every_name_finds_who_is_called_so(self) -> None:
+    def every_name_finds_its_containers(self) -> None:
         for rules, asker in self.asked.values():
             for each in rules:
                 (peer,) = each.peers

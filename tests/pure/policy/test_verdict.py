@@ -32,7 +32,7 @@ FRONT = Network("f" * 64, "fw-front", IPv4Interface("10.1.0.1/24"), IPv6Interfac
 BACK = Network("b" * 64, "fw-back", IPv4Interface("10.2.0.1/24"))
 INNER = Network("i" * 64, "fw-inner", IPv4Interface("10.3.0.1/24"), internal=True)
 APP = BridgeNetwork("a" * 64, "app", "br-app", (IPv4Network("172.18.0.0/16"),))
-APART = BridgeNetwork("p" * 64, "apart", "br-apart", (IPv4Network("172.19.0.0/16"),), flat=False)
+ISOLATED = BridgeNetwork("p" * 64, "apart", "br-apart", (IPv4Network("172.19.0.0/16"),), flat=False)
 OUT, NEAR = "203.0.113.7", "10.9.9.9"
 
 
@@ -65,20 +65,20 @@ def world(
     override: dict[str, Override] | None = None,
     unsure: Iterable[str] = (),
 ) -> PolicyView:
-    known = {net.id: net for net in (FRONT, BACK, INNER, APP, APART)} | {net.id: net for net in networks}
+    known = {net.id: net for net in (FRONT, BACK, INNER, APP, ISOLATED)} | {net.id: net for net in networks}
     state = SavedState(
         {k: net for k, net in known.items() if isinstance(net, Network)},
         {e.id: e for e in there if isinstance(known[e.network_id], Network)},
         bans={ip_network(prefix): until for prefix, until in (bans or {}).items()},
     )
     guests = [e for e in there if isinstance(known[e.network_id], BridgeNetwork)]
-    doubted = set(unsure)
+    unknown = set(unsure)
     facts = Facts(
         state,
         networks={k: net for k, net in known.items() if isinstance(net, BridgeNetwork)},
         listed=True,
         guests={
-            e.id: TrackedEndpoint(e, True, (e.container.name if e.container else "") not in doubted) for e in guests
+            e.id: TrackedEndpoint(e, True, (e.container.name if e.container else "") not in unknown) for e in guests
         },
     )
     made = evaluated(Defaults(settings or PolicySpec(), published), facts)
@@ -96,9 +96,9 @@ WIDE = on(APP, "172.18.0.3", "wide", spec(policy="open", deny="25"))
 MUTE = on(APP, "172.18.0.4", "mute", spec(egress="none"))
 SOME = on(BACK, "10.2.0.4", "some", spec(egress="443, 53/udp to 10.9.0.0/16 service:web, 8125/udp to host"))
 INSIDE = on(INNER, "10.3.0.2", "inside", spec(allow="8080"))
-NOBODY = on(FRONT, "10.1.0.9", "nobody", None)
+UNKNOWN = on(FRONT, "10.1.0.9", "unknown", None)
 WRONG = on(FRONT, "10.1.0.8", "wrong", spec(), container=Container("w", "wrong", problems=(Problem("", "", ""),)))
-ALL = (WEB, API, DB, SHUT, WIDE, INSIDE, NOBODY, WRONG)
+ALL = (WEB, API, DB, SHUT, WIDE, INSIDE, UNKNOWN, WRONG)
 
 Case = tuple[str | None, str, str, int, bool, str]
 #: Source, target, protocol, port; whether it is accepted, and the beginning of the last step's text.
@@ -130,16 +130,16 @@ CASES: dict[str, Case] = {
     "within an internal network": ("10.3.0.2", "10.3.0.9", "tcp", 80, True, "both are on fw-inner"),
     "who is not known": (OUT, "10.1.0.9", "tcp", 80, False, "it is unknown which container has 10.1.0.9"),
     "ping of who is not known": (OUT, "10.1.0.9", "icmp", 0, True, "useful ICMP"),
-    "ping to nobody": (OUT, "10.1.0.99", "icmp", 0, True, "no container is known to have 10.1.0.99: a few packets of"),
-    "an address that nobody has": (OUT, "10.1.0.99", "tcp", 22, False, "it is unknown which container has 10.1.0.99"),
+    "ping to unused": (OUT, "10.1.0.99", "icmp", 0, True, "no container is known to have 10.1.0.99: a few packets of"),
+    "without a container": (OUT, "10.1.0.99", "tcp", 22, False, "it is unknown which container has 10.1.0.99"),
     "wrong labels": (OUT, "10.1.0.8", "tcp", 443, False, "wrong has a mistake in its labels, and answers on ICMP only"),
-    "to nobody of ours": ("10.1.0.2", "198.51.100.1", "tcp", 25, True, "198.51.100.1 is not on a container network"),
+    "to the outside": ("10.1.0.2", "198.51.100.1", "tcp", 25, True, "198.51.100.1 is not on a container network"),
     "between strangers": (OUT, "198.51.100.1", "tcp", 25, True, "198.51.100.1 is not on a container network"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_what_becomes_of_a_packet(case: Case) -> None:
+def test_each_packet_has_its_verdict(case: Case) -> None:
     """Each flow is accepted or dropped as designed, and the last step says why."""
     source, target, proto, port, accepted, text = case
     found = verdict(world(*ALL), Packet(ip_address(source) if source else None, ip_address(target), proto, port))
@@ -179,14 +179,16 @@ def ask(
         ("172.18.0.4", "172.18.0.1", "udp", 53, True, False),
     ],
 )
-def test_what_may_be_begun(source: str, target: str, proto: str, port: int, host: bool, accepted: bool) -> None:
+def test_egress_decides_by_the_containers_labels(
+    source: str, target: str, proto: str, port: int, host: bool, accepted: bool
+) -> None:
     """On an egress-restricted network each container may open the connections that its labels permit, and an unknown
     one may open none."""
     there = world(WEB, API, DB, SHUT, WIDE, SOME, MUTE)
     assert ask(there, source, target, proto, port, host=host)[0] is accepted
 
 
-def test_what_is_said_of_who_may_not() -> None:
+def test_a_refused_connection_lists_the_permitted_ones() -> None:
     """The permitted connections are reported in the form of a label."""
     there = world(SOME, MUTE)
     assert ask(there, "172.18.0.4", OUT) == (False, "mute may open no connections")
@@ -203,7 +205,7 @@ def test_what_is_said_of_who_may_not() -> None:
     assert steps[0].origin == "label fw.egress"
 
 
-def test_a_network_or_a_setting_may_confine() -> None:
+def test_a_network_or_a_setting_may_restrict_egress() -> None:
     """A network's option or FW_EGRESS applies to every container there, unless the container's labels override it."""
     back = dataclasses.replace(BACK, spec=spec(egress="443"))
     free = on(BACK, "10.2.0.5", "free", spec(egress="all"))
@@ -234,7 +236,7 @@ def test_bans_come_first() -> None:
     assert late.accepted
 
 
-def test_what_fwctl_says_counts() -> None:
+def test_overrides_have_precedence() -> None:
     """`fwctl allow` opens and `fwctl deny` closes, with precedence over labels, and the origin is reported."""
     more = Rule("tcp", 9000, 9000, origin="fwctl allow")
     assert WEB.container
@@ -245,7 +247,7 @@ def test_what_fwctl_says_counts() -> None:
     assert last.origin == "fwctl allow"
 
 
-def test_where_a_rule_was_said_is_told() -> None:
+def test_the_last_step_has_the_rules_origin() -> None:
     """The last step names the label, or the base."""
     origins = {
         port: verdict(world(*ALL), Packet(ip_address(OUT), ip_address("10.1.0.3"), "tcp", port)).steps[-1].origin
@@ -254,7 +256,7 @@ def test_where_a_rule_was_said_is_told() -> None:
     assert origins == {443: "base", 8080: "label fw.allow"}
 
 
-def test_in_doubt_everybody_is_unknown() -> None:
+def test_an_unknown_container_is_closed() -> None:
     """While the container of an address is unknown, the address answers ICMP only, and if it was egress-restricted, it
     opens no connection."""
     there = world(WIDE, MUTE, unsure=["wide", "mute"])
@@ -266,14 +268,17 @@ def test_in_doubt_everybody_is_unknown() -> None:
     assert ask(world(WIDE, unsure=["wide"]), "172.18.0.3", OUT)[0]
 
 
-def test_a_rate_is_told() -> None:
+def test_a_rate_is_reported() -> None:
     """A port with a rate is accepted, and the limit of each source is reported."""
     limited = on(FRONT, "10.1.0.4", "limited", spec(rate="22 5/minute burst 10, 80/udp 1/day"))
-    steps = verdict(world(limited), Packet(ip_address(OUT), ip_address("10.1.0.4"), "tcp", 22)).steps
+    there = world(limited)
+    there.without_room = frozenset()
+    steps = verdict(there, Packet(ip_address(OUT), ip_address("10.1.0.4"), "tcp", 22)).steps
     assert [step.text for step in steps[1:]] == [
-        "each source is limited: 22/tcp 5/minute burst 10", "limited accepts 22/tcp"
-    ]  # fmt: skip
-    steps = verdict(world(limited), Packet(ip_address(OUT), ip_address("10.1.0.4"), "tcp", 80)).steps
+        "each source is limited: 22/tcp 5/minute burst 10",
+        "limited accepts 22/tcp",
+    ]
+    steps = verdict(there, Packet(ip_address(OUT), ip_address("10.1.0.4"), "tcp", 80)).steps
     assert len(steps) == 2
 
 
@@ -282,8 +287,8 @@ def test_a_rate_is_told() -> None:
 PUBLISHED = (Published("tcp", IPv4Address("0.0.0.0"), 18080, 8080),)
 
 
-def test_what_p_itself_opens_is_open_by_that_way_alone() -> None:
-    """With FW_PUBLISHED=allow a published port is open through its publication; the container's own port is not
+def test_a_port_opened_by_publishing_is_open_there_only() -> None:
+    """A published port is open through its publication with FW_PUBLISHED=allow; the container's own port is not
     open."""
     plain = dataclasses.replace(WEB, published=PUBLISHED)
     for way, accepted in (("", False), ("dnat", True), ("proxy", True)):
@@ -291,10 +296,10 @@ def test_what_p_itself_opens_is_open_by_that_way_alone() -> None:
         assert not ask(world(plain), OUT, "10.1.0.2", port=8080, by=way)[0]
 
 
-def test_by_docker_proxy_a_container_is_the_host() -> None:
+def test_through_docker_proxy_a_container_reaches_the_host() -> None:
     """Traffic through docker-proxy came to the host: the client's egress rules for containers do not apply, and
     neighbours that communicate freely also do so through it."""
-    there = world(WIDE, MUTE, on(APART, "172.19.0.2", "one", spec()), on(APART, "172.19.0.3", "two", spec()))
+    there = world(WIDE, MUTE, on(ISOLATED, "172.19.0.2", "one", spec()), on(ISOLATED, "172.19.0.3", "two", spec()))
     assert ask(there, "172.18.0.4", "172.18.0.3", port=25, by="proxy")[0]
     assert not ask(there, "172.19.0.3", "172.19.0.2", port=25, by="proxy")[0]
     assert ask(there, "172.19.0.3", "172.19.0.2", port=443, by="proxy")[0]
@@ -303,7 +308,7 @@ def test_by_docker_proxy_a_container_is_the_host() -> None:
 # --- the container of an address ----------------------------------------------------------------------------------
 
 
-def test_an_address_is_found() -> None:
+def test_an_address_has_its_network_and_endpoint() -> None:
     """An address is found with its network and its endpoint."""
     there = world(*ALL)
     found = find(there, IPv6Address("2001:db8:1::2"))
@@ -319,7 +324,7 @@ def test_an_address_is_found() -> None:
     assert (guest.network, guest.name) == (APP, "shut")
 
 
-def test_names_are_looked_up_in_what_is_decided() -> None:
+def test_a_decided_policy_has_resolved_names() -> None:
     """A policy that is shown has addresses in place of names."""
     there = world(*ALL)
     found = find(there, IPv4Address("10.2.0.2"))
@@ -344,7 +349,7 @@ def test_names_are_looked_up_in_what_is_decided() -> None:
         ("", "other"),
     ],
 )
-def test_protocols_by_name(text: str, proto: str) -> None:
+def test_a_protocol_is_read_by_name(text: str, proto: str) -> None:
     """A protocol as a user writes it; a protocol that no rule can name is "other"."""
     assert number_of(text) == proto
 
@@ -366,15 +371,17 @@ def test_protocols_by_name(text: str, proto: str) -> None:
         ("10.1.0.2", "203.0.113.7", {}, True),
     ],
 )
-def test_without_it_dockers_networks_are_closed(source: str, target: str, more: dict[str, Any], accepted: bool) -> None:
-    """`fwctl explain` reports it: no source from outside has access, not even through a published port, and on an
-    egress-restricted network no container may open connections. Neighbours and ping pass, and docker-fw networks are
-    unaffected."""
+def test_without_the_lease_docker_networks_are_closed(
+    source: str, target: str, more: dict[str, Any], accepted: bool
+) -> None:
+    """`fwctl explain` reports that the lease has expired: no source from outside has access, not even through a
+    published port, and on an egress-restricted network no container may open connections. Neighbours and ping pass,
+    and docker-fw networks are unaffected."""
     there = world(WEB, SHUT, WIDE, MUTE)
     packet = dataclasses.replace(Packet(ip_address(source), ip_address(target), "tcp", 443), **more)
     there.watched = False
-    told = verdict(there, packet)
-    assert told.accepted is accepted
-    assert accepted or told.steps[-1].text == (
+    outcome = verdict(there, packet)
+    assert outcome.accepted is accepted
+    assert accepted or outcome.steps[-1].text == (
         "docker-fw is behind Docker's events: it is unknown which containers are on app now"
     )

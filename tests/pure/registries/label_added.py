@@ -20,8 +20,8 @@ from tests import reference
 LISTED = {"Id": "c" * 64, "Names": ["/web"], "NetworkSettings": {"Networks": {"front": {}}}}
 
 
-def test_it_is_read_wherever_labels_are() -> None:
-    """Its value becomes its field: for a container, for one of its networks, for the setting that it names."""
+def test_it_is_read_in_every_place() -> None:
+    """The label's value becomes its field: for a container, for one of its networks, for the setting that it names."""
     assert parse({"FW.Note": "one"}).spec.note == "one"  # type: ignore[attr-defined]
     parsed = parse({"fw.note": "all", "fw.network.front.note": "front"})
     assert for_network(parsed, {"front"}).note == "front"  # type: ignore[attr-defined]
@@ -39,7 +39,7 @@ def test_places_are_merged_by_its_rule() -> None:
 
 
 def test_a_mistake_in_it_does_what_its_entry_says() -> None:
-    """It opens nothing and closes nothing; its value remains if another label is wrong."""
+    """A wrong value opens nothing and closes nothing; a right value remains if another label is wrong."""
     (problem,) = parse({"fw.note": ""}).problems
     assert (problem.closes, problem.confines) == (False, False)
     parsed = parse({"fw.note": "kept", "fw.allow": "wrong"})
@@ -50,8 +50,8 @@ def test_a_mistake_in_it_does_what_its_entry_says() -> None:
     assert "did you mean fw.note?" in problem.text
 
 
-def test_an_images_value_does_not_count() -> None:
-    """It applies neither as the user's value nor as a default, and that is reported."""
+def test_an_images_value_does_not_apply() -> None:
+    """An image's value applies neither as the user's value nor as a default, and that is reported."""
     labels = {"fw.note": "of the image"}
     assert not only_closing(labels)
     container = on_network(read({**LISTED, "Labels": labels}, labels), "front")
@@ -60,8 +60,9 @@ def test_an_images_value_does_not_count() -> None:
     assert "comes from the image and is ignored" in container.notices[0]
 
 
-def test_where_it_is_unsure_or_elsewhere_it_closes_nothing() -> None:
-    """For unknown images, and networks that the container is not on: no effect, and no mistake that closes."""
+def test_it_closes_nothing_where_it_does_not_apply() -> None:
+    """The label has no effect, and causes no mistake that closes, for unknown images and for networks that the
+    container is not on."""
     labels = {"fw.note": "whose?"}
     (problem,) = on_network(read({**LISTED, "Labels": labels}, {}, unknown="the image is gone"), "front").problems
     assert (problem.closes, problem.confines) == (False, False)
@@ -71,14 +72,14 @@ def test_where_it_is_unsure_or_elsewhere_it_closes_nothing() -> None:
 
 
 def test_it_is_kept_over_restarts(tmp_path: Path) -> None:
-    """It is written to the state file, and read back."""
+    """The label is written to the state file, and read back."""
     file = str(tmp_path / "state.json")
     network = Network("n" * 64, "fw-one", spec=parse({"fw.note": "kept"}).spec)
     Store(file).save(SavedState({network.id: network}), flush=True)
     assert Store(file).load().networks[network.id] == network
 
 
-def test_the_state_of_a_former_release_is_read() -> None:
+def test_the_state_of_an_earlier_release_is_read() -> None:
     """A state file from before the key existed leaves it unset; one that lacks an older key is refused."""
     file: dict[str, object] = {"allow": [], "deny": [], "policy": "", "egress": None, "rate": None, "log": ""}
     assert codec.one(file) == PolicySpec()
@@ -95,7 +96,7 @@ def test_it_is_documented() -> None:
     assert reference.written(text) != text
 
 
-def test_compose_files_that_mistype_it_are_told() -> None:
-    """`fwctl check` suggests it."""
+def test_a_mistyped_key_in_a_compose_file_is_reported() -> None:
+    """`fwctl check` suggests the label's key."""
     assert lookalike("fw-note") == "fw.note"
     assert "fw.note" in KEYS

@@ -20,7 +20,7 @@ ASKER, OTHER, AT_WEB = (ElementOwner(Kind.ENDPOINT, name) for name in ("asker", 
 
 
 def test_it_is_parsed_with_its_own_pattern() -> None:
-    """`id:…` in `fw.allow` and `fw.egress`; a value that its pattern refuses is a mistake with its own message."""
+    """`fw.allow` and `fw.egress` accept `id:…`; a value that its pattern refuses is a mistake with its own message."""
     assert parse({"fw.allow": "22 from id:0123456789ab"}).spec.allow == (Rule("tcp", 22, 22, (NEW,)),)
     assert parse({"fw.egress": "22 to ID:0123456789ab"}).spec.egress == (Rule("tcp", 22, 22, (NEW,)),)
     (problem,) = parse({"fw.allow": "22 from id:web"}).problems
@@ -30,8 +30,8 @@ def test_it_is_parsed_with_its_own_pattern() -> None:
 
 
 def test_it_is_resolved_and_follows_its_container() -> None:
-    """It matches the container's addresses while the container exists, and none otherwise; the owners of rules that
-    name it are known."""
+    """The peer matches the container's addresses while the container exists, and none otherwise; the owners of rules
+    that name it are known."""
     index, rule = PeerIndex(), Rule("tcp", 22, 22, (NEW,))
     index.asks(ASKER, (rule,), DB)
     assert index.asking(ASKER)
@@ -44,13 +44,13 @@ def test_it_is_resolved_and_follows_its_container() -> None:
 
 
 def test_it_is_kept_over_restarts() -> None:
-    """Rules with it are written to the state file, and read back."""
+    """Rules with the peer are written to the state file, and read back."""
     rule = Rule("tcp", 22, 22, (NEW,))
     assert codec.rule(asdict(rule)) == rule
 
 
-def test_it_is_shown_with_who_it_is_now() -> None:
-    """`fwctl status` shows it as it is written, with its current addresses."""
-    told = {"what": "22/tcp", "peers": [str(NEW)], "addresses": [str(V4)], "origin": ""}
-    assert _rule(told, "from") == "22/tcp from id:0123456789ab = 172.18.0.2"
-    assert _rule({**told, "addresses": []}, "from") == "22/tcp from id:0123456789ab = no container now"
+def test_it_is_shown_with_its_current_addresses() -> None:
+    """`fwctl status` shows the peer as it is written, with its current addresses."""
+    shown = {"what": "22/tcp", "peers": [str(NEW)], "addresses": [str(V4)], "origin": ""}
+    assert _rule(shown, "from") == "22/tcp from id:0123456789ab = 172.18.0.2"
+    assert _rule({**shown, "addresses": []}, "from") == "22/tcp from id:0123456789ab = no container now"

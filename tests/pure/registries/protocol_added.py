@@ -54,9 +54,9 @@ def leaves(made: Policy, address: Address, port: int) -> bool:
     return table.verdict(f"egress_allow{address.version}", Packet(address, OUT[address], NUMBER, port)) == "mark"
 
 
-def stays(made: Policy, address: Address, port: int, *, begun: bool = False) -> bool:
+def stays(made: Policy, address: Address, port: int, *, outbound: bool = False) -> bool:
     """True if an established flow remains when the policy has changed."""
-    by, to = (address, OUT[address]) if begun else (OUT[address], address)
+    by, to = (address, OUT[address]) if outbound else (OUT[address], address)
     flow = Flow(by.packed, 40000, to.packed, port, to.packed, port, by.packed, NUMBER)
     subnet = next(subnet for subnet in SUBNETS if subnet.version == address.version)
     return not flows.is_closed(flow, {address.packed: AddressPolicy(subnet, made)}, set())
@@ -69,7 +69,8 @@ def every(made: Policy, address: Address, port: int) -> set[bool]:
 
 @BOTH
 def test_an_open_policy_that_denies_the_protocol_closes_it(address: Address) -> None:
-    """`fw.policy: open` with `fw.deny: */NEW`: closed on each port, in all places, and everything else stays open."""
+    """`fw.policy: open` with `fw.deny: */NEW` closes the protocol on each port, in all places, and everything else
+    stays open."""
     made = policy(policy="open", deny=f"*/{NEW}")
     for port in (1, 22, 4000, 65535):
         assert every(made, address, port) == {False}
@@ -89,7 +90,7 @@ def test_one_port_of_it_is_denied(address: Address) -> None:
 
 @BOTH
 def test_it_is_closed_unless_a_rule_opens_it(address: Address) -> None:
-    """Closed without a label; `fw.allow` opens its ports, to all or to some."""
+    """The protocol is closed without a label; `fw.allow` opens its ports, to all or to some."""
     assert every(policy(), address, 4000) == every(policy(), address, 443) == {False}
     made = policy(allow=f"4000-4100/{NEW}, 5000/{NEW} from {OUT[address]}, 5001/{NEW} from 192.0.2.1")
     assert every(made, address, 4000) == every(made, address, 4100) == every(made, address, 5000) == {True}
@@ -99,7 +100,7 @@ def test_it_is_closed_unless_a_rule_opens_it(address: Address) -> None:
 
 @BOTH
 def test_it_leaves_only_if_a_rule_lets_it(address: Address) -> None:
-    """`fw.egress` applies to it as to any other protocol."""
+    """`fw.egress` applies to the protocol as to any other."""
     for egress, free in (
         ("none", False),
         ("*/udp", False),
@@ -107,9 +108,9 @@ def test_it_leaves_only_if_a_rule_lets_it(address: Address) -> None:
         (f"4000/{NEW} to {OUT[address]}", True),
     ):
         made = policy(egress=egress)
-        assert leaves(made, address, 4000) is stays(made, address, 4000, begun=True) is free
+        assert leaves(made, address, 4000) is stays(made, address, 4000, outbound=True) is free
         assert not leaves(made, address, 4001)
-        assert not stays(made, address, 4001, begun=True)
+        assert not stays(made, address, 4001, outbound=True)
     assert leaves(policy(egress="all"), address, 4000)
 
 
@@ -127,13 +128,13 @@ def test_messages_name_it() -> None:
     dropped = header(packet + struct.pack("!HHHH", 40000, 4000, 8, 0))
     assert dropped
     assert (dropped.proto, dropped.port) == (NEW, 4000)
-    told = dict.fromkeys(("from_container", "to_container", "icmp_type", "reason"))
-    told |= {"proto": NEW, "port": 4000, "from": "a", "to": "b", "direction": "to"}
-    assert line(told).startswith(f"b 4000/{NEW} from a")
+    drop = dict.fromkeys(("from_container", "to_container", "icmp_type", "reason"))
+    drop |= {"proto": NEW, "port": 4000, "from": "a", "to": "b", "direction": "to"}
+    assert line(drop).startswith(f"b 4000/{NEW} from a")
 
 
 def test_what_cannot_be_published_is_refused() -> None:
-    """Its entry says that `-p` does not know it: Docker and `fwctl check` get an error that says so."""
+    """Docker and `fwctl check` get an error for `-p` with a protocol whose entry says that it cannot be published."""
     with pytest.raises(FwError, match="only tcp, udp and sctp can be published"):
         port_bindings({"Options": {"com.docker.network.portmap": [{"Proto": NUMBER, "Port": 80}]}})
     found = _short(Value(f"80:80/{NEW}", Place("compose.yml", 1)))

@@ -44,8 +44,8 @@ STATE = Entry("plugin/state/codec.py", '    "log": _word(*LOGS),\n', '    "note"
 SETTING = Entry("plugin/settings.py", '    _label("FW_LOG",', '    _label("FW_NOTE", "", "a note", key="fw.note"),\n')
 
 
-def test_a_new_label_is_read_merged_judged_kept_and_documented(tmp_path: Path) -> None:
-    """With its entry, its field and its reader the key is known in every place."""
+def test_a_new_label_is_known_everywhere(tmp_path: Path) -> None:
+    """A key is known in every place with its entry, its field and its reader."""
     check(copied(tmp_path, ENTRY, FIELD, STATE, SETTING), "tests/pure/registries/label_added.py")
 
 
@@ -58,14 +58,16 @@ def test_a_new_label_is_read_merged_judged_kept_and_documented(tmp_path: Path) -
         ((ENTRY, FIELD, SETTING), "state.codec", "do not agree on note"),
     ],
 )
-def test_what_a_new_label_lacks_is_named(tmp_path: Path, there: tuple[Entry, ...], module: str, missing: str) -> None:
+def test_a_missing_part_of_a_new_label_is_named(
+    tmp_path: Path, there: tuple[Entry, ...], module: str, missing: str
+) -> None:
     """A missing part stops the program with its name, before any packet is judged without it."""
     done = run(copied(tmp_path, *there), "-c", f"import plugin.{module}")
     assert done.returncode
     assert missing in done.stderr
 
 
-def test_an_entry_says_everything() -> None:
+def test_an_incomplete_entry_is_an_error() -> None:
     """An entry without its merge rule, or without the effect of a mistake, is an error that names the part."""
     whole = {each.name: getattr(KEYS["fw.log"], each.name) for each in dataclasses.fields(Key)}
     for part in whole.keys() - {"several"}:

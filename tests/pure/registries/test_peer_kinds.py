@@ -29,7 +29,7 @@ HINT = Entry(
 
 
 def test_a_new_kind_of_peer_is_parsed_resolved_kept_and_shown(tmp_path: Path) -> None:
-    """With its entry and its hint it is known in every place."""
+    """A kind of peer is known in every place with its entry and its hint."""
     check(copied(tmp_path, ENTRY, HINT), "tests/pure/registries/peer_kind_added.py")
 
 
@@ -48,7 +48,7 @@ def test_an_undocumented_kind_fails_a_test(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", [each.name for each in dataclasses.fields(PeerKind)])
-def test_an_entry_says_everything(part: str) -> None:
+def test_an_incomplete_entry_is_an_error(part: str) -> None:
     """An entry with a missing part is an error that names the part."""
     whole = {each.name: getattr(NAMED["container"], each.name) for each in dataclasses.fields(PeerKind)}
     with pytest.raises(TypeError, match=part):

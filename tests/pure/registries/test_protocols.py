@@ -11,7 +11,7 @@ from tests.pure.registries import ADDED_PROTOCOL, check, copied
 
 
 def test_a_new_protocol_is_one_entry(tmp_path: Path) -> None:
-    """With one more entry the decision, the table, the check of flows, the state file and messages know it.
+    """The decision, the table, the check of flows, the state file and messages know a protocol by one more entry.
 
     Above all, `fw.policy: open` with `fw.deny: */NEW` closes it in all of them.
     """
@@ -19,27 +19,34 @@ def test_a_new_protocol_is_one_entry(tmp_path: Path) -> None:
     check(where, "tests/pure/registries/protocol_added.py")
 
 
-def test_the_table_says_what_the_policy_says_of_a_new_protocol_too(tmp_path: Path) -> None:
+def test_the_table_decides_as_the_policy_for_a_new_protocol(tmp_path: Path) -> None:
     """The tests of any rules and packets against the table pass with one more entry."""
     where = copied(tmp_path, ADDED_PROTOCOL)
-    names = "sets_say_what or accepted_from_some or may_be_begun or every_port_is_found or stands_for_its_ports"
-    check(where, "tests/pure/nftables/test_elements.py", "-k", names)
+    tests = (
+        "test_the_sets_decide_as_the_policy_does",
+        "test_a_rule_with_peers_accepts_exactly_those_peers",
+        "test_the_egress_sets_decide_as_the_policy_does",
+        "test_rules_without_peers_need_no_source",
+        "test_a_rate_counts_exactly_its_ports",
+    )
+    check(where, *(f"tests/pure/nftables/test_elements.py::{name}" for name in tests))
 
 
-def test_an_entry_says_everything() -> None:
+def test_an_incomplete_entry_is_an_error() -> None:
     """An entry with a missing part fails when it is imported, and the message names the part."""
     with pytest.raises(TypeError, match="'socket' and 'relay'"):
         Protocol(name="udplite", number=136, nft="udplite", ports=True)  # type: ignore[call-arg]
 
 
 def test_a_protocol_has_ports_only_where_conntrack_knows_them() -> None:
-    """Otherwise one open port would open all: packets after the first are established."""
-    with pytest.raises(TypeError, match="conntrack does not tell its flows apart"):
+    """A protocol has ports only if conntrack tells flows apart by them: otherwise one open port would open all, because
+    packets after the first are established."""
+    with pytest.raises(TypeError, match="conntrack does not distinguish its flows"):
         Protocol(name="new", number=253, nft="253", ports=True, socket=None, relay=False)
     assert all(each.number in TRACKED_BY_PORT for each in PROTOCOLS if each.ports)
 
 
-def test_what_has_no_ports_is_not_published() -> None:
+def test_a_protocol_without_ports_is_not_published() -> None:
     """The relay does not serve an unpublished protocol either."""
     with pytest.raises(TypeError, match="has no ports"):
         Protocol(name="new", number=253, nft="253", ports=False, socket="datagram", relay=False)

@@ -26,7 +26,7 @@ DOCUMENTED = ("tests/pure/test_docs.py", "-k", "every_setting")
 
 
 def test_a_new_setting_is_read(tmp_path: Path) -> None:
-    """With its entry and its field it has its default and its values, and a wrong value stops the start."""
+    """A setting with its entry and its field has its default and its values, and a wrong value stops the start."""
     where = copied(tmp_path, ENTRY, FIELD, README, CONFIG)
     script = """
 from plugin.settings import read
@@ -45,7 +45,7 @@ read({"FW_SHOUT": "loud"})
         ((FIELD,), "no setting gives Settings.shout"),
     ],
 )
-def test_what_a_new_setting_lacks_is_named(tmp_path: Path, there: tuple[Entry, ...], missing: str) -> None:
+def test_a_missing_part_of_a_new_setting_is_named(tmp_path: Path, there: tuple[Entry, ...], missing: str) -> None:
     """A missing part stops the program with its name."""
     assert missing in run(copied(tmp_path, *there), "-c", "import plugin.settings").stderr
 
@@ -59,14 +59,14 @@ def test_an_undocumented_setting_fails_a_test(tmp_path: Path, there: tuple[Entry
 
 
 @pytest.mark.parametrize(("entry"), [README, CONFIG], ids=["README", "config.json"])
-def test_a_documented_setting_that_is_none_fails_a_test(tmp_path: Path, entry: Entry) -> None:
+def test_a_documented_setting_that_does_not_exist_fails_a_test(tmp_path: Path, entry: Entry) -> None:
     """Neither contains a setting that the program does not read."""
     done = run(copied(tmp_path, entry), "-m", "pytest", "-q", "-p", "no:cacheprovider", *DOCUMENTED)
     assert done.returncode == 1
     assert "FW_SHOUT" in done.stdout
 
 
-def test_an_entry_says_everything() -> None:
+def test_an_incomplete_entry_is_an_error() -> None:
     """A setting without a reader or a meaning is an error that names the part."""
     whole = {"name": "FW_X", "default": "", "meaning": "x", "read": SETTINGS["FW_MARK"].read, "table": True}
     for part in ("name", "default", "meaning", "read", "table"):

@@ -31,13 +31,15 @@ from plugin.model import (
 )
 from plugin.nftables.applied import AppliedElements
 from plugin.nftables.ban_elements import ban_elements
+from plugin.nftables.compile import ElementCompiler, compiled
+from plugin.nftables.rate_quota import Quota
 from plugin.nftables.sets import Change, Element, spec_of
 from plugin.policy.decide import passes
 from plugin.policy.facts import BridgeFacts, Facts, ProxyFacts
 from plugin.policy.overrides import with_one, without
 from plugin.policy.peers import PeerIndex
 from plugin.policy.saved import SavedState
-from plugin.policy.view import PolicyView, evaluated
+from plugin.policy.view import PolicyView
 from plugin.state import closed_flows
 from plugin.state.flow_cutter import FlowCutter
 from plugin.state.reconciler import Reconciler
@@ -99,15 +101,15 @@ class Flows:
     def __init__(self) -> None:
         self.there: set[tuple[IPv4Address, IPv4Address, int]] = set()
 
-    def cut_closed(self, guarded: Mapping[Any, AddressPolicy], *_: object) -> None:
-        def goes_on(flow: tuple[IPv4Address, IPv4Address, int]) -> bool:
+    def cut_closed(self, policies: Mapping[Any, AddressPolicy], *_: object) -> None:
+        def may_continue(flow: tuple[IPv4Address, IPv4Address, int]) -> bool:
             source, address, port = flow
-            if address not in guarded:
+            if address not in policies:
                 return True
-            policy = guarded[address].policy
+            policy = policies[address].policy
             return passes((*policy.accepts, *policy.published), "tcp", port, source)
 
-        self.there = set(filter(goes_on, self.there))
+        self.there = set(filter(may_continue, self.there))
 
     def cut_addresses(self, addresses: Iterable[Any]) -> None:
         gone = set(addresses)
@@ -125,6 +127,8 @@ STEPS = (
     (PolicyView, "who"),
     (PolicyView, "decide"),
     (PeerIndex, "put"),
+    (Quota, "change"),
+    (ElementCompiler, "elements"),
     (AppliedElements, "going"),
     (AppliedElements, "change"),
     (AppliedElements, "write"),
@@ -199,10 +203,9 @@ class AnyHistory(RuleBasedStateMachine):
 
     def desired(self) -> set[Element]:
         """Return the elements computed from the facts alone."""
-        fresh = evaluated(SETTING, self.state.facts)
-        assert fresh.facts == self.state.facts or self.state._unsettled
-        elements = {element for owner in fresh.owners() for element in fresh.elements(owner)}
-        return elements | ban_elements(self.state.state.bans, 0)[0]
+        fresh = compiled(SETTING, self.state.facts)
+        assert fresh.view.facts == self.state.facts or self.state._unsettled
+        return fresh.all_elements() | ban_elements(self.state.state.bans, 0)[0]
 
     @initialize(says=st.lists(labels, min_size=4, max_size=4))
     def some_are_there(self, says: list[dict[str, str]]) -> None:
@@ -347,7 +350,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.bug = at
 
     @rule()
-    def go_on(self) -> None:
+    def do_deferred_work(self) -> None:
         """Do one piece of the deferred work."""
         if self.later:
             self.step(self.later.pop(0))

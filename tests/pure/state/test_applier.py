@@ -38,12 +38,12 @@ def sync_elements(ends: float, *, ban: bool, stray: bool) -> tuple[int, bool]:
     return wrong, kernel.table == lasting and kernel.timed.keys() == timed.keys()
 
 
-def test_a_ban_that_is_about_to_end_stands_until_it_does() -> None:
+def test_a_ban_about_to_end_stays_until_its_end() -> None:
     """A ban in its last seconds is not taken for a surplus element."""
     assert sync_elements(1.5, ban=True, stray=False) == (0, True)
 
 
-def test_a_ban_that_somebody_deleted_comes_back_and_what_somebody_added_goes() -> None:
+def test_deleted_elements_are_restored_and_added_ones_removed() -> None:
     """Both are repaired in one change; a correct table needs no change."""
     assert sync_elements(60, ban=False, stray=True) == (2, True)
     assert sync_elements(60, ban=True, stray=False) == (0, True)

@@ -22,12 +22,12 @@ from plugin.model import (
     Published,
     Rule,
 )
+from plugin.nftables.client import NftError
+from plugin.nftables.compile import ElementCompiler
 from plugin.nftables.sets import Change, Element
-from plugin.nftables.table import NftError
 from plugin.policy import decide, peers
 from plugin.policy.facts import ElementOwner, Facts, Kind
 from plugin.policy.saved import SavedState
-from plugin.policy.view import PolicyView
 from plugin.state import applier, deferred
 from plugin.state.reconciler import Reconciler
 from tests.pure.expected import desired
@@ -63,7 +63,7 @@ class Recorder(Kernel):
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     made = Recorder()
-    for where, name in ((decide, "of"), (peers.PeerIndex, "resolved"), (PolicyView, "elements")):
+    for where, name in ((decide, "of"), (peers.PeerIndex, "resolved"), (ElementCompiler, "elements")):
         monkeypatch.setattr(where, name, _recorded(made, name, getattr(where, name)))
     return made
 
@@ -115,7 +115,7 @@ LEAVE: dict[str, Callable[[Reconciler, Endpoint], object]] = {
 
 
 @pytest.mark.parametrize("leave", LEAVE.values(), ids=LEAVE)
-def test_a_leaver_is_closed_before_anything_is_computed(
+def test_a_departing_container_is_closed_before_anything_is_computed(
     kernel: Recorder, leave: Callable[[Reconciler, Endpoint], object]
 ) -> None:
     """One of a hundred members of a project leaves. The first step is one transaction, after which neither its own
@@ -135,21 +135,24 @@ def test_a_leaver_is_closed_before_anything_is_computed(
     assert kernel.table == desired(state)
 
 
-def guarded(kernel: Recorder, later: list[Callable[[], None]]) -> tuple[Reconciler, EndpointTracker, list[Endpoint]]:
+def with_docker_network(
+    kernel: Recorder, later: list[Callable[[], None]]
+) -> tuple[Reconciler, EndpointTracker, list[Endpoint]]:
     members = [member(n, DOCKERS, Published("tcp", ANY, 9000 + n, 8080)) for n in range(MEMBERS)]
     state = made(kernel, (), later)
-    guard = EndpointTracker(state)
-    guard.replace([DOCKERS], members, asked=guard.now())
+    tracker = EndpointTracker(state)
+    tracker.replace([DOCKERS], members, asked=tracker.now())
     done(later)
     kernel.steps.clear()
-    return state, guard, members
+    return state, tracker, members
 
 
-def test_who_dies_on_dockers_network_is_closed_before_anything_is_computed(kernel: Recorder) -> None:
-    """The same holds for Docker's event of a container's end, and for a published port that was open to all sources."""
+def test_a_departure_from_a_docker_network_closes_before_anything_is_computed(kernel: Recorder) -> None:
+    """Docker's event of a container's end closes all its addresses first, and a published port that was open to all
+    sources."""
     later: list[Callable[[], None]] = []
-    state, guard, members = guarded(kernel, later)
-    guard.leaves("", members[7].container.id)  # type: ignore[union-attr]
+    state, tracker, members = with_docker_network(kernel, later)
+    tracker.leaves("", members[7].container.id)  # type: ignore[union-attr]
     assert Element("host_open", (2, 6, 9007)) in kernel.first().remove
     assert Element("host_closed", (2, 6, 9007)) in kernel.first().add
     assert open_for(kernel.first().remove, members[7]) >= {Element("allow4", (members[7].addr4, 6, 8080))}  # type: ignore[arg-type]
@@ -158,11 +161,11 @@ def test_who_dies_on_dockers_network_is_closed_before_anything_is_computed(kerne
     assert kernel.table == desired(state)
 
 
-def test_what_is_in_doubt_is_closed_before_anything_is_computed(kernel: Recorder) -> None:
+def test_an_unknown_bridge_is_closed_before_anything_is_computed(kernel: Recorder) -> None:
     """The containers on the bridge are unknown now: all of it is closed at once, docker-proxy's ports by an element."""
     later: list[Callable[[], None]] = []
-    state, guard, members = guarded(kernel, later)
-    guard.mark_unknown(DOCKERS.bridge)
+    state, tracker, members = with_docker_network(kernel, later)
+    tracker.mark_unknown(DOCKERS.bridge)
     assert all(open_for(kernel.first().remove, each) for each in members)
     assert {Element("host_closed", (2, 6, 9000 + n)) for n in range(MEMBERS)} <= set(kernel.first().add)
     assert not any(open_for(kernel.table or (), each) for each in members)
@@ -170,7 +173,7 @@ def test_what_is_in_doubt_is_closed_before_anything_is_computed(kernel: Recorder
     assert kernel.table == desired(state)
 
 
-def test_a_renamed_container_is_closed_to_those_who_named_it(kernel: Recorder) -> None:
+def test_a_renamed_container_is_no_longer_accepted_by_its_old_name(kernel: Recorder) -> None:
     """Before the rules that match its new name are computed, containers whose rules name its old name stop accepting
     it."""
     later: list[Callable[[], None]] = []
@@ -183,7 +186,7 @@ def test_a_renamed_container_is_closed_to_those_who_named_it(kernel: Recorder) -
     assert Element("from4", (asker.addr4, 6, 22, 32, member(3).addr4)) in (kernel.table or ())  # type: ignore[arg-type]
 
 
-def test_a_containers_other_link_does_not_send_from_an_address_that_has_gone(kernel: Recorder) -> None:
+def test_a_removed_address_is_removed_from_the_containers_other_links(kernel: Recorder) -> None:
     """A container may send from all of its addresses through each of its links. After an address is removed this ends
     before anything is computed; the bindings of the address's own port remain as long as the port."""
     later: list[Callable[[], None]] = []
@@ -198,7 +201,7 @@ def test_a_containers_other_link_does_not_send_from_an_address_that_has_gone(ker
     assert {e.key[1] for e in set(kernel.table or ()) & bound} == {two.mac}
 
 
-def test_what_another_rule_lets_pass_passes_again(kernel: Recorder) -> None:
+def test_an_address_accepted_by_another_rule_is_accepted_again(kernel: Recorder) -> None:
     """An address that is also accepted by another name, or by a rule with its address, is accepted again once the rest
     is computed."""
     later: list[Callable[[], None]] = []
@@ -222,7 +225,7 @@ def three(kernel: Recorder) -> tuple[Reconciler, list[Endpoint], list[Callable[[
 
 @pytest.mark.parametrize("leave", LEAVE.values(), ids=LEAVE)
 @pytest.mark.parametrize("trouble", ["full disk", "no policy", "refusing kernel"])
-def test_who_has_gone_stays_closed(
+def test_a_departed_container_stays_closed(
     kernel: Recorder,
     three: tuple[Reconciler, list[Endpoint], list[Callable[[], None]]],
     trouble: str,
@@ -235,14 +238,14 @@ def test_who_has_gone_stays_closed(
     if trouble == "full disk":
         monkeypatch.setattr(Disk, "save", _fails(FwError("no space")))
     elif trouble == "no policy":
-        real = PolicyView.elements
+        real = ElementCompiler.elements
 
-        def fails(self: PolicyView, owner: ElementOwner) -> frozenset[Element]:
+        def fails(self: ElementCompiler, owner: ElementOwner) -> frozenset[Element]:
             if owner.id != members[0].id:
                 return real(self, owner)
             raise ArithmeticError("a mistake of ours")
 
-        monkeypatch.setattr(PolicyView, "elements", fails)
+        monkeypatch.setattr(ElementCompiler, "elements", fails)
     else:
         change = kernel.change
 
@@ -276,11 +279,11 @@ def _fails(error: Exception) -> Callable[..., None]:
     return fails
 
 
-def test_who_has_gone_from_dockers_network_does_not_come_back_by_a_refusal(kernel: Recorder) -> None:
+def test_a_refusal_does_not_reopen_a_departed_container(kernel: Recorder) -> None:
     """The kernel refuses everything except closing: a later change of another container does not reopen the departed
     one."""
     later: list[Callable[[], None]] = []
-    state, guard, members = guarded(kernel, later)
+    state, tracker, members = with_docker_network(kernel, later)
     change, replace = kernel.change, kernel.replace
 
     def refuses(what: Change, timed: Mapping[Element, int] = MappingProxyType({})) -> None:
@@ -289,11 +292,11 @@ def test_who_has_gone_from_dockers_network_does_not_come_back_by_a_refusal(kerne
         change(what, timed)
 
     kernel.change, kernel.replace = refuses, _fails(NftError("refused"))  # type: ignore[method-assign]
-    guard.leaves("", members[7].container.id)  # type: ignore[union-attr]
+    tracker.leaves("", members[7].container.id)  # type: ignore[union-attr]
     assert state.unfinished or later
     kernel.change, kernel.replace = change, replace  # type: ignore[method-assign]
     assert open_for(kernel.table or (), members[7]) == set()
-    guard.put(DOCKERS, [member(108, DOCKERS)], listed=True, asked=guard.now())
+    tracker.put(DOCKERS, [member(108, DOCKERS)], listed=True, asked=tracker.now())
     assert open_for(kernel.table or (), members[7]) == set()
     done(later)
     assert kernel.table == desired(state)
@@ -317,7 +320,7 @@ def test_one_change_computes_a_part_and_the_rest_follows(kernel: Recorder, monke
     assert kernel.table == desired(state)
 
 
-def test_flows_are_cut_before_all_that_is_behind_is_computed(kernel: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deferred_work_does_not_delay_cutting_flows(kernel: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Containers that join and leave constantly, and are named by many rules, do not delay cutting other flows: work
     requested meanwhile runs after a short time of computing, not when nothing is left to compute."""
     monkeypatch.setattr(applier, "A_BIT", 1)
@@ -333,7 +336,7 @@ def test_flows_are_cut_before_all_that_is_behind_is_computed(kernel: Recorder, m
     assert kernel.table == desired(state)
 
 
-def test_a_new_network_computes_just_those_who_may_mean_it(kernel: Recorder) -> None:
+def test_a_new_network_recomputes_only_rules_that_may_mean_it(kernel: Recorder) -> None:
     """The network that a rule means depends on which networks exist; rules that name another network are not
     recomputed."""
     later: list[Callable[[], None]] = []
@@ -347,7 +350,7 @@ def test_a_new_network_computes_just_those_who_may_mean_it(kernel: Recorder) -> 
 # --- bounds -------------------------------------------------------------------------------------------------------
 
 
-def test_names_of_too_many_open_nothing_and_it_is_told(kernel: Recorder, caplog: pytest.LogCaptureFixture) -> None:
+def test_names_with_too_many_addresses_open_nothing(kernel: Recorder, caplog: pytest.LogCaptureFixture) -> None:
     """A rule whose names resolve to so many addresses, at so many ports, that it needs more than 10,000 elements
     accepts no peer through them. The container's other rules still apply, and log and status report it."""
     later: list[Callable[[], None]] = []
@@ -357,14 +360,14 @@ def test_names_of_too_many_open_nothing_and_it_is_told(kernel: Recorder, caplog:
     asker = member(0, OURS, allow=f"{wide}, 22 from container:m1, 8080", egress=f"{wide.replace('from', 'to')}, 53/udp")
     state.put_endpoint(asker)
     assert len(kernel.table or ()) < before + 2 * peers.MAX_NAMED + 2 * MEMBERS
-    stands = {e for e in kernel.table or () if asker.addr4 in e.key}
-    assert Element("allow4", (asker.addr4, 6, 8080)) in stands  # type: ignore[arg-type]
-    assert Element("from4", (asker.addr4, 6, 22, 32, member(1).addr4)) in stands  # type: ignore[arg-type]
-    told = state.read(lambda known: known).too_many(ElementOwner(Kind.ENDPOINT, asker.id))
-    assert told[0].startswith("fw.allow=")
-    assert any(text.startswith("fw.egress=") and "project:shop" in text for text in told)
+    found = {e for e in kernel.table or () if asker.addr4 in e.key}
+    assert Element("allow4", (asker.addr4, 6, 8080)) in found  # type: ignore[arg-type]
+    assert Element("from4", (asker.addr4, 6, 22, 32, member(1).addr4)) in found  # type: ignore[arg-type]
+    messages = state.read(lambda known: known).too_many(ElementOwner(Kind.ENDPOINT, asker.id))
+    assert messages[0].startswith("fw.allow=")
+    assert any(text.startswith("fw.egress=") and "project:shop" in text for text in messages)
     assert [r.getMessage() for r in caplog.records if "more than 10000" in r.getMessage()] == [
-        f"m0: {text}" for text in told
+        f"m0: {text}" for text in messages
     ]
     caplog.clear()
     state.put_endpoint(member(200))
@@ -373,7 +376,7 @@ def test_names_of_too_many_open_nothing_and_it_is_told(kernel: Recorder, caplog:
     assert kernel.table == desired(state)
 
 
-def test_published_ports_count_too() -> None:
+def test_published_ports_count_towards_the_bound() -> None:
     """docker-proxy's ports need separate elements for each peer: a thousand ports for a hundred peers are too many,
     where the range alone is not."""
     known = peers.PeerIndex()
@@ -386,7 +389,7 @@ def test_published_ports_count_too() -> None:
     assert known.resolved(wanted, None, ports).accepts == ()
 
 
-def test_addresses_times_published_ports_have_a_bound(kernel: Recorder, caplog: pytest.LogCaptureFixture) -> None:
+def test_addresses_times_published_ports_are_bounded(kernel: Recorder, caplog: pytest.LogCaptureFixture) -> None:
     """One label of 2,690 characters, within every bound of labels, becomes 19,200 pieces of prefixes: at 1,000 ports
     that docker-proxy serves, this would be 19 million elements and gigabytes of memory. Such a rule opens nothing; the
     container's other rules still apply, log and status report it, and a rule that fits is unaffected."""
@@ -394,31 +397,33 @@ def test_addresses_times_published_ports_have_a_bound(kernel: Recorder, caplog: 
     ports = [Published("tcp", IPv6Address(0), n, n) for n in range(8000, 9000)]
     later: list[Callable[[], None]] = []
     state = made(kernel, [], later)
-    guard = EndpointTracker(state)
+    tracker = EndpointTracker(state)
     few = member(1, DOCKERS, *ports[:1], allow=lists)
     many = member(2, DOCKERS, *ports, allow=f"{lists}, 22 from 192.0.2.1")
-    guard.replace([DOCKERS], [few, many], asked=guard.now())
-    stands = kernel.table or set()
-    assert sum(e.set.startswith("host_from") for e in stands) == 150 * 128
-    assert Element("from4", (many.addr4, 6, 22, 32, IPv4Address("192.0.2.1"))) in stands  # type: ignore[arg-type]
-    assert not any(e.set.startswith("from") and many.addr4 in e.key and 32768 in e.key for e in stands)
+    tracker.replace([DOCKERS], [few, many], asked=tracker.now())
+    found = kernel.table or set()
+    assert sum(e.set.startswith("host_from") for e in found) == 150 * 128
+    assert Element("from4", (many.addr4, 6, 22, 32, IPv4Address("192.0.2.1"))) in found  # type: ignore[arg-type]
+    assert not any(e.set.startswith("from") and many.addr4 in e.key and 32768 in e.key for e in found)
     assert state.read(lambda known: known).too_many(ElementOwner(Kind.TRACKED, few.id)) == []
-    (told,) = state.read(lambda known: known).too_many(ElementOwner(Kind.TRACKED, many.id))
-    assert told in caplog.text
+    (messages,) = state.read(lambda known: known).too_many(ElementOwner(Kind.TRACKED, many.id))
+    assert messages in caplog.text
     ours = member(3, OURS, *ports, allow=lists)
-    assert state.read(lambda known: known).resolved(OURS, ours).accepts, "docker-fw's own networks have no docker-proxy"
+    assert state.read(lambda known: known).resolved(OURS, ours).accepts, "docker-fw networks have no docker-proxy"
 
 
-def test_a_bound_is_kept_rule_by_rule() -> None:
+def test_the_bound_applies_rule_by_rule() -> None:
     """The parts that fit stay: the addresses of a rule whose names exceed the bound, and smaller rules after it."""
     known = peers.PeerIndex()
     for n in range(MEMBERS):
         known.put(str(n), peers.who(member(n)))
     shop, one = Peer("project", "shop"), Peer("prefix", "192.0.2.1")
-    rules = (Rule("tcp", 1, 4095, (one, shop)), Rule("tcp", 5000, 5000, (shop,)))
-    told = list(known.too_many(decide.Policy(accepts=rules), None))
-    assert len(told) <= 1
-    first = Rule("tcp", 1, 65534, (one, shop))
-    found = known.resolved(decide.Policy(accepts=(first, rules[1])), None).accepts
+    first, second = Rule("tcp", 1, 65534, (one, shop)), Rule("tcp", 5000, 5000, (shop,))
+    policy = decide.Policy(accepts=(first, second))
+    (message,) = known.too_many(policy, None)
+    assert message.startswith("fw.allow=1-65534/tcp")
+    found = known.resolved(policy, None).accepts
     assert found[0].peers == (one,)
     assert len(found[1].peers) == 2 * MEMBERS
+    small = decide.Policy(accepts=(Rule("tcp", 1, 4095, (one, shop)), second))
+    assert list(known.too_many(small, None)) == []

@@ -62,8 +62,8 @@ def play(path: Path, done: list[tuple[str, Any]]) -> list[SavedState]:
 
 @given(steps)
 @examples(60)
-def test_what_was_saved_comes_back(done: list[tuple[str, Any]]) -> None:
-    """For any additions and removals, with either kind of save and across restarts: the last state is loaded."""
+def test_a_saved_state_is_loaded(done: list[tuple[str, Any]]) -> None:
+    """The last state is loaded after any additions and removals, with either kind of save and across restarts."""
     with directory() as where:
         saved = play(where / "state.json", done)
         assert Store(str(where / "state.json")).load() == saved[-1]
@@ -84,7 +84,7 @@ def test_a_log_cut_anywhere_is_an_earlier_state(done: list[tuple[str, Any]], dat
 
 @given(st.binary(max_size=300))
 @examples(60)
-def test_any_bytes_in_the_log_never_stop_the_start(content: bytes) -> None:
+def test_any_bytes_in_the_log_allow_the_start(content: bytes) -> None:
     """A damaged log does not affect the content of the state file."""
     with directory() as where:
         path = where / "state.json"
@@ -125,7 +125,7 @@ def test_a_damaged_log_is_kept(tmp_path: Path, line: int, damage: bytes) -> None
     assert Store(str(path)).load() == state.with_endpoint(other(3))
 
 
-def test_a_line_torn_by_our_death_is_no_damage(tmp_path: Path) -> None:
+def test_a_line_torn_by_a_kill_is_no_damage(tmp_path: Path) -> None:
     """The change was never confirmed, and the caller retries it: no copy is kept."""
     path = logged(tmp_path, other(1), other(2))
     log = path.with_name("state.json.log")
@@ -208,7 +208,7 @@ def test_a_full_disk_is_an_error_and_nothing_is_lost(
     assert Store(str(path)).load() == later
 
 
-def test_a_whole_save_that_failed_is_made_up_for(tmp_path: Path) -> None:
+def test_a_failed_full_save_is_repeated_by_the_next(tmp_path: Path) -> None:
     """A removal of a network that could not be saved is part of the next save, although that is a save of one endpoint
     only; until then the store reports the reason."""
     path = logged(tmp_path, other(1))
@@ -226,8 +226,8 @@ def test_a_whole_save_that_failed_is_made_up_for(tmp_path: Path) -> None:
     assert Store(str(path)).load() == gone.with_endpoint(other(2))
 
 
-def test_the_log_does_not_grow_for_ever(tmp_path: Path) -> None:
-    """One container that joins and leaves for years costs a few kilobytes."""
+def test_the_log_does_not_grow_without_bound(tmp_path: Path) -> None:
+    """One container that joins and leaves for years costs at most 150 kB."""
     path = tmp_path / "state.json"
     store = Store(str(path))
     store.save(BASE, flush=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from plugin.model import Defaults
+from plugin.nftables.client import NftError
 from plugin.nftables.drift import TableDump
 from plugin.nftables.sets import SETS, WATCHED, Element
-from plugin.nftables.table import NftError
 from plugin.policy.facts import Facts
 from plugin.policy.view import PolicyView
 from plugin.state import lease
@@ -42,7 +42,7 @@ def found(kernel: Kernel, *, leaving: frozenset[Element] = frozenset()) -> Table
 # --- in the kernel ----------------------------------------------------------------------------------------------------
 
 
-def test_it_stands_in_a_whole_table_for_as_long_as_it_lasts_yet(kernel: Kernel, clock: Clock) -> None:
+def test_a_whole_table_contains_the_remaining_lease(kernel: Kernel, clock: Clock) -> None:
     """A new table contains the lease. A table that is restored later contains the remaining time, and no lease after
     its end: flushing the table does not renew it."""
     made = writer(kernel)
@@ -57,7 +57,7 @@ def test_it_stands_in_a_whole_table_for_as_long_as_it_lasts_yet(kernel: Kernel, 
     assert kernel.timed == {}
 
 
-def test_it_is_renewed_whether_it_stands_or_not(kernel: Kernel, clock: Clock) -> None:
+def test_a_renewal_restarts_the_full_duration(kernel: Kernel, clock: Clock) -> None:
     """Each renewal starts the full duration again; a renewal that the kernel refuses changes nothing."""
     made = writer(kernel)
     clock.now += 20
@@ -75,7 +75,7 @@ def test_it_is_renewed_whether_it_stands_or_not(kernel: Kernel, clock: Clock) ->
     assert made.lease.left() == dict.fromkeys(WATCHED, SECONDS - 10)
 
 
-def test_what_is_out_is_no_drift(kernel: Kernel, clock: Clock) -> None:
+def test_an_expired_lease_is_no_drift(kernel: Kernel, clock: Clock) -> None:
     """When elements are synced, a deleted lease is restored for the remaining time. An expired one is not restored, and
     one that is about to expire is not removed."""
     made = writer(kernel)
@@ -91,8 +91,8 @@ def test_what_is_out_is_no_drift(kernel: Kernel, clock: Clock) -> None:
     assert kernel.timed == {}
 
 
-def test_what_status_and_explain_are_made_from_says_whether_it_stands(kernel: Kernel, clock: Clock) -> None:
-    """True from the start until the lease expires."""
+def test_the_view_contains_whether_the_lease_is_active(kernel: Kernel, clock: Clock) -> None:
+    """The view for status and explain contains True from the start until the lease expires."""
     state = Reconciler(kernel, Disk(), Defaults())  # type: ignore[arg-type]
     state.start(Facts())
     assert state.snapshot().watched

@@ -29,8 +29,8 @@ from plugin.model import (
     Rate,
     Rule,
 )
+from plugin.nftables.client import NftError
 from plugin.nftables.sets import Change, Element
-from plugin.nftables.table import NftError
 from plugin.policy.facts import BridgeFacts, Facts
 from plugin.policy.overrides import with_one, without
 from plugin.policy.saved import SavedState
@@ -47,7 +47,7 @@ MORE, DNS, SSH = Rule("tcp", 8080, 8080), Rule("udp", 53, 53), Rule("tcp", 22, 2
 def cut(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Record each cut of flows to closed ports, by the policies given. The real kernel's flows are not touched here."""
     calls: list[Any] = []
-    monkeypatch.setattr(closed_flows, "cut_closed", lambda guarded, _: calls.append(guarded))
+    monkeypatch.setattr(closed_flows, "cut_closed", lambda policies, _: calls.append(policies))
     return calls
 
 
@@ -66,18 +66,21 @@ def endpoint(number: int, on: int, address: int) -> Endpoint:
     return Endpoint(f"e{number}" * 32, f"{on}" * 64, IPv4Address(f"10.{on}.0.{address}"))
 
 
-_SAID = [
-    PolicySpec(), PolicySpec(allow=(MORE,)), PolicySpec(allow=(MORE, DNS)),
+_SPECS = [
+    PolicySpec(),
+    PolicySpec(allow=(MORE,)),
+    PolicySpec(allow=(MORE, DNS)),
     PolicySpec(allow=(Rule("tcp", 5432, 5432, (Peer("service", "api"), Peer("prefix", "10.9.0.0/16"))),)),
     PolicySpec(allow=(Rule("tcp", 22, 22, (Peer("network", "front"),)),), deny=(Rule("tcp", 80, 80),), policy="closed"),
-    PolicySpec(egress=(Rule("tcp", 443, 443, (Peer("container", "web"), Peer("host"))),)), PolicySpec(egress=()),
+    PolicySpec(egress=(Rule("tcp", 443, 443, (Peer("container", "web"), Peer("host"))),)),
+    PolicySpec(egress=()),
     PolicySpec(rate=(Rate("tcp", 22, 22, 5, "minute", 10),), log="drop", policy="open"),
-]  # fmt: skip
+]
 _containers = st.builds(
     Container,
     st.sampled_from(["c" * 64, "d" * 64]),
     st.sampled_from(["web", "db"]),
-    st.sampled_from(_SAID),
+    st.sampled_from(_SPECS),
     st.sampled_from([(), (), (Problem("label fw.allow", "x", "wrong"),)]),
     network=st.sampled_from(["", "shop_front"]),
     project=st.sampled_from(["", "shop"]),
@@ -101,7 +104,7 @@ class AnyOrder(RuleBasedStateMachine):
         except FwError:
             assert self.state.state == before
 
-    @rule(n=st.integers(1, 3), internal=st.booleans(), spec=st.sampled_from(_SAID[-3:]) | st.just(PolicySpec()))
+    @rule(n=st.integers(1, 3), internal=st.booleans(), spec=st.sampled_from(_SPECS[-3:]) | st.just(PolicySpec()))
     def put_network(self, n: int, internal: bool, spec: PolicySpec) -> None:
         self.attempt(lambda: self.state.put_network(dataclasses.replace(network(n, internal=internal), spec=spec)))
 
@@ -143,7 +146,9 @@ class AnyOrder(RuleBasedStateMachine):
     def put_endpoint(self, n: int, on: int, address: int) -> None:
         self.attempt(lambda: self.state.put_endpoint(endpoint(n, on, address)))
 
-    @rule(n=st.integers(1, 4), container=st.none() | _containers, published=_published, spec=st.sampled_from(_SAID[:2]))
+    @rule(
+        n=st.integers(1, 4), container=st.none() | _containers, published=_published, spec=st.sampled_from(_SPECS[:2])
+    )
     def join(self, n: int, container: Container | None, published: tuple[Published, ...], spec: PolicySpec) -> None:
         joined = dict[str, Any](joined=True, container=container, published=published, spec=spec)
         self.attempt(lambda: self.state.edit_endpoint(endpoint(n, 1, 2).id, lambda e: dataclasses.replace(e, **joined)))
@@ -187,7 +192,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert self.kernel.table == desired(self.state)
 
     @invariant()
-    def what_stands_is_what_is_known(self) -> None:
+    def the_table_equals_the_facts(self) -> None:
         if self.kernel.table is not None:
             assert self.kernel.table == desired(self.state)
 
@@ -269,24 +274,41 @@ def test_a_full_disk_keeps_nothing_open(
     assert not [e for e in disk.kept.endpoints.values() if e.joined and e.container and not e.container.problems]
 
 
-def test_what_came_in_through_a_flushed_table_is_cut(web: tuple[Reconciler, Kernel, Disk], cut: list[Any]) -> None:
-    """After a flush of the ruleset by another program, flows to closed ports that were opened meanwhile do not survive
-    as established. This holds whether the periodic check repairs the table, a hook that comes first, or a start.
-    """
+def test_flows_opened_through_a_flushed_table_are_cut(web: tuple[Reconciler, Kernel, Disk], cut: list[Any]) -> None:
+    """Flows to closed ports that were opened after another program flushed the ruleset do not survive as established,
+    whether the periodic check repairs the table, a hook that comes first, or a start."""
     state, kernel, _ = web
     cut.clear()  # the cut at the start
     assert not state.repair()
     assert cut == []
     kernel.table = None
     assert state.repair()
-    (guarded,) = cut
-    assert guarded.keys() == {IPv4Address("10.1.0.2")}
-    assert SSH in guarded[IPv4Address("10.1.0.2")].policy.accepts
+    (policies,) = cut
+    assert policies.keys() == {IPv4Address("10.1.0.2")}
+    assert SSH in policies[IPv4Address("10.1.0.2")].policy.accepts
     kernel.table = None
     state.put_network(network(2))
     assert len(cut) == 2
     state.start(Facts(SavedState(state.networks, state.endpoints)))
     assert len(cut) == 3
+
+
+@pytest.mark.parametrize("restricted", [False, True], ids=["first on its bridge", "beside a restricted one"])
+def test_what_a_container_opened_before_its_labels_were_known_is_cut(
+    web: tuple[Reconciler, Kernel, Disk], cut: list[Any], restricted: bool
+) -> None:
+    """A container may initiate flows while its labels are unknown, if no other one restricts egress on its bridge. Its
+    flows are cut when its labels become known and restrict its egress, also if another container's did so meanwhile.
+    """
+    state, _, _ = web
+    spec, late = PolicySpec(egress=()), endpoint(2, 1, 3)
+    state.put_endpoint(dataclasses.replace(late, joined=True))
+    if restricted:
+        other = dataclasses.replace(endpoint(3, 1, 4), joined=True, container=Container("o", "other", spec))
+        state.put_endpoint(other)
+    cut.clear()
+    state.edit_endpoint(late.id, lambda e: dataclasses.replace(e, container=Container("d", "db", spec)))
+    assert [guarded.keys() for guarded in cut] == [{late.addr4}]
 
 
 def test_a_full_disk_opens_nothing(web: tuple[Reconciler, Kernel, Disk]) -> None:
@@ -303,7 +325,7 @@ def test_a_full_disk_opens_nothing(web: tuple[Reconciler, Kernel, Disk]) -> None
     assert not state.endpoints[endpoint(2, 1, 3).id].joined
 
 
-def test_a_refusing_kernel_and_a_full_disk_leave_what_stood(web: tuple[Reconciler, Kernel, Disk]) -> None:
+def test_a_refusing_kernel_and_a_full_disk_change_nothing(web: tuple[Reconciler, Kernel, Disk]) -> None:
     """Even if the rollback fails too, the facts and the kernel's table agree."""
     state, kernel, disk = web
     state.put_endpoint(endpoint(2, 1, 3))
@@ -324,9 +346,9 @@ def test_a_refusing_kernel_and_a_full_disk_leave_what_stood(web: tuple[Reconcile
     assert not state.endpoints[endpoint(2, 1, 3).id].joined
 
 
-def test_a_start_makes_up_for_a_death_before_the_network_was_noted_as_confined() -> None:
-    """If a container's egress is restricted, its network's restriction is saved for the next boot, when no container is
-    known yet: also if docker-fw died between saving the two."""
+def test_a_start_saves_an_egress_restriction_that_was_lost() -> None:
+    """A network's egress restriction is saved for the next boot, when no container is known yet: also if docker-fw died
+    after it saved the container, and before it saved the network."""
     state, _, disk = reconciler()
     egress_restricted = dataclasses.replace(
         endpoint(1, 1, 2), joined=True, container=Container("c", "web", PolicySpec(egress=()))
@@ -347,7 +369,7 @@ def test_two_endpoints_with_one_address_do_not_close_each_other(web: tuple[Recon
     assert {e.key[2] for e in opened(kernel)} == {22, 80, 443, 161}
 
 
-def test_calls_at_once_lose_nothing() -> None:
+def test_concurrent_calls_lose_nothing() -> None:
     """Compose creates its networks and starts its containers concurrently: each of them is known afterwards."""
     state, kernel, _ = reconciler()
     barrier = threading.Barrier(8)
@@ -368,7 +390,7 @@ def test_calls_at_once_lose_nothing() -> None:
     assert kernel.table == desired(state)
 
 
-def test_what_the_kernel_does_not_take_keeps_nothing_open() -> None:
+def test_elements_that_the_kernel_refuses_do_not_delay_closing() -> None:
     """One container's elements that the kernel refuses (here: a rate that is not accepted) do not delay closing by the
     same change: the ports of a container that leaves."""
     state, kernel, _ = reconciler()

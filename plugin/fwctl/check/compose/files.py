@@ -42,7 +42,7 @@ class Project:
 
 @dataclass(frozen=True, slots=True)
 class _Around:
-    """What a file's names refer to: the directory of relative paths, and the variables."""
+    """The context of a file's names: the directory of relative paths, and the variables."""
 
     directory: str
     variables: Mapping[str, str]

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from plugin.fwctl.check.compose.model import Notes, Place, Shape, Value
 
-#: What is read of a service, and of a network. Nothing else matters to docker-fw.
+#: The keys of a service, and of a network, that docker-fw reads. No other key matters to it.
 SERVICE: Shape = {
     "labels": None,
     "label_file": None,

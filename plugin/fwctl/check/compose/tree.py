@@ -93,7 +93,7 @@ class Walker:
             if not isinstance(key, yaml.ScalarNode):
                 self._notes.mistake(place, "a key must be text, not a list or a map")
             elif key.value == "<<" and key.style is None:
-                # Of several that are merged the first wins, so it comes last.
+                # Of several that are merged the first wins, so it is put last.
                 for other in reversed(child.value if isinstance(child, yaml.SequenceNode) else [child]):
                     if isinstance(other, yaml.MappingNode):
                         yield from self._pairs(other, file, depth + 1)

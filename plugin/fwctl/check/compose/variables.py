@@ -103,7 +103,7 @@ def _wrong(text: str) -> str:
 def dotenv(text: str, variables: Mapping[str, str]) -> dict[str, tuple[str, int]]:
     """Read a file of NAME=VALUE lines; return the value and line of each. Values may use `variables` and names above.
 
-    'Single quotes' keep everything, "double quotes" know \\n and variables, # begins a comment. A name alone takes its
+    'Single quotes' keep everything, "double quotes" know \\n and variables, # starts a comment. A name alone takes its
     value from `variables`. Other lines are ignored.
     """
     found: dict[str, tuple[str, int]] = {}

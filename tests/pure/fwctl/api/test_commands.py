@@ -38,7 +38,7 @@ CLOCK = Clock()
 
 
 @pytest.fixture(autouse=True)
-def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def _isolated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not touch this machine's flows and clock."""
     CLOCK.now = 1_000_000.0
     monkeypatch.setattr(applier, "time", SimpleNamespace(time=CLOCK))
@@ -51,12 +51,12 @@ class Desk:
     def __init__(self, *endpoints: Any) -> None:
         self.site = Site(*(endpoints or (ours(2, WEB), ours(3, DB), ours(4, API))))
         self.clock = CLOCK
-        self.spoken = 0
-        not_guarded = {"tool": "has the host's network, which docker-fw does not filter"}
-        self.orders = AdminCommands(self.site.state, lambda: not_guarded, self._speak, self.clock, lambda: set(HOST))
+        self.woken = 0
+        not_protected = {"tool": "has the host's network, which docker-fw does not filter"}
+        self.orders = AdminCommands(self.site.state, lambda: not_protected, self._wake, self.clock, lambda: set(HOST))
 
-    def _speak(self) -> None:
-        self.spoken += 1
+    def _wake(self) -> None:
+        self.woken += 1
 
     def allow(self, who: str, *texts: str, seconds: float | None = None) -> dict[str, Any]:
         return self.orders.override(who, texts, seconds, deny=False)
@@ -76,14 +76,15 @@ def desk() -> Desk:
 # --- allow, deny, revert ----------------------------------------------------------------------------------------------
 
 
-def test_allow_opens_and_deny_closes_whatever_the_labels_say(desk: Desk) -> None:
+def test_allow_and_deny_override_labels(desk: Desk) -> None:
     """Ports of a running container, in the kernel and on the disk; `revert` undoes both."""
     assert desk.opens() == {22, 80, 443, 8080}
-    told = desk.allow("web", "9000, 9001")
-    assert told["container"] == "web"
-    assert [(each["kind"], each["rule"], each["until"]) for each in told["said"]] == [
-        ("allow", "9000/tcp", None), ("allow", "9001/tcp", None)
-    ]  # fmt: skip
+    answer = desk.allow("web", "9000, 9001")
+    assert answer["container"] == "web"
+    assert [(each["kind"], each["rule"], each["until"]) for each in answer["said"]] == [
+        ("allow", "9000/tcp", None),
+        ("allow", "9001/tcp", None),
+    ]
     assert desk.opens() == {22, 80, 443, 8080, 9000, 9001}
     desk.deny("web", "22", "8080")
     assert desk.opens() == {80, 443, 9000, 9001}
@@ -94,7 +95,7 @@ def test_allow_opens_and_deny_closes_whatever_the_labels_say(desk: Desk) -> None
     assert desk.orders.revert("web") == {"reverted": []}
 
 
-def test_a_rule_for_some_takes_the_port_from_others(desk: Desk) -> None:
+def test_a_rule_for_some_sources_closes_the_port_to_others(desk: Desk) -> None:
     """As in a label: `allow web "22 from 203.0.113.7"` closes 22 to all others; deny closes it to all."""
     desk.allow("web", "22 from 203.0.113.7")
     assert 22 not in desk.opens()
@@ -103,24 +104,28 @@ def test_a_rule_for_some_takes_the_port_from_others(desk: Desk) -> None:
     assert not any(e.set == "from4" and e.key[0] == WEB4 for e in desk.site.kernel.table)
 
 
-def test_deny_closes_whoever_is_allowed_by_a_label(desk: Desk) -> None:
-    """This also holds if the label names a single peer."""
+def test_deny_closes_a_port_that_a_label_opens(desk: Desk) -> None:
+    """`fwctl deny` closes a port that a label opens, also if the label names a single peer."""
     db = IPv4Address("10.1.0.3")
     assert any(e.set == "from4" and e.key[0] == db for e in desk.site.kernel.table)
     desk.deny("db", "5432")
     assert not any(e.set in ("from4", "peer_ports4") and e.key[0] == db for e in desk.site.kernel.table)
 
 
-def test_a_container_is_meant_by_its_name_or_its_id(desk: Desk) -> None:
+def test_a_container_is_found_by_its_name_or_its_id(desk: Desk) -> None:
     """A name must match exactly; an ID may be shortened, as long as it is unambiguous. For an unknown name, similar
     ones are suggested."""
     desk.allow(WEB.id[:12].upper(), "9000")
     assert 9000 in desk.opens()
     for who, why in (
-        ("wbe", "did you mean web"), ("WEB", "no container 'WEB'"), ("we", "no container 'we'"), ("", "no container"),
-        ("tool", "has no network of its own: it has the host's network"), ("x" * 5000, "no container"),
+        ("wbe", "did you mean web"),
+        ("WEB", "no container 'WEB'"),
+        ("we", "no container 'we'"),
+        ("", "no container"),
+        ("tool", "has no network of its own: it has the host's network"),
+        ("x" * 5000, "no container"),
         ("web; flush ruleset", "no container"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(FwError, match=re.escape(why)) as error:
             desk.allow(who, "9000")
         assert len(str(error.value)) < 400
@@ -144,8 +149,8 @@ def test_a_container_is_meant_by_its_name_or_its_id(desk: Desk) -> None:
         ("x" * 5000, "characters"),
     ],
 )
-def test_a_wrong_rule_is_refused_with_the_labels_own_words(desk: Desk, text: str, why: str) -> None:
-    """With one mistake, no part of the request is done."""
+def test_a_wrong_rule_is_refused_with_a_labels_message(desk: Desk, text: str, why: str) -> None:
+    """A request with one mistake is refused as a whole."""
     before = desk.opens()
     with pytest.raises(FwError) as error:
         desk.allow("web", "9000", text)
@@ -160,7 +165,7 @@ def test_deny_has_no_peers(desk: Desk) -> None:
         desk.deny("web", "22 from 10.0.0.0/8")
 
 
-def test_one_container_has_so_many_words(desk: Desk) -> None:
+def test_overrides_of_one_container_are_bounded(desk: Desk) -> None:
     """A script cannot fill the disk; earlier overrides remain."""
     desk.allow("web", *(str(20_000 + 2 * n) for n in range(MAX_OVERRIDES - 1)))
     with pytest.raises(FwError, match="remove some with fwctl revert"):
@@ -179,15 +184,15 @@ def test_a_full_disk_opens_nothing(desk: Desk) -> None:
     assert 8080 not in desk.opens()
 
 
-def test_a_kernel_that_refuses_is_told(desk: Desk) -> None:
-    """In that case the override is not stored either."""
+def test_a_refusal_by_the_kernel_is_reported(desk: Desk) -> None:
+    """An override that the kernel refuses is an error, and is not stored either."""
     desk.site.kernel.refuses = 2
     with pytest.raises(FwError, match="the kernel refused"):
         desk.allow("web", "9000")
     assert desk.site.state.state.overrides == desk.site.disk.kept.overrides == ()
 
 
-def test_a_published_port_of_docker_proxys_obeys_too() -> None:
+def test_overrides_apply_to_docker_proxys_port() -> None:
     """On Docker networks the host's port is closed and opened together with the container's."""
     app = container("app", {"fw.allow": "8080"})
     desk = Desk(guest(FRONT, 2, app, *published(8080, 18080)))
@@ -206,12 +211,13 @@ def test_a_published_port_of_docker_proxys_obeys_too() -> None:
 # --- duration ---------------------------------------------------------------------------------------------------------
 
 
-def test_overrides_end_by_themselves(desk: Desk) -> None:
-    """They do not end early; `end` returns the time until its next call, and the labels apply again unchanged."""
+def test_overrides_expire(desk: Desk) -> None:
+    """An override ends when its duration is over and not before; `end` returns the time until its next call, and the
+    labels apply again unchanged."""
     assert desk.orders.end() == 30
     desk.allow("web", "9000", seconds=60)
     desk.deny("web", "22", seconds=10)
-    assert desk.spoken == 2
+    assert desk.woken == 2
     assert desk.orders.end() == 10
     assert desk.opens() == {80, 443, 8080, 9000}
     desk.clock.now += 10
@@ -223,7 +229,7 @@ def test_overrides_end_by_themselves(desk: Desk) -> None:
     assert desk.site.disk.kept.overrides == ()
 
 
-def test_a_full_disk_holds_no_port_open(desk: Desk) -> None:
+def test_a_full_disk_keeps_no_port_open(desk: Desk) -> None:
     """A port that was opened for a time closes even if that cannot be saved; one that was closed stays closed, and the
     save is retried."""
     desk.allow("web", "9000", seconds=10)
@@ -237,7 +243,7 @@ def test_a_full_disk_holds_no_port_open(desk: Desk) -> None:
     assert desk.opens() == {22, 80, 443, 8080}
 
 
-def test_while_docker_fw_is_stopped_nothing_is_open_for_a_time(desk: Desk) -> None:
+def test_temporary_ports_are_closed_while_docker_fw_is_stopped(desk: Desk) -> None:
     """At a clean stop, ports that were opened for a time close, and the overrides are kept; after the next start they
     apply until their end."""
     desk.allow("web", "9000", seconds=60)
@@ -257,17 +263,17 @@ def test_while_docker_fw_is_stopped_nothing_is_open_for_a_time(desk: Desk) -> No
     assert late.kernel.opens(WEB4) == {22, 80, 443, 8080, 9001}
 
 
-def test_an_override_goes_with_its_container() -> None:
+def test_an_override_is_removed_with_its_container() -> None:
     """An override is removed by Docker's event of the container's removal, or by a list without the container; it stays
     while the container is only stopped."""
     desk = Desk(guest(FRONT, 2, WEB), guest(BACK, 3, DB), ours(4, API))
     for who in ("web", "db", "api"):
         desk.allow(who, "9000")
-    desk.site.guard.leaves("", WEB.id)
+    desk.site.tracker.leaves("", WEB.id)
     desk.site.guests = [endpoint for endpoint in desk.site.guests if endpoint.container != WEB]
     desk.site.see(WEB.id, DB.id)  # stopped, but still listed
     assert {each.container for each in desk.site.state.state.overrides} == {WEB.id, DB.id, API.id}
-    desk.site.guard.forget(WEB.id)
+    desk.site.tracker.forget(WEB.id)
     assert {each.container for each in desk.site.state.state.overrides} == {DB.id, API.id}
     # A container on a docker-fw network exists as long as it has its endpoint.
     desk.site.guests = []
@@ -278,8 +284,9 @@ def test_an_override_goes_with_its_container() -> None:
     assert desk.site.state.state.overrides == desk.site.disk.kept.overrides == ()
 
 
-def test_one_that_does_not_run_is_reverted_by_its_id() -> None:
-    """Its name is unknown in that case; `--all` removes every override."""
+def test_an_override_of_a_stopped_container_is_reverted_by_id() -> None:
+    """A stopped container has no known name, so its overrides are reverted by its ID; `--all` removes every
+    override."""
     desk = Desk(guest(FRONT, 2, WEB), ours(4, API))
     desk.allow("web", "9000")
     desk.site.guests = []
@@ -293,12 +300,12 @@ def test_one_that_does_not_run_is_reverted_by_its_id() -> None:
 # --- bans -------------------------------------------------------------------------------------------------------------
 
 
-def test_bans_stand_in_the_kernel_and_on_the_disk(desk: Desk) -> None:
+def test_bans_are_in_the_kernel_and_on_the_disk(desk: Desk) -> None:
     """A ban has a duration, which the kernel counts, or is permanent; a later ban of an address replaces its
     duration."""
-    told = desk.orders.ban([("203.0.113.7", 60), ("2001:db8:77::/48", None), ("2001:db8:78:1:2::/80", None)])
-    assert (told["cut"], told["notes"]) == (0, [])
-    assert [each["address"] for each in told["banned"]] == ["203.0.113.7", "2001:db8:77::/48", "2001:db8:78:1::/64"]
+    answer = desk.orders.ban([("203.0.113.7", 60), ("2001:db8:77::/48", None), ("2001:db8:78:1:2::/80", None)])
+    assert (answer["cut"], answer["notes"]) == (0, [])
+    assert [each["address"] for each in answer["banned"]] == ["203.0.113.7", "2001:db8:77::/48", "2001:db8:78:1::/64"]
     names = {e.set for e in desk.site.kernel.table if e.set.startswith("ban")}
     assert names == {"ban_families", "ban_prefix_families", "banned6_48", "banned6_64"}
     assert {e.set for e in desk.site.kernel.timed} == {"banned4", "lease"}
@@ -307,14 +314,16 @@ def test_bans_stand_in_the_kernel_and_on_the_disk(desk: Desk) -> None:
     assert {e.set for e in desk.site.kernel.timed} == {"lease"}
     assert {e.set for e in desk.site.kernel.table if e.set.startswith("banned4")} == {"banned4"}
     assert desk.orders.unban(["203.0.113.7", "203.0.113.8"]) == {
-        "unbanned": ["203.0.113.7"], "absent": ["203.0.113.8"], "still": []
-    }  # fmt: skip
+        "unbanned": ["203.0.113.7"],
+        "absent": ["203.0.113.8"],
+        "still": [],
+    }
     assert len(desk.orders.unban(None)["unbanned"]) == 2
     assert not any(e.set.startswith("ban") for e in desk.site.kernel.table)
     assert desk.orders.unban(None) == {"unbanned": [], "absent": [], "still": []}
 
 
-def test_an_address_within_a_banned_prefix_is_told_of(desk: Desk) -> None:
+def test_a_wider_ban_of_an_address_is_reported(desk: Desk) -> None:
     """Removing the narrower ban does not unban the address while the wider one remains."""
     desk.orders.ban([("203.0.113.0/24", None), ("203.0.113.7", None)])
     assert desk.orders.unban(["203.0.113.7"])["still"] == [{"address": "203.0.113.7", "by": "203.0.113.0/24"}]
@@ -335,22 +344,23 @@ def test_an_address_within_a_banned_prefix_is_told_of(desk: Desk) -> None:
     ],
 )
 def test_the_host_does_not_ban_itself(desk: Desk, text: str, why: str) -> None:
-    """Its own addresses, a gateway, loopback, multicast: refused, and no other address of that call is banned."""
+    """The host's own addresses, a gateway, loopback and multicast are refused, and no other address of that call is
+    banned."""
     with pytest.raises(FwError) as error:
         desk.orders.ban([("203.0.113.7", None), (text, 60)])
     assert why in str(error.value)
     assert desk.site.state.state.bans == {}
 
 
-def test_every_mistake_of_a_list_is_told(desk: Desk) -> None:
-    """All are reported at once; of very many, only the first ones."""
+def test_every_mistake_of_a_list_is_reported(desk: Desk) -> None:
+    """All mistakes are reported at once; of very many, only the first ones."""
     with pytest.raises(FwError) as error:
         desk.orders.ban([(f"x{n}", None) for n in range(20)])
     assert str(error.value).count("cannot ban") == 8
     assert str(error.value).endswith("and 12 more")
 
 
-def test_bans_that_have_ended_are_shown_no_more_and_forgotten(desk: Desk) -> None:
+def test_expired_bans_are_not_shown_and_are_removed(desk: Desk) -> None:
     """The kernel ends them by itself, to the second; the stored bans follow."""
     desk.orders.ban([("203.0.113.7", 10), ("203.0.113.8", None)])
     desk.clock.now += 11
@@ -412,10 +422,10 @@ def post(client: FlaskClient, path: str, body: Any) -> tuple[int, Any]:
     return reply.status_code, reply.get_json()
 
 
-def test_the_calls_do_what_they_say(client: FlaskClient, desk: Desk, asked: Asked) -> None:
+def test_each_request_makes_its_call(client: FlaskClient, desk: Desk, asked: Asked) -> None:
     """Each call is made with the body that `fwctl` sends, or that a program may send."""
-    status, told = post(client, "/allow", {"container": "web", "rules": ["9000"], "seconds": 60})
-    assert (status, told["container"], told["said"][0]["until"], told["places"]) == (200, "web", 1_000_060.0, [])
+    status, answer = post(client, "/allow", {"container": "web", "rules": ["9000"], "seconds": 60})
+    assert (status, answer["container"], answer["said"][0]["until"], answer["places"]) == (200, "web", 1_000_060.0, [])
     assert post(client, "/deny", {"container": "web", "rules": ["22"]})[0] == 200
     assert desk.opens() == {80, 443, 8080, 9000}
     assert post(client, "/revert", {"container": "web"})[0] == 200
@@ -473,13 +483,15 @@ WRONG: list[tuple[str, Any, str]] = [
 def test_a_wrong_body_is_a_400_that_names_the_field(
     client: FlaskClient, desk: Desk, path: str, body: Any, why: str
 ) -> None:
-    """For any wrong body: one sentence that says what would be right, no traceback, and no change."""
-    status, told = post(client, path, body)
-    assert (status, list(told)) == (400, ["Err"])
-    assert why in told["Err"]
-    assert len(told["Err"]) < 1000
-    assert desk.site.state.state == dataclasses.replace(SavedState(), networks=desk.site.state.networks,
-                                                        endpoints=desk.site.state.endpoints)  # fmt: skip
+    """Any wrong body is answered with one sentence that says what would be right, without a traceback, and changes
+    nothing."""
+    status, answer = post(client, path, body)
+    assert (status, list(answer)) == (400, ["Err"])
+    assert why in answer["Err"]
+    assert len(answer["Err"]) < 1000
+    assert desk.site.state.state == dataclasses.replace(
+        SavedState(), networks=desk.site.state.networks, endpoints=desk.site.state.endpoints
+    )
 
 
 _values = st.recursive(
@@ -502,7 +514,7 @@ _fields = st.sampled_from(
     body=_values | st.dictionaries(_fields, _values, max_size=4),
 )
 @examples(400)
-def test_no_body_whatever_is_a_traceback(path: str, body: Any) -> None:
+def test_no_body_causes_a_traceback(path: str, body: Any) -> None:
     """A body that cannot be read gives a 400, and the state remains one that can be saved."""
     desk = Desk(ours(2, WEB))
     app = Flask("test")
@@ -511,11 +523,11 @@ def test_no_body_whatever_is_a_traceback(path: str, body: Any) -> None:
     with one, other:
         client = app.test_client()
         client.environ_base["gunicorn.socket"] = one
-        status, told = post(client, path, body)
-    assert status in (200, 400), told
+        status, answer = post(client, path, body)
+    assert status in (200, 400), answer
     if status == 400:
-        assert list(told) == ["Err"]
-        assert "Traceback" not in told["Err"]
+        assert list(answer) == ["Err"]
+        assert "Traceback" not in answer["Err"]
         assert desk.site.state.state.overrides == ()
 
 
@@ -544,13 +556,13 @@ def post_plain(client: FlaskClient, path: str) -> int:
     return client.post(path, data=b"{}").status_code
 
 
-def test_too_much_is_refused_unread(client: FlaskClient) -> None:
-    """8 MiB is more than a blocklist."""
+def test_a_large_body_is_refused_unread(client: FlaskClient) -> None:
+    """A body of more than 8 MiB, which is more than a blocklist, is refused."""
     assert client.post("/ban", data=b" " * (9 << 20)).status_code == 413
 
 
-def test_what_fails_inside_is_told_without_a_traceback(
-    client: FlaskClient, asked: Asked, monkeypatch: pytest.MonkeyPatch
+def test_an_internal_error_is_reported_without_a_traceback(
+    client: FlaskClient, asked: Asked, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The answer is a 500 with one sentence; the traceback is in docker-fw's log."""
 
@@ -563,16 +575,18 @@ def test_what_fails_inside_is_told_without_a_traceback(
         500,
         {"Err": "docker-fw failed on /export: ZeroDivisionError: division by zero"},
     )
+    assert "Traceback" in caplog.text
 
 
 def test_text_from_outside_does_not_reach_the_table(client: FlaskClient, desk: Desk) -> None:
-    """For any request, the table contains addresses, numbers and checked interface names only."""
+    """The table contains addresses, numbers and checked interface names only, for any request."""
     evil = "22; flush ruleset #"
     for path, body in (
-        ("/allow", {"container": "web", "rules": [evil]}), ("/allow", {"container": evil, "rules": ["80"]}),
+        ("/allow", {"container": "web", "rules": [evil]}),
+        ("/allow", {"container": evil, "rules": ["80"]}),
         ("/allow", {"container": "web", "rules": [f"80 from container:{evil}"]}),
         ("/ban", {"bans": [{"address": evil}]}),
-    ):  # fmt: skip
+    ):
         assert post(client, path, body)[0] == 400
     assert post(client, "/allow", {"container": "web", "rules": ["80 from container:x.y"]})[0] == 200
     for element in desk.site.kernel.table:
@@ -580,8 +594,8 @@ def test_text_from_outside_does_not_reach_the_table(client: FlaskClient, desk: D
             assert not isinstance(value, str) or re.fullmatch(r"[a-z0-9_.-]+", value)
 
 
-def test_an_override_is_kept_as_what_it_is(desk: Desk) -> None:
-    """It is kept with its origin, so that `fwctl status` shows what opened the port."""
+def test_an_override_is_stored_with_its_origin(desk: Desk) -> None:
+    """An override is stored with its origin, so that `fwctl status` shows what opened the port."""
     desk.allow("web", "9000")
     (kept,) = desk.site.disk.kept.overrides
     assert kept == Overriding(WEB.id, Rule("tcp", 9000, 9000))

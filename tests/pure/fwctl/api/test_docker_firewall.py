@@ -46,7 +46,7 @@ def test_on_a_nat_network_a_port_must_be_published() -> None:
 
 
 def test_a_protocol_without_ports_cannot_be_published() -> None:
-    """In that case the advice is another network."""
+    """The advice for a protocol without ports is another network."""
     (note,) = notes(FRONT, endpoint("gre"))
     assert note.startswith(
         "fw.allow=gre has no effect on front because it is a nat network and gre cannot be published; create"
@@ -65,12 +65,12 @@ def test_a_protocol_without_ports_cannot_be_published() -> None:
         (FRONT, endpoint("8080"), "26.1.4"),  # Docker does not filter its IPv6
     ],
 )
-def test_where_a_label_has_an_effect_nothing_is_said(network: BridgeNetwork, where: Endpoint, version: str) -> None:
+def test_a_label_with_an_effect_gets_no_message(network: BridgeNetwork, where: Endpoint, version: str) -> None:
     """Published ports, networks whose containers are reached by their own addresses, IPv6 of old engines."""
     assert notes(network, where, version) == ()
 
 
-def test_a_port_of_another_protocol_is_not_published_by_it() -> None:
+def test_publishing_covers_its_own_protocol_only() -> None:
     """`-p 8080:8080` publishes TCP only."""
     assert len(notes(FRONT, endpoint("8080/udp", PORT))) == 1
 
@@ -84,14 +84,14 @@ def test_dockers_nftables_needs_an_option() -> None:
     )
 
 
-def test_an_internal_network_has_no_outside() -> None:
+def test_an_internal_network_is_unreachable_from_outside() -> None:
     """No traffic from outside enters, whatever a label allows."""
     (note,) = notes(dataclasses.replace(FRONT, internal=True), endpoint("8080", PORT))
     assert note.endswith("because the network is internal; connect the container to another network too")
 
 
-def test_what_fwctl_opened_is_told_too() -> None:
-    """It is reported as an override, not as a label."""
+def test_an_override_without_effect_is_reported() -> None:
+    """An override without effect is reported as an override, not as a label."""
     (note,) = without_effect(FRONT, endpoint("8080", PORT), Engine(), MARK, [Rule("tcp", 9000, 9000)])
     assert note.startswith("fwctl allow 9000 has no effect on front because")
     assert without_effect(FRONT, dataclasses.replace(endpoint("1"), container=None), Engine(), MARK) == ()
@@ -125,14 +125,22 @@ def test_between_neighbours_a_rule_changes_nothing() -> None:
         )
 
 
-@pytest.mark.parametrize("text", ["5432", "5432 from 172.18.0.9 203.0.113.7", "5432 from 172.0.0.0/8", "5432 from ::/0",
-                                  "22 from 172.18.0.9 service:api"])  # fmt: skip
-def test_a_rule_for_others_too_is_not_told(text: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "5432",
+        "5432 from 172.18.0.9 203.0.113.7",
+        "5432 from 172.0.0.0/8",
+        "5432 from ::/0",
+        "22 from 172.18.0.9 service:api",
+    ],
+)
+def test_a_rule_for_other_peers_too_is_not_reported(text: str) -> None:
     """The rule has an effect for the other peers."""
     assert within(FRONT, endpoint("1"), rules(text)) == ()
 
 
-def test_where_neighbours_do_not_talk_a_rule_has_an_effect() -> None:
+def test_a_rule_between_isolated_neighbours_has_an_effect() -> None:
     """On a network with enable_icc=false it has an effect."""
     flat = dataclasses.replace(FRONT, flat=False)
     assert within(flat, endpoint("1"), rules("5432 from 172.18.0.9")) == ()

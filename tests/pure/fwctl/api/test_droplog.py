@@ -79,9 +79,9 @@ def logged(packet: made.Packet, **fields: Any) -> Logged:
     return Logged(bytes(packet), **fields)
 
 
-def drops_of(known: Known, *told: Logged, clock: Callable[[], float] = time.monotonic) -> list[Drop]:
+def drops_of(known: Known, *records: Logged, clock: Callable[[], float] = time.monotonic) -> list[Drop]:
     log = DropLog(known, lambda: True, clock=clock)
-    log.take(told)
+    log.take(records)
     return log.ring.after(0)
 
 
@@ -99,11 +99,11 @@ def lines_in(caplog: pytest.LogCaptureFixture) -> list[str]:
 @example(b"\x60" + bytes(5) + b"\x00" + bytes(33) + b"\x00\xff" + bytes(100))
 @example(b"\x60" + bytes(5) + b"\x2c" + bytes(33) + b"\x06\x00\x00\x01" + bytes(100))
 @examples(1000)
-def test_any_bytes_are_read_or_passed_over(data: bytes) -> None:
-    """For any packet bytes, the result is a record and a line without control characters, or nothing."""
+def test_any_bytes_are_read_or_skipped(data: bytes) -> None:
+    """The result for any packet bytes is a record and a line without control characters, or nothing."""
     known = Known(endpoint(1, "web", log="drop"), endpoint(2, "api", egress=()))
-    told = [Logged(data), Logged(data, LOCAL_IN, 1, 1 << 30, 0xFFFFFFFF)]
-    for drop in drops_of(known, *told):
+    records = [Logged(data), Logged(data, LOCAL_IN, 1, 1 << 30, 0xFFFFFFFF)]
+    for drop in drops_of(known, *records):
         text = line(json.loads(json.dumps(drop.as_data())))
         assert text.isprintable()
         assert text
@@ -114,7 +114,7 @@ def test_any_bytes_are_read_or_passed_over(data: bytes) -> None:
 
 @given(st.binary(min_size=40, max_size=128), st.sampled_from([0x45, 0x60]))
 @examples(300)
-def test_whatever_looks_like_ip_is_read(rest: bytes, first: int) -> None:
+def test_any_ip_header_is_read(rest: bytes, first: int) -> None:
     """A packet of any protocol, with any bytes after its header, has its addresses read correctly."""
     of = header(bytes([first]) + rest)
     assert of is not None
@@ -176,7 +176,7 @@ def test_names_from_outside_are_on_one_line(text: str) -> None:
 # --- names and reasons --------------------------------------------------------------------------------------------
 
 
-def test_a_drop_on_its_way_to_a_container_has_its_name_and_why() -> None:
+def test_an_inbound_drop_has_the_containers_name_and_the_reason() -> None:
     """A closed port's drop names the container, the port, the source, and that the container does not accept it."""
     (drop,) = drops_of(Known(endpoint(1, "web")), logged(made.tcp(OUT6, WEB6, 5432, 40000), hook=2))
     assert (drop.number, drop.direction, drop.container, drop.source) == (1, "to", "web", None)
@@ -185,7 +185,7 @@ def test_a_drop_on_its_way_to_a_container_has_its_name_and_why() -> None:
     )
 
 
-def test_a_drop_that_a_container_began_has_its_name_and_why() -> None:
+def test_an_outbound_drop_has_the_containers_name_and_the_reason() -> None:
     """The drop of an outbound packet names the container, the target, and the connections that the container may
     open."""
     (drop,) = drops_of(Known(endpoint(1, "web", egress=())), logged(made.udp(WEB4, OUT4, 53, 40000), hook=2))
@@ -203,15 +203,15 @@ def test_between_containers_both_have_their_names() -> None:
     assert line(drop.as_data()).startswith("web 10.1.0.2 5432/tcp from api 10.2.0.2 (inbound; ")
 
 
-def test_what_was_for_the_host_was_begun_by_the_container() -> None:
+def test_a_packet_to_the_host_is_outbound() -> None:
     """A packet to the host's own address is outbound, whatever that address is."""
     known = Known(endpoint(1, "web", egress=()))
     (drop,) = drops_of(known, logged(made.tcp(WEB4, "10.1.0.1", 2375, 40000), hook=LOCAL_IN))
     assert (drop.direction, drop.container) == ("by", "web")
 
 
-def test_what_the_policy_accepts_is_not_called_closed() -> None:
-    """For a segment without a connection and a redirect, the reason is factual, and names no rule that does not
+def test_an_accepted_port_is_not_reported_as_closed() -> None:
+    """The reason for a segment without a connection, or a redirect, is factual, and names no rule that does not
     exist."""
     known = Known(endpoint(1, "web"))
     stray, redirect = made.tcp(OUT6, WEB6, 80, 40000, flags=0x10), made.icmp(OUT6, WEB6, 137)
@@ -220,7 +220,7 @@ def test_what_the_policy_accepts_is_not_called_closed() -> None:
     assert second.reason == "it is not a useful ICMP message"
 
 
-def test_nobody_known_has_no_name() -> None:
+def test_an_unknown_address_has_no_name() -> None:
     """An address whose container is unknown has no name."""
     known = Known(dataclasses.replace(endpoint(1, "web"), container=None))
     (drop,) = drops_of(known, logged(made.tcp(OUT6, WEB6, 5432, 40000)))
@@ -230,7 +230,7 @@ def test_nobody_known_has_no_name() -> None:
     )
 
 
-def test_who_has_just_come_has_a_name_at_once() -> None:
+def test_a_new_container_has_its_name_at_once() -> None:
     """A container's first drop has its name, even if another container's packet was resolved a moment before."""
     known = Known(endpoint(1, "web"))
     log = DropLog(known, lambda: True, clock=Clock())
@@ -240,7 +240,7 @@ def test_who_has_just_come_has_a_name_at_once() -> None:
     assert [drop.container for drop in log.ring.after(0)] == ["web", "api"]
 
 
-def test_an_address_that_has_changed_hands_has_the_new_name() -> None:
+def test_an_address_has_the_name_of_its_current_owner() -> None:
     """The name is that of the container that has the address now, never of an earlier one."""
     known = Known(endpoint(1, "web"))
     names = Names(Clock())
@@ -253,7 +253,7 @@ def test_an_address_that_has_changed_hands_has_the_new_name() -> None:
     assert (found.name, other) == ("heir", None)
 
 
-def test_a_stream_of_strangers_does_not_read_the_whole_inventory_each_time() -> None:
+def test_many_drops_build_the_list_of_addresses_once() -> None:
     """Ten thousand packets from outside to known containers build the list of addresses once, not each time."""
     known, clock, asked = Known(endpoint(1, "web")), Clock(), 0
     owners = known.inventory.owners
@@ -271,8 +271,8 @@ def test_a_stream_of_strangers_does_not_read_the_whole_inventory_each_time() -> 
     assert asked == 1
 
 
-def test_the_policy_is_not_asked_for_more_than_its_share_of_time() -> None:
-    """If finding the reason takes long, drops still have their names, and no reason until there is time again."""
+def test_reasons_take_a_bounded_share_of_time() -> None:
+    """Drops have their names even if finding reasons takes long, and no reason until there is time again."""
     clock = Clock()
     known = Known(endpoint(1, "web"))
     decide = known.inventory.decide
@@ -291,14 +291,17 @@ def test_the_policy_is_not_asked_for_more_than_its_share_of_time() -> None:
     clock.now += 1000
     log.take([packet])
     assert [(d.container, bool(d.reason)) for d in log.ring.after(0)] == [
-        ("web", True), ("web", False), ("web", False), ("web", True)
-    ]  # fmt: skip
+        ("web", True),
+        ("web", False),
+        ("web", False),
+        ("web", True),
+    ]
 
 
 # --- storage and log ------------------------------------------------------------------------------------------------
 
 
-def test_the_last_drops_are_kept_and_no_more() -> None:
+def test_only_the_last_drops_are_kept() -> None:
     """A thousand drops are kept, numbered without gaps; a hundred thousand take no more space."""
     log = DropLog(Known(endpoint(1, "web")), lambda: True)
     for _ in range(25):
@@ -309,7 +312,7 @@ def test_the_last_drops_are_kept_and_no_more() -> None:
     assert log.ring.after(2500) == []
 
 
-def test_who_waits_for_a_drop_has_it_when_it_comes() -> None:
+def test_a_follower_gets_each_drop_at_once() -> None:
     """A follower sleeps until there is a drop, and gets it at once."""
     ring, found = Ring(), []
     waiting = threading.Thread(target=lambda: found.extend(ring.after(0, 30)))
@@ -319,7 +322,7 @@ def test_who_waits_for_a_drop_has_it_when_it_comes() -> None:
     assert [drop.number for drop in found] == [1]
 
 
-def test_the_log_has_a_container_that_says_drop_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
+def test_only_a_container_with_the_label_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """fw.log=drop writes a container's drops into docker-fw's log; without it, and with "none", nothing is written."""
     caplog.set_level(logging.INFO)
     known = Known(endpoint(1, "web", log="drop"), endpoint(2, "api", log="none"))
@@ -329,7 +332,7 @@ def test_the_log_has_a_container_that_says_drop_and_no_other(caplog: pytest.LogC
     ]
 
 
-def test_the_setting_is_for_all_that_say_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_setting_applies_to_containers_without_the_label(caplog: pytest.LogCaptureFixture) -> None:
     """FW_LOG=drop logs the drops of all containers except those with fw.log=none."""
     caplog.set_level(logging.INFO)
     known = Known(endpoint(1, "web"), endpoint(2, "api", log="none"), log="drop")
@@ -337,7 +340,7 @@ def test_the_setting_is_for_all_that_say_nothing(caplog: pytest.LogCaptureFixtur
     assert [text.split()[1] for text in lines_in(caplog)] == ["web"]
 
 
-def test_a_flood_writes_few_lines_and_how_many_it_was(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_flood_writes_a_few_lines_and_a_count(caplog: pytest.LogCaptureFixture) -> None:
     """A container's flood takes ten lines in ten seconds, then one line that counts the rest; other containers keep
     their lines."""
     caplog.set_level(logging.INFO)
@@ -362,9 +365,9 @@ def test_every_line_is_written_or_counted(events: list[tuple[str, int]]) -> None
     written, counted, asked = 0, 0, len(events)
     for who, later in events:
         now += later
-        counted += sum(held for _, held in lines.over(now))
+        counted += sum(count for _, count in lines.over(now))
         written += lines.allow(who, now)
-    counted += sum(held for _, held in lines.over(now + 5))
+    counted += sum(count for _, count in lines.over(now + 5))
     assert written + counted == asked
     assert written <= 3 * 3 * (1 + now / 5)
 
@@ -375,8 +378,8 @@ def test_every_line_is_written_or_counted(events: list[tuple[str, int]]) -> None
 class Kernel:
     """A log group that returns what the test gives it, then nothing."""
 
-    def __init__(self, *told: Sequence[Logged] | OSError) -> None:
-        self.told = list(told)
+    def __init__(self, *batches: Sequence[Logged] | OSError) -> None:
+        self.batches = list(batches)
         self.lost = 0
         self.closed = False
         self.empty = threading.Event()
@@ -385,10 +388,10 @@ class Kernel:
         return self
 
     def read(self) -> Sequence[Logged]:
-        if not self.told:
+        if not self.batches:
             self.empty.set()
             return []
-        if isinstance(first := self.told.pop(0), OSError):
+        if isinstance(first := self.batches.pop(0), OSError):
             raise first
         return first
 
@@ -414,7 +417,7 @@ def looping() -> Iterator[Callable[[DropLog], threading.Thread]]:
         assert not thread.is_alive()
 
 
-def test_the_loop_takes_what_is_told_and_closes(looping: Callable[[DropLog], threading.Thread]) -> None:
+def test_the_loop_takes_drops_and_closes_its_group(looping: Callable[[DropLog], threading.Thread]) -> None:
     """Drops are added to the ring as they are reported; at the end the group is closed."""
     kernel = Kernel([logged(made.tcp(OUT4, WEB4, 5432, 40000))], [], [logged(made.tcp(OUT4, WEB4, 5433, 40000))])
     log = DropLog(Known(endpoint(1, "web")), lambda: True, kernel)
@@ -426,7 +429,7 @@ def test_the_loop_takes_what_is_told_and_closes(looping: Callable[[DropLog], thr
     assert (kernel.closed, log.trouble) == (True, "")
 
 
-def test_a_kernel_without_it_is_said_so(
+def test_a_kernel_without_the_log_is_reported_once(
     looping: Callable[[DropLog], threading.Thread], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without nfnetlink_log in the kernel a single message reports it, no further try is made, and docker-fw
@@ -448,7 +451,7 @@ def test_a_kernel_without_it_is_said_so(
     assert lines_in(caplog) == [NO_KERNEL]
 
 
-def test_a_group_that_another_program_has_is_a_warning(
+def test_a_group_in_use_is_a_warning(
     looping: Callable[[DropLog], threading.Thread], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If another program has the group, this is reported once; docker-fw retries, and reports when it receives drops
@@ -470,7 +473,7 @@ def test_a_group_that_another_program_has_is_a_warning(
     assert log.trouble == ""
 
 
-def test_what_was_lost_is_counted_over_listeners() -> None:
+def test_lost_drops_are_counted_over_sockets() -> None:
     """The count of lost drops survives a new socket."""
     kernel = Kernel(OSError(5, "broken"))
     kernel.lost = 3
@@ -485,7 +488,7 @@ def test_what_was_lost_is_counted_over_listeners() -> None:
 
 @pytest.fixture
 def log() -> DropLog:
-    """A drop log with three drops."""
+    """Return a drop log with three drops."""
     made_log = DropLog(Known(endpoint(1, "web"), endpoint(2, "api")), lambda: True)
     for target, port in ((WEB4, 1), (API4, 2), (WEB4, 3)):
         made_log.take([logged(made.tcp(OUT4, target, port, 40000))])
@@ -505,22 +508,22 @@ def lines_of(response: Any) -> list[dict[str, Any]]:
 
 def test_the_kept_drops_are_json_lines(app: Flask) -> None:
     """GET /drops returns every kept drop, one a line, then a progress line; since=N leaves out older drops."""
-    told = lines_of(app.test_client().get("/drops"))
-    assert [each.get("port") for each in told] == [1, 2, 3, None]
-    assert told[-1] == {"newest": 3, "lost": 0}
+    received = lines_of(app.test_client().get("/drops"))
+    assert [each.get("port") for each in received] == [1, 2, 3, None]
+    assert received[-1] == {"newest": 3, "lost": 0}
     assert [each.get("port") for each in lines_of(app.test_client().get("/drops?since=2"))] == [3, None]
     assert [each.get("port") for each in lines_of(app.test_client().get("/drops?since=9"))] == [1, 2, 3, None]
     assert len(lines_of(app.test_client().get("/drops?since=x"))) == 4
 
 
-def test_a_follower_has_the_kept_ones_then_each_as_it_comes(app: Flask, log: DropLog) -> None:
+def test_a_follower_gets_kept_drops_then_new_ones(app: Flask, log: DropLog) -> None:
     """follow=1 sends the kept drops, a progress line, then each new drop."""
     response = app.test_client().get("/drops?follow=1", buffered=False)
-    told = map(str, (chunk.decode() for chunk in response.response))
-    assert [json.loads(text)["port"] for text in next(told).splitlines()] == [1, 2, 3]
-    assert json.loads(next(told)) == {"newest": 3, "lost": 0}
+    received = map(str, (chunk.decode() for chunk in response.response))
+    assert [json.loads(text)["port"] for text in next(received).splitlines()] == [1, 2, 3]
+    assert json.loads(next(received)) == {"newest": 3, "lost": 0}
     log.take([logged(made.tcp(OUT4, WEB4, 4, 40000))])
-    assert json.loads(next(told))["port"] == 4
+    assert json.loads(next(received))["port"] == 4
     response.close()
 
 
@@ -538,7 +541,7 @@ def test_a_fifth_follower_is_refused_until_one_ends(app: Flask) -> None:
         response.close()
 
 
-def test_asking_for_the_head_takes_no_followers_place(app: Flask) -> None:
+def test_a_head_request_takes_no_followers_place(app: Flask) -> None:
     """HEAD requests, however many, do not use up followers' places."""
     for _ in range(10):
         assert app.test_client().head("/drops?follow=1").status_code == 200
@@ -546,7 +549,7 @@ def test_asking_for_the_head_takes_no_followers_place(app: Flask) -> None:
         assert response.status_code == 200
 
 
-def test_a_follower_that_does_not_read_or_is_gone_is_let_go(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_follower_that_does_not_read_is_disconnected(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     """No thread waits for a client that does not read, and a client that hung up is noticed at the next progress
     line."""
     monkeypatch.setattr("plugin.fwctl.api.droplog_http._STALLED_MS", 10)
@@ -570,27 +573,27 @@ def test_a_follower_that_does_not_read_or_is_gone_is_let_go(app: Flask, monkeypa
 
 
 @pytest.mark.parametrize("how", ["stop", "serving"])
-def test_followers_end_when_docker_fw_does(app: Flask, log: DropLog, how: str) -> None:
+def test_followers_end_when_docker_fw_stops(app: Flask, log: DropLog, how: str) -> None:
     """A follower never prevents docker-fw from stopping."""
     response = app.test_client().get("/drops?follow=1", buffered=False)
-    told = iter(response.response)
-    next(told)
+    received = iter(response.response)
+    next(received)
     if how == "stop":
         log.stop()
     else:
         log.serving = lambda: False
-    rest = list(told)
+    rest = list(received)
     assert len(rest) <= 2
     response.close()
 
 
-def test_trouble_is_an_error_and_ends_a_follower(app: Flask, log: DropLog) -> None:
-    """If no drops are reported, the answer contains the reason; followers get it too."""
+def test_an_error_ends_a_follower(app: Flask, log: DropLog) -> None:
+    """The answer contains the reason if no drops are reported; followers get it too."""
     response = app.test_client().get("/drops?follow=1", buffered=False)
-    told = iter(response.response)
-    next(told)
+    received = iter(response.response)
+    next(received)
     log.trouble = TAKEN
-    assert json.loads(list(told)[-1]) == {"Err": TAKEN}
+    assert json.loads(list(received)[-1]) == {"Err": TAKEN}
     response.close()
     refused = app.test_client().get("/drops")
     assert (refused.status_code, refused.get_json()) == (503, {"Err": TAKEN})
@@ -602,55 +605,57 @@ def options(*argv: str) -> argparse.Namespace:
     return parser.parse_args(["log", *argv])
 
 
-def shown(told: list[dict[str, Any]], *argv: str) -> list[str]:
-    return list(droplog_cli.texts(iter(told), options(*argv)))
+def shown(received: list[dict[str, Any]], *argv: str) -> list[str]:
+    return list(droplog_cli.texts(iter(received), options(*argv)))
 
 
 @pytest.fixture
-def told(log: DropLog) -> list[dict[str, Any]]:
-    """The lines that a follower receives: three kept drops, then a new one."""
+def received(log: DropLog) -> list[dict[str, Any]]:
+    """Return the lines that a follower receives: three kept drops, then a new one."""
     kept = [drop.as_data() for drop in log.ring.after(0)]
     log.take([logged(made.tcp(OUT4, API4, 4, 40000))])
     (new,) = log.ring.after(3)
     return [*kept, {"newest": 3, "lost": 0}, new.as_data(), {"newest": 4, "lost": 0}]
 
 
-def test_the_command_shows_the_last_ones_then_what_comes(told: list[dict[str, Any]]) -> None:
+def test_the_command_shows_the_last_drops_then_new_ones(received: list[dict[str, Any]]) -> None:
     """-n N shows the last N, then each new one; a line starts with the time and the container's name."""
-    lines = shown(told, "-n", "2")
+    lines = shown(received, "-n", "2")
     assert [text.split()[1:4] for text in lines] == [
-        ["api", "10.2.0.2", "2/tcp"], ["web", "10.1.0.2", "3/tcp"], ["api", "10.2.0.2", "4/tcp"]
-    ]  # fmt: skip
-    assert lines[0].split()[0] == time.strftime("%H:%M:%S", time.localtime(told[1]["time"]))
-    assert len(shown(told, "-n", "0")) == 1
+        ["api", "10.2.0.2", "2/tcp"],
+        ["web", "10.1.0.2", "3/tcp"],
+        ["api", "10.2.0.2", "4/tcp"],
+    ]
+    assert lines[0].split()[0] == time.strftime("%H:%M:%S", time.localtime(received[1]["time"]))
+    assert len(shown(received, "-n", "0")) == 1
 
 
 @pytest.mark.parametrize("who", ["web", "10.1.0.2"])
-def test_the_command_shows_one_container(told: list[dict[str, Any]], who: str) -> None:
-    """With a name or an address, only drops with it at either end are shown; -n counts these."""
-    assert [text.split()[3] for text in shown(told, who)] == ["1/tcp", "3/tcp"]
-    assert [text.split()[3] for text in shown(told, who, "-n", "1")] == ["3/tcp"]
+def test_the_command_shows_one_container(received: list[dict[str, Any]], who: str) -> None:
+    """Only drops with the given name or address at either end are shown; -n counts these."""
+    assert [text.split()[3] for text in shown(received, who)] == ["1/tcp", "3/tcp"]
+    assert [text.split()[3] for text in shown(received, who, "-n", "1")] == ["3/tcp"]
 
 
-def test_the_command_tells_programs_the_same_in_json(told: list[dict[str, Any]]) -> None:
+def test_the_command_prints_the_same_as_json(received: list[dict[str, Any]]) -> None:
     """--json prints each drop as docker-fw sent it, one JSON object a line."""
-    assert [json.loads(text) for text in shown(told, "--json")] == [each for each in told if "port" in each]
+    assert [json.loads(text) for text in shown(received, "--json")] == [each for each in received if "port" in each]
 
 
-def test_the_command_says_what_it_could_not_show(told: list[dict[str, Any]]) -> None:
+def test_the_command_reports_lost_drops(received: list[dict[str, Any]]) -> None:
     """Drops that were lost between kernel and terminal are reported in a line of their own."""
-    told = [*told, {**told[0], "number": 10}, {"newest": 10, "lost": 1}]
-    assert shown(told)[-3] == "… 5 drops are not shown: there were too many"
-    assert shown(told)[-1] == "… some drops were lost: there were too many"
+    received = [*received, {**received[0], "number": 10}, {"newest": 10, "lost": 1}]
+    assert shown(received)[-3] == "… 5 drops are not shown: there were too many"
+    assert shown(received)[-1] == "… some drops were lost: there were too many"
 
 
-def test_the_command_says_when_there_is_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    """If nothing was dropped, stderr says so, so that a typo does not look like silence."""
+def test_the_command_reports_that_nothing_was_dropped(capsys: pytest.CaptureFixture[str]) -> None:
+    """stderr says that nothing was dropped, so that a typo does not look like silence."""
     assert shown([{"newest": 0, "lost": 0}], "wbe") == []
     assert capsys.readouterr().err == "fwctl: no packet of wbe was dropped yet; waiting\n"
 
 
-def test_addresses_are_told_as_people_write_them() -> None:
+def test_addresses_are_in_their_shortest_form() -> None:
     """Addresses in records are in their shortest form."""
     (drop,) = drops_of(Known(endpoint(1, "web")), logged(made.tcp(OUT6, WEB6, 1, 2)))
     assert ip_address(drop.as_data()["to"]) == WEB6

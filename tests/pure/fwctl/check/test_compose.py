@@ -38,7 +38,7 @@ def test_a_number_becomes_the_text_that_compose_makes_of_it(written: str, text: 
 
 @pytest.mark.parametrize("written", ["", "~", "null", "Null", "NULL"])
 def test_null_is_the_empty_text(written: str) -> None:
-    """As a label's value, null is the empty text, which is a mistake in docker-fw's language."""
+    """A label with the value null is empty, which is a mistake in docker-fw's language."""
     found, _ = project(f"services: {{web: {{labels: {{a: {written}}}}}}}")
     assert labels(found.services["web"]) == {"a": ""}
 
@@ -123,8 +123,9 @@ def test_reset_takes_away_and_override_replaces() -> None:
     assert not notes.mistakes
 
 
-def test_extends_takes_over_what_the_other_service_says() -> None:
-    """From the same file and from another, through several steps; the service's own labels take precedence."""
+def test_extends_inherits_the_other_services_keys() -> None:
+    """Keys are inherited from the same file and from another, through several steps; the service's own labels take
+    precedence."""
     found, notes = project(
         {
             "compose.yml": """\
@@ -146,13 +147,15 @@ def test_extends_takes_over_what_the_other_service_says() -> None:
     assert not notes.mistakes
 
 
-def test_extends_that_leads_nowhere_or_round_is_a_mistake() -> None:
+def test_extends_with_a_missing_service_or_a_circle_is_a_mistake() -> None:
     """Each is reported at its line, and the rest is read."""
-    told = checked("services:\n  a: {extends: b}\n  b: {extends: a}\n  c: {extends: nobody}\n  d: {extends: {x: y}}\n")
-    assert told.status == 1
-    assert 'compose.yml:4: c: extends "nobody", which is not a service in compose.yml' in told.mistakes
-    assert any(line.startswith("compose.yml:2: a: extends") for line in told.mistakes)
-    assert any(line.startswith("compose.yml:5: d: extends must name a service") for line in told.mistakes)
+    result = checked(
+        "services:\n  a: {extends: b}\n  b: {extends: a}\n  c: {extends: missing}\n  d: {extends: {x: y}}\n"
+    )
+    assert result.status == 1
+    assert 'compose.yml:4: c: extends "missing", which is not a service in compose.yml' in result.mistakes
+    assert any(line.startswith("compose.yml:2: a: extends") for line in result.mistakes)
+    assert any(line.startswith("compose.yml:5: d: extends must name a service") for line in result.mistakes)
 
 
 def test_include_is_followed_with_its_own_dotenv() -> None:
@@ -184,7 +187,7 @@ VARIABLES = {
 
 @pytest.mark.parametrize(("text", "expected"), VARIABLES.items(), ids=repr)
 def test_variables_are_replaced_as_compose_does(text: str, expected: str) -> None:
-    """All of compose's forms, nested ones too."""
+    """All of compose's forms of variables are replaced, nested ones too."""
     assert expand(text, {"A": "a", "E": ""})[::2] == (expected, "")
 
 
@@ -194,10 +197,10 @@ def test_a_dollar_that_is_no_variable_is_a_mistake(text: str) -> None:
     assert "write $$ for a dollar" in expand(text, {"A": "a"}).mistake
 
 
-def test_a_variable_that_is_missing_is_told() -> None:
-    """Not set: a warning and the empty text. Required: a mistake with the file's own words. Reported only where it
-    matters."""
-    told = checked(
+def test_a_missing_variable_is_reported() -> None:
+    """A variable that is not set is a warning and the empty text; a required one is a mistake with the file's own text.
+    Both are reported only where the variable matters."""
+    result = checked(
         """\
         services:
           web:
@@ -207,12 +210,12 @@ def test_a_variable_that_is_missing_is_told() -> None:
               fw.deny: "${PORT:?which port}"
         """
     )
-    assert told.mistakes == ["compose.yml:6: needs the variable PORT, which is not set: which port"]
-    assert told.warnings == ["compose.yml:5: variable UNSET is not set; it is empty here"]
+    assert result.mistakes == ["compose.yml:6: needs the variable PORT, which is not set: which port"]
+    assert result.warnings == ["compose.yml:5: variable UNSET is not set; it is empty here"]
 
 
-def test_dotenv_stands_below_the_environment() -> None:
-    """`.env` in the first file's directory, with quotes, comments, export and variables; the environment takes
+def test_the_environment_overrides_dotenv() -> None:
+    """`.env` in the first file's directory is read, with quotes, comments, export and variables; the environment takes
     precedence."""
     text = """\
     # comment
@@ -229,14 +232,21 @@ def test_dotenv_stands_below_the_environment() -> None:
     """
     found = {k: v for k, (v, _) in dotenv(text, {"OVER": "env", "COPY": "copied"}).items()}
     assert found == {
-        "PLAIN": "a value", "HASH": "a#b", "DOUBLE": "x\na value", "SINGLE": "$PLAIN", "EXPORTED": "1", "NEXT": "11",
-        "OVER": "file", "COPY": "copied", "PRICE": "a$",
-    }  # fmt: skip
-    told, _ = project(
+        "PLAIN": "a value",
+        "HASH": "a#b",
+        "DOUBLE": "x\na value",
+        "SINGLE": "$PLAIN",
+        "EXPORTED": "1",
+        "NEXT": "11",
+        "OVER": "file",
+        "COPY": "copied",
+        "PRICE": "a$",
+    }
+    stack, _ = project(
         {"x/compose.yml": "services: {web: {labels: {a: '$OVER $P'}}}", "x/.env": "OVER=file\nP=p"},
         environ={"OVER": "env"},
     )
-    assert labels(told.services["web"]) == {"a": "env p"}
+    assert labels(stack.services["web"]) == {"a": "env p"}
 
 
 @pytest.mark.parametrize(
@@ -249,7 +259,7 @@ def test_dotenv_stands_below_the_environment() -> None:
         ({"x/compose.yml": "name: named\nservices: {}", "x/.env": "COMPOSE_PROJECT_NAME=dot"}, {}, "dot"),
     ],
 )
-def test_the_project_is_called_as_compose_calls_it(
+def test_the_project_has_the_name_that_compose_gives_it(
     files: dict[str, str | bytes], environ: dict[str, str], name: str
 ) -> None:
     """The name comes from the environment, the file's name:, or the directory."""
@@ -261,7 +271,7 @@ UNREADABLE: dict[str, tuple[str | bytes, str]] = {
     "tab": ("services:\n\tweb: {}", "compose.yml:2: is not YAML: "),
     "open": ("services:\n  web: [\n", "compose.yml:3: is not YAML: "),
     "colon": ("services:\n  web: {}\n  a b\n  c: d", "compose.yml:4: is not YAML: "),
-    "alias": ("services:\n  web: *nobody", "compose.yml:2: is not YAML: "),
+    "alias": ("services:\n  web: *missing", "compose.yml:2: is not YAML: "),
     "nul": (b"services:\n\0", "compose.yml:2: is not YAML: "),
     "latin-1": ("services:\n  é: {}".encode("latin-1"), "compose.yml:2: is not UTF-8 text"),
     "escape": ('services: {w: "\\UFFFFFFFF"}', "compose.yml: is not YAML: "),
@@ -271,24 +281,25 @@ UNREADABLE: dict[str, tuple[str | bytes, str]] = {
 
 
 @pytest.mark.parametrize(("text", "message"), UNREADABLE.values(), ids=UNREADABLE)
-def test_what_is_not_yaml_is_told_with_its_line(text: str | bytes, message: str) -> None:
+def test_text_that_is_not_yaml_is_reported_with_its_line(text: str | bytes, message: str) -> None:
     """The exit status is 2, and the line is the one at fault."""
-    told = checked({"compose.yml": text})
-    assert told.status == 2
-    assert f"\n{message}" in told.text
-    assert told.data["services"] == []
+    result = checked({"compose.yml": text})
+    assert result.status == 2
+    assert f"\n{message}" in result.text
+    assert result.data["services"] == []
 
 
-def test_a_file_that_is_not_there_is_told_where_it_is_named() -> None:
-    """For the command line by the file's name; for `extends` and `include` by the line that names it."""
+def test_a_missing_file_is_reported_where_it_is_named() -> None:
+    """A missing file of the command line is reported with its name, one of `extends` and `include` with the line that
+    names it."""
     assert checked({}, "none.yml").text == "mistakes:\nnone.yml: cannot be read: No such file or directory\n"
-    told = checked("services:\n  web:\n    extends: {file: gone.yml, service: x}\n")
-    assert (told.status, "compose.yml:3: gone.yml cannot be read" in told.text) == (2, True)
+    result = checked("services:\n  web:\n    extends: {file: gone.yml, service: x}\n")
+    assert (result.status, "compose.yml:3: gone.yml cannot be read" in result.text) == (2, True)
     assert checked("include:\n  - gone.yml\n").status == 2
 
 
 def test_real_files_are_read(tmp_path: Path) -> None:
-    """Without a `fetch` the disk is read; a directory is no file."""
+    """Files are read from the disk if there is no `fetch`; a directory is no file."""
     path = tmp_path / "compose.yml"
     path.write_text("services: {web: {labels: {a: b}}}")
     assert labels(read([str(path)], {}, Notes()).services["web"]) == {"a": "b"}
@@ -303,20 +314,24 @@ BOMBS = {
     "lists": f"a0: &a0 [x]\n{_LISTS}\nservices: {{w: {{ports: *a14}}}}",
     "itself": "services: &s {w: {labels: *s}}",
     "merged into itself": "services: {w: &s {<<: *s}}",
-    "extends": "services:\n  w0: {labels: {" + ",".join(f"a{i}: b" for i in range(3000)) + "}}\n"
+    "extends": "services:\n  w0: {labels: {"
+    + ",".join(f"a{i}: b" for i in range(3000))
+    + "}}\n"
     + "".join(f"  w{i}: {{extends: w0}}\n" for i in range(1, 100)),
-    "rules": "x: &l {fw.allow: '" + ",".join(map(str, range(9000, 9256))) + "'}\nservices:\n"
+    "rules": "x: &l {fw.allow: '"
+    + ",".join(map(str, range(9000, 9256)))
+    + "'}\nservices:\n"
     + "".join(f"  w{i}: {{labels: *l}}\n" for i in range(800)),
     "includes": "include: [compose.yml, compose.yml]",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)
 def test_aliases_of_aliases_cost_little(text: str) -> None:
     """A few lines that expand to a billion values end with a message, soon."""
-    began = time.process_time()
+    start = time.process_time()
     assert run(["compose.yml"], {}, True, io.StringIO(), fetch=fetching({"compose.yml": text})) != 0
-    assert time.process_time() - began < 20
+    assert time.process_time() - start < 20
 
 
 def test_files_that_include_one_another_without_end_are_stopped() -> None:
@@ -324,9 +339,9 @@ def test_files_that_include_one_another_without_end_are_stopped() -> None:
     chain = {f"{i}.yml": f"include: [{i + 1}.yml]" for i in range(MAX_FILES + 9)}
     twice = {f"{i}.yml": f"include: [{i + 1}.yml, {i + 1}.yml]" for i in range(40)} | {"40.yml": "services: {}"}
     for files in (chain, twice):
-        told = checked(files, "0.yml")
-        assert told.status == 2
-        assert f"there are more than {MAX_FILES}" in told.text
+        result = checked(files, "0.yml")
+        assert result.status == 2
+        assert f"there are more than {MAX_FILES}" in result.text
 
 
 #: Text that resembles a compose file, to be broken in every way.
@@ -434,42 +449,52 @@ _VALUES: st.SearchStrategy[object] = st.recursive(
 
 
 def _no_traceback(text: str) -> None:
-    told = checked({"compose.yml": text.encode("utf-8", "surrogatepass")})
-    assert told.status in (0, 1, 2)
-    assert (told.status == 0) == (not told.mistakes)
+    result = checked({"compose.yml": text.encode("utf-8", "surrogatepass")})
+    assert result.status in (0, 1, 2)
+    assert (result.status == 0) == (not result.mistakes)
     lines = text.count("\n") + text.count("\r") + text.count("\x85") + text.count("\u2028") + text.count("\u2029") + 1
-    for note in (*told.data["mistakes"], *told.data["warnings"]):
+    for note in (*result.data["mistakes"], *result.data["warnings"]):
         assert 0 <= note["line"] <= lines
-    assert all(c.isprintable() or c == "\n" for c in told.text)
+    assert all(c.isprintable() or c == "\n" for c in result.text)
 
 
 @given(st.text() | st.lists(_WORDS, max_size=40).map("".join))
 @examples(300)
 def test_arbitrary_text_gives_no_traceback(text: str) -> None:
-    """For any file content, notes are printable, and refer to existing lines."""
+    """Notes are printable and refer to existing lines, for any file content."""
     _no_traceback(text)
 
 
 @given(st.dictionaries(st.sampled_from(["services", "networks", "include", "name"]), _VALUES, max_size=4))
 @examples(200)
 def test_arbitrary_yaml_gives_no_traceback(document: dict[str, object]) -> None:
-    """Any values in the place of services, labels and networks."""
+    """Any values in the place of services, labels and networks cause no traceback."""
     _no_traceback(yaml.safe_dump(document))
 
 
-@given(st.dictionaries(st.sampled_from(["web", "api"]), st.dictionaries(
-    st.sampled_from(["labels", "networks", "ports", "network_mode", "extends", "deploy", "build", "label_file"]),
-    _VALUES, max_size=4), min_size=1))  # fmt: skip
+@given(
+    st.dictionaries(
+        st.sampled_from(["web", "api"]),
+        st.dictionaries(
+            st.sampled_from(
+                ["labels", "networks", "ports", "network_mode", "extends", "deploy", "build", "label_file"]
+            ),
+            _VALUES,
+            max_size=4,
+        ),
+        min_size=1,
+    )
+)
 @examples(100)
 def test_arbitrary_services_give_no_traceback(services: dict[str, object]) -> None:
-    """The same, one level deeper."""
+    """Any values inside services cause no traceback."""
     _no_traceback(yaml.safe_dump({"services": services, "networks": {"front": {}}}))
 
 
 @given(st.text(st.sampled_from("$${}:-?+AE_ x"), max_size=30), st.text(st.sampled_from("A='\"\n#$ {}\\"), max_size=30))
 @examples(500)
 def test_arbitrary_variables_give_no_traceback(text: str, env: str) -> None:
-    """Text with any dollars, and any `.env`."""
+    """Text with any dollars, and any `.env`, cause no traceback."""
     found = expand(text, {"A": "a", "E": ""})
     assert found.text == "" or not found.mistake
     assert all(1 <= line <= env.count("\n") + 1 for _, line in dotenv(env, {}).values())

@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parents[4]
 BASE = ["22/tcp", "80/tcp", "443/tcp"]
 
 
-def test_a_service_is_told_with_what_it_accepts() -> None:
+def test_a_service_is_shown_with_the_ports_it_accepts() -> None:
     """The form for people: networks, ports with the line that opens them, egress, and published ports."""
-    told = checked(
+    result = checked(
         """\
         services:
           web:
@@ -39,8 +39,8 @@ def test_a_service_is_told_with_what_it_accepts() -> None:
         networks: {front: {}}
         """.replace("api:", "api: {}")
     )
-    assert (told.status, told.mistakes, told.warnings) == (0, [], [])
-    assert told.text == (
+    assert (result.status, result.mistakes, result.warnings) == (0, [], [])
+    assert result.text == (
         "compose.yml: 2 services\n"
         "web  on front (Docker network)\n"
         "  accepts: 22/tcp, 80/tcp, 443/tcp (base), 8080/tcp, 9000/tcp from service:api (label fw.allow, line 6)\n"
@@ -58,19 +58,19 @@ def test_a_service_is_told_with_what_it_accepts() -> None:
     )
 
 
-def test_a_mistake_is_told_as_editors_and_ci_understand_it() -> None:
+def test_a_mistake_is_printed_as_file_line_and_text() -> None:
     """FILE:LINE: SERVICE: and the same text with which docker-fw would refuse the start; the exit status is 1."""
-    told = checked('services:\n  web:\n    ports: ["80:80"]\n    labels:\n      x: y\n      fw.allow: 808O\n')
-    assert told.status == 1
-    assert told.text.endswith(f'\nmistakes:\ncompose.yml:6: web: label fw.allow="808O": "808O" {PORT}\n')
-    assert told.data["mistakes"] == [
+    result = checked('services:\n  web:\n    ports: ["80:80"]\n    labels:\n      x: y\n      fw.allow: 808O\n')
+    assert result.status == 1
+    assert result.text.endswith(f'\nmistakes:\ncompose.yml:6: web: label fw.allow="808O": "808O" {PORT}\n')
+    assert result.data["mistakes"] == [
         {"file": "compose.yml", "line": 6, "service": "web", "text": f'label fw.allow="808O": "808O" {PORT}'}
     ]
 
 
-def test_every_mistake_is_told_at_once() -> None:
+def test_every_mistake_is_reported_at_once() -> None:
     """Mistakes of every service, every network and every attachment are reported, each at the line of its own key."""
-    told = checked(
+    result = checked(
         """\
         services:
           web:
@@ -90,7 +90,7 @@ def test_every_mistake_is_told_at_once() -> None:
               fw.rate: much
         """
     )
-    assert [line.partition('="')[0].partition(': "')[0] for line in told.mistakes] == [
+    assert [line.partition('="')[0].partition(': "')[0] for line in result.mistakes] == [
         "compose.yml:4: web: label fw.allow",
         "compose.yml:5: web: label fw.deny",
         "compose.yml:6: web: label fw.alow",
@@ -100,14 +100,14 @@ def test_every_mistake_is_told_at_once() -> None:
         "compose.yml:11: api: label fw.policy",
         "compose.yml:16: network front: network option fw.rate",
     ]
-    assert "did you mean fw.allow?" in told.mistakes[2]
-    assert told.mistakes[4].endswith('"font" is not a network of web (front); did you mean front?')
+    assert "did you mean fw.allow?" in result.mistakes[2]
+    assert result.mistakes[4].endswith('"font" is not a network of web (front); did you mean front?')
 
 
-def test_a_mistake_refuses_the_start_on_docker_fws_own_networks_and_closes_on_dockers() -> None:
+def test_a_mistake_refuses_the_start_or_closes_by_the_networks_driver() -> None:
     """The output shows the actual result: on a Docker network the base remains, or ICMP only, depending on the
     mistake."""
-    told = checked(
+    result = checked(
         """\
         services:
           own: {networks: [front], labels: {fw.allow: x}}
@@ -116,11 +116,11 @@ def test_a_mistake_refuses_the_start_on_docker_fws_own_networks_and_closes_on_do
         networks: {front: {driver: "fw:latest"}}
         """
     )
-    assert told.on("own", "front")["refused"]
-    assert "own  on front (docker-fw network)\n  does not start" in told.text
-    assert told.accepts("base") == BASE
-    assert told.accepts("icmp") == []
-    assert "  accepts: ICMP only (closed by a mistake)\n" in told.text
+    assert result.on("own", "front")["refused"]
+    assert "own  on front (docker-fw network)\n  does not start" in result.text
+    assert result.accepts("base") == BASE
+    assert result.accepts("icmp") == []
+    assert "  accepts: ICMP only (closed by a mistake)\n" in result.text
 
 
 @pytest.mark.parametrize(
@@ -139,31 +139,31 @@ def test_a_mistake_refuses_the_start_on_docker_fws_own_networks_and_closes_on_do
         ("weave", "apart"),
     ],
 )
-def test_a_network_is_docker_fws_own_guarded_or_left_alone_by_its_driver(driver: str, kind: str) -> None:
-    """For an unprotected network the output says so, and that labels have no effect there."""
-    told = checked(
+def test_the_driver_decides_whether_a_network_is_protected(driver: str, kind: str) -> None:
+    """The output says whether a network is protected, and that labels have no effect on an unprotected one."""
+    result = checked(
         f"services: {{web: {{networks: [n], ports: ['8080:8080'], labels: {{fw.allow: 8080}}}}}}\n"
         f"networks: {{n: {{driver: '{driver}'}}}}"
     )
-    assert told.on("web", "n")["kind"] == kind
-    assert told.status == 0
-    why = told.on("web", "n")["why"]
+    assert result.on("web", "n")["kind"] == kind
+    assert result.status == 0
+    why = result.on("web", "n")["why"]
     alone = kind == "apart" and driver != "overlay"
-    assert told.warnings == [f"compose.yml:1: web: label fw.allow has no effect: n is {why}"] * alone
+    assert result.warnings == [f"compose.yml:1: web: label fw.allow has no effect: n is {why}"] * alone
 
 
 def test_an_overlay_publishes_over_dockers_own_bridge() -> None:
-    """A port that a container on an overlay publishes goes through docker_gwbridge, and is filtered there."""
-    told = checked(
+    """A port that a container on an overlay publishes is forwarded by docker_gwbridge, and is filtered there."""
+    result = checked(
         "services: {web: {networks: [n], ports: ['8080:8080'], labels: {fw.allow: 8080}}}\n"
         "networks: {n: {driver: overlay}}"
     )
-    assert told.on("web", "docker_gwbridge")["published"][0]["open_to"] == "everybody"
+    assert result.on("web", "docker_gwbridge")["published"][0]["open_to"] == "everybody"
 
 
-def test_network_mode_says_whose_labels_count() -> None:
+def test_network_mode_decides_whose_labels_apply() -> None:
     """host and none are not protected; with service:X the labels of X apply, and the service's own have no effect."""
-    told = checked(
+    result = checked(
         """\
         services:
           on-host: {network_mode: host, labels: {fw.allow: 1}}
@@ -175,22 +175,23 @@ def test_network_mode_says_whose_labels_count() -> None:
           both: {network_mode: host, networks: [default]}
         """
     )
-    assert told.accepts("docker0", "bridge") == ["80/tcp", "443/tcp"]
-    assert "side  shares the network of service docker0, whose labels apply\n" in told.text
-    assert told.warnings == [
+    assert result.accepts("docker0", "bridge") == ["80/tcp", "443/tcp"]
+    assert "side  shares the network of service docker0, whose labels apply\n" in result.text
+    assert result.warnings == [
         "compose.yml:2: on-host: label fw.allow has no effect: host is the host's network: not protected",
         "compose.yml:5: side: label fw.allow has no effect: side shares the network of service docker0, whose labels "
         "apply; move it there",
     ]
-    assert told.mistakes == [
+    assert result.mistakes == [
         'compose.yml:7: lost: network_mode: "docker1" is not another service in these files; did you mean docker0?',
         "compose.yml:8: both: networks and network_mode cannot be combined",
     ]
 
 
 def test_labels_for_one_network_name_it_by_key_or_in_full() -> None:
-    """They apply on that network only; networks with different results are shown separately, equal ones together."""
-    told = checked(
+    """Labels for one network apply there only; networks with different results are shown separately, equal ones
+    together."""
+    result = checked(
         """\
         name: shop
         services:
@@ -201,18 +202,18 @@ def test_labels_for_one_network_name_it_by_key_or_in_full() -> None:
         networks: {a: {}, b: {}, c: {name: elsewhere}}
         """
     )
-    assert told.accepts("web", "a") == ["1/tcp", *BASE]
-    assert told.accepts("web", "b") == ["2/tcp", *BASE]
-    assert told.accepts("web", "c") == BASE
-    assert told.on("web", "c")["name"] == "elsewhere"
-    assert told.status == 0
+    assert result.accepts("web", "a") == ["1/tcp", *BASE]
+    assert result.accepts("web", "b") == ["2/tcp", *BASE]
+    assert result.accepts("web", "c") == BASE
+    assert result.on("web", "c")["name"] == "elsewhere"
+    assert result.status == 0
     alike = checked("services: {web: {networks: [a, b]}}\nnetworks: {a: {}, b: {}}")
     assert "web  on a, b (Docker network)\n" in alike.text
 
 
 def test_network_and_attachment_options_add_up_with_labels() -> None:
-    """All three apply, on docker-fw networks and on Docker networks."""
-    told = checked(
+    """Options of networks and attachments apply together with labels, on docker-fw networks and on Docker networks."""
+    result = checked(
         """\
         services:
           web:
@@ -222,14 +223,14 @@ def test_network_and_attachment_options_add_up_with_labels() -> None:
         networks: {own: {driver: fw, driver_opts: {fw.allow: 4}}, bridge: {driver_opts: {fw.allow: 5}}}
         """
     )
-    assert told.accepts("web", "own") == ["1/tcp", "2/tcp", "4/tcp", *BASE]
-    assert told.accepts("web", "bridge") == ["1/tcp", "3/tcp", "5/tcp", *BASE]
-    assert told.warnings == []
+    assert result.accepts("web", "own") == ["1/tcp", "2/tcp", "4/tcp", *BASE]
+    assert result.accepts("web", "bridge") == ["1/tcp", "3/tcp", "5/tcp", *BASE]
+    assert result.warnings == []
 
 
-def test_what_stands_where_it_counts_for_nothing_is_told() -> None:
+def test_labels_in_places_without_effect_are_reported() -> None:
     """Swarm's labels are a mistake; those of images and networks, annotations and look-alikes are warnings."""
-    told = checked(
+    result = checked(
         """\
         services:
           web:
@@ -247,15 +248,15 @@ def test_what_stands_where_it_counts_for_nothing_is_told() -> None:
           default: {labels: {fw.allow: 1}, driver_opts: {x: y}, fw.deny: 22}
         """
     )
-    assert told.mistakes == [
+    assert result.mistakes == [
         "compose.yml:5: web: deploy.labels fw.allow has no effect: it is a label of the swarm service, not of its "
         "containers; move it to the service's labels:",
         "compose.yml:6: web: fw.allow is a label; move it under labels:",
         "compose.yml:14: network default: fw.deny is an option; move it under driver_opts:",
     ]
-    likely = [line.rpartition("did you mean ")[2] for line in told.warnings[2:5]]
+    likely = [line.rpartition("did you mean ")[2] for line in result.warnings[2:5]]
     assert likely == ["fw.allow?", "fw.network.NAME.allow?", "fw.egress?"]
-    assert [int(line.split(":")[1]) for line in told.warnings] == [3, 4, 8, 9, 10, 14]
+    assert [int(line.split(":")[1]) for line in result.warnings] == [3, 4, 8, 9, 10, 14]
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -263,20 +264,20 @@ def test_a_look_alike_of_every_key_is_known(key: str) -> None:
     """Written with dashes, underscores, in capitals, and without a separator."""
     bare = key.removeprefix("fw.")
     for wrong in (f"fw-{bare}", f"fw_{bare}", f"FW_{bare.upper()}", f"fw{bare}", f" {key}"):
-        told = checked(f"services: {{web: {{labels: {{'{wrong}': x}}}}}}")
-        assert told.warnings == [f"compose.yml:1: web: label {wrong} has no effect; did you mean {key}?"]
+        result = checked(f"services: {{web: {{labels: {{'{wrong}': x}}}}}}")
+        assert result.warnings == [f"compose.yml:1: web: label {wrong} has no effect; did you mean {key}?"]
 
 
-def test_a_number_that_yaml_reads_as_another_is_told() -> None:
+def test_a_number_that_yaml_reads_differently_is_reported() -> None:
     """Compose reads 022 as 18: the warning shows the label that applies, and that quotes help."""
-    told = checked("services: {web: {ports: ['18:18'], labels: {fw.allow: 022}}}")
-    assert told.accepts("web") == ["18/tcp", *BASE]
-    assert told.warnings == ["compose.yml:1: web: label fw.allow: YAML reads 022 as the number 18; put it in quotes"]
+    result = checked("services: {web: {ports: ['18:18'], labels: {fw.allow: 022}}}")
+    assert result.accepts("web") == ["18/tcp", *BASE]
+    assert result.warnings == ["compose.yml:1: web: label fw.allow: YAML reads 022 as the number 18; put it in quotes"]
 
 
-def test_a_peer_that_is_nobody_is_told() -> None:
+def test_a_peer_that_matches_no_service_is_reported() -> None:
     """A service that the files lack; a container with another name; one without an address of its own."""
-    told = checked(
+    result = checked(
         """\
         name: p
         services:
@@ -292,27 +293,28 @@ def test_a_peer_that_is_nobody_is_told() -> None:
         """
     )
     start = "compose.yml:7: web: label fw.allow: "
-    nobody = "matches no container: it has no address of its own on a network that docker-fw protects"
-    assert told.warnings == [
+    unmatched = "matches no container: it has no address of its own on a network that docker-fw protects"
+    assert result.warnings == [
         f"{start}container:api matches no container: the container of that service is named p-api-1; write service:api",
         f"{start}service:ap is not a service in these files, so it matches no container; did you mean api?",
-        f"{start}service:host {nobody}",
-        f"{start}service:side {nobody}",
+        f"{start}service:host {unmatched}",
+        f"{start}service:side {unmatched}",
     ]
 
 
-def test_a_container_that_is_none_of_the_files_is_told_only_if_all_are_known() -> None:
-    """It may belong to another stack: a typo is likely only if every service has a container_name."""
+def test_an_unknown_container_is_reported_only_if_all_are_named() -> None:
+    """A container that the files lack may belong to another stack: a typo is likely only if every service has a
+    container_name."""
     known = "services: {web: {container_name: w, ports: ['9:9'], labels: {fw.allow: 9 from container:x}}"
     (warning,) = checked(known + "}").warnings
     assert warning.endswith("container:x is not a container_name in these files, so it matches no container here")
     assert checked(known + ", api: {}}").warnings == []
 
 
-def test_a_rule_without_effect_is_told() -> None:
+def test_a_rule_without_effect_is_reported() -> None:
     """Rules for ports that are open anyway, closed anyway, or unreachable; but only if that holds on each of the
     service's networks."""
-    told = checked(
+    result = checked(
         """\
         name: p
         services:
@@ -331,7 +333,7 @@ def test_a_rule_without_effect_is_told() -> None:
         """
     )
     free = "containers on one network talk freely"
-    assert [line.partition("label ")[2].partition(", and a container")[0] for line in told.warnings] == [
+    assert [line.partition("label ")[2].partition(", and a container")[0] for line in result.warnings] == [
         f"fw.allow: 1/tcp from service:api has no effect: service:api is on front too, and {free}",
         "fw.allow: 2/tcp from host has no effect: the host itself always has access",
         f"fw.allow: 3/tcp from network:front has no effect: network:front is on front too, and {free}",
@@ -341,31 +343,32 @@ def test_a_rule_without_effect_is_told() -> None:
         "fw.rate: 8/tcp has no effect: the port is closed",
         f"fw.egress: 443/tcp to service:api has no effect: service:api is on front too, and {free}",
     ]
-    assert told.status == 0
+    assert result.status == 0
 
 
-def test_nothing_is_without_effect_where_containers_do_not_talk_freely() -> None:
-    """With enable_icc=false, and on networks whose containers are reached through their own addresses."""
-    told = checked(
+def test_every_rule_has_an_effect_between_isolated_containers() -> None:
+    """Rules have an effect on networks with enable_icc=false, and on networks whose containers are reached through
+    their own addresses."""
+    result = checked(
         """\
         services:
-          web: {networks: [apart], ports: ["1:1"], labels: {fw.allow: 1 from service:api}}
-          api: {networks: [apart, routed], labels: {fw.network.routed.allow: 2}}
+          web: {networks: [isolated], ports: ["1:1"], labels: {fw.allow: 1 from service:api}}
+          api: {networks: [isolated, routed], labels: {fw.network.routed.allow: 2}}
           own: {networks: [own], labels: {fw.allow: 3}}
           out: {networks: [out], labels: {fw.allow: 3}}
         networks:
-          apart: {driver_opts: {com.docker.network.bridge.enable_icc: "false"}}
+          isolated: {driver_opts: {com.docker.network.bridge.enable_icc: "false"}}
           routed: {driver_opts: {com.docker.network.bridge.gateway_mode_ipv6: routed}}
           own: {driver: fw}
           out: {external: true}
         """
     )
-    assert (told.mistakes, told.warnings) == ([], [])
+    assert (result.mistakes, result.warnings) == ([], [])
 
 
 def test_published_ports_long_short_and_in_ranges() -> None:
     """Every form that compose accepts; a range is shown in the parts that are open to the same peers."""
-    told = checked(
+    result = checked(
         """\
         services:
           web:
@@ -380,8 +383,8 @@ def test_published_ports_long_short_and_in_ranges() -> None:
               - "0:82"
         """
     )
-    told_of = told.on("web")["published"]
-    assert [(p["host_ip"], p["host_port"], p["container_port"], p["open_to"]) for p in told_of] == [
+    published = result.on("web")["published"]
+    assert [(p["host_ip"], p["host_port"], p["container_port"], p["open_to"]) for p in published] == [
         ("", "", "80/tcp", "everybody"),
         ("", "443-445", "443/tcp", "everybody"),
         ("", "443-445", "444-445/tcp", "nobody"),
@@ -391,8 +394,8 @@ def test_published_ports_long_short_and_in_ranges() -> None:
         ("", "9000-9010", "22/tcp", "everybody"),
         ("", "", "82/tcp", "nobody"),
     ]
-    assert "  published (any)->80/tcp: open to all\n" in told.text
-    assert "  published 443-445->443-445/tcp: 444-445/tcp closed to the outside" in told.text
+    assert "  published (any)->80/tcp: open to all\n" in result.text
+    assert "  published 443-445->443-445/tcp: 444-445/tcp closed to the outside" in result.text
 
 
 @pytest.mark.parametrize(
@@ -411,40 +414,40 @@ def test_published_ports_long_short_and_in_ranges() -> None:
 )
 def test_a_port_that_compose_would_refuse_is_a_mistake(port: str, what: str) -> None:
     """The mistake has its line, and says what would be right."""
-    told = checked(f"services:\n  web:\n    ports:\n      - {port}\n")
-    assert len(told.mistakes) == 1
-    assert told.mistakes[0].startswith("compose.yml:4: web: ports: ")
-    assert what in told.mistakes[0]
+    result = checked(f"services:\n  web:\n    ports:\n      - {port}\n")
+    assert len(result.mistakes) == 1
+    assert result.mistakes[0].startswith("compose.yml:4: web: ports: ")
+    assert what in result.mistakes[0]
 
 
-def test_settings_of_the_host_count() -> None:
+def test_settings_of_the_host_apply() -> None:
     """FW_ALLOW adds to every container, and with FW_PUBLISHED=allow a published port is open by itself."""
     file = "services: {web: {ports: ['8080:8080', '9-10:9-10']}}"
     assert checked(file).on("web")["published"][0]["open_to"] == "nobody"
-    told = checked(file, defaults=Defaults(PolicySpec(allow=(Rule("tcp", 7, 7, origin="FW_ALLOW"),)), published=True))
-    assert told.accepts("web") == ["7/tcp", *BASE, "9-10/tcp", "8080/tcp"]
-    assert {port["open_to"] for port in told.on("web")["published"]} == {"everybody"}
-    assert "7/tcp (FW_ALLOW)" in told.text
+    result = checked(file, defaults=Defaults(PolicySpec(allow=(Rule("tcp", 7, 7, origin="FW_ALLOW"),)), published=True))
+    assert result.accepts("web") == ["7/tcp", *BASE, "9-10/tcp", "8080/tcp"]
+    assert {port["open_to"] for port in result.on("web")["published"]} == {"everybody"}
+    assert "7/tcp (FW_ALLOW)" in result.text
 
 
 @pytest.mark.parametrize(("driver", "left"), [("bridge", ["22/tcp"]), ("fw", BASE)])
-def test_a_port_for_the_host_alone_is_not_in_the_base_of_dockers_networks(driver: str, left: list[str]) -> None:
+def test_a_port_published_on_loopback_is_not_in_the_base(driver: str, left: list[str]) -> None:
     """A port that is published on loopback only is left out; one that is also published elsewhere stays."""
     ports = "['127.0.0.1:8080:80', '127.0.0.1:8443:443', '127.0.0.1:2222:22', '22:22']"
-    told = checked(f"services: {{web: {{networks: [n], ports: {ports}}}}}\nnetworks: {{n: {{driver: {driver}}}}}")
-    assert told.accepts("web", "n") == left
+    result = checked(f"services: {{web: {{networks: [n], ports: {ports}}}}}\nnetworks: {{n: {{driver: {driver}}}}}")
+    assert result.accepts("web", "n") == left
 
 
-def test_an_internal_network_is_out_of_reach() -> None:
+def test_an_internal_network_is_unreachable_from_outside() -> None:
     """No traffic from outside enters, whatever a label allows; the warning says what to do."""
-    told = checked(
+    result = checked(
         "services: {web: {networks: [n], ports: ['8080:8080'], labels: {fw.allow: 8080}}}\n"
         "networks: {n: {internal: true}}"
     )
-    assert told.accepts("web", "n") == []
-    assert "web  on n (Docker network; internal: no access from outside)\n  accepts: ICMP only\n" in told.text
-    assert "published 8080->8080/tcp: closed (the network is internal)" in told.text
-    assert told.warnings[0].endswith("the network is internal; connect the service to another network too")
+    assert result.accepts("web", "n") == []
+    assert "web  on n (Docker network; internal: no access from outside)\n  accepts: ICMP only\n" in result.text
+    assert "published 8080->8080/tcp: closed (the network is internal)" in result.text
+    assert result.warnings[0].endswith("the network is internal; connect the service to another network too")
 
 
 #: Text with another form than compose expects, the line, and the message.
@@ -478,26 +481,26 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize(("text", "expected"), MALFORMED.items(), ids=repr)
-def test_what_has_the_wrong_form_is_told_with_what_would_be_right(text: str, expected: tuple[int, str]) -> None:
+def test_a_value_of_the_wrong_form_is_reported_with_advice(text: str, expected: tuple[int, str]) -> None:
     """One mistake, at its line; the rest of the file is read."""
-    told = checked(text)
-    assert told.status == 1
-    assert len(told.mistakes) == 1, told.mistakes
-    assert told.mistakes[0].startswith(f"compose.yml:{expected[0]}: ")
-    assert expected[1] in told.mistakes[0]
+    result = checked(text)
+    assert result.status == 1
+    assert len(result.mistakes) == 1, result.mistakes
+    assert result.mistakes[0].startswith(f"compose.yml:{expected[0]}: ")
+    assert expected[1] in result.mistakes[0]
 
 
-def test_the_same_label_twice_in_a_list_is_told() -> None:
-    """Compose silently takes the later one."""
-    told = checked("services:\n  web:\n    ports: ['2:2']\n    labels:\n    - fw.allow=1\n    - fw.allow=2\n")
-    assert told.accepts("web") == ["2/tcp", *BASE]
-    assert told.warnings == ["compose.yml:6: web: fw.allow is already set in line 5; only this one counts"]
+def test_the_same_label_twice_in_a_list_is_reported() -> None:
+    """A label that is repeated in a list is a warning, because compose silently takes the later one."""
+    result = checked("services:\n  web:\n    ports: ['2:2']\n    labels:\n    - fw.allow=1\n    - fw.allow=2\n")
+    assert result.accepts("web") == ["2/tcp", *BASE]
+    assert result.warnings == ["compose.yml:6: web: fw.allow is already set in line 5; only this one counts"]
 
 
-def test_output_is_one_line_each_whatever_a_label_holds() -> None:
+def test_every_message_is_one_line_for_any_label() -> None:
     """Line breaks and terminal escape sequences are escaped; an ASCII stream gets ASCII."""
-    told = checked('services:\n  web: {labels: {fw.allow: "1\\n\\e[31mé\\ud800"}}\n')
-    (line,) = [line for line in told.text.splitlines() if line.startswith("compose.yml:2:")]
+    result = checked('services:\n  web: {labels: {fw.allow: "1\\n\\e[31mé\\ud800"}}\n')
+    (line,) = [line for line in result.text.splitlines() if line.startswith("compose.yml:2:")]
     assert '="1\\n\\x1b[31mé\\ud800"' in line
 
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
@@ -507,20 +510,20 @@ def test_output_is_one_line_each_whatever_a_label_holds() -> None:
 
 
 def test_no_file_is_wrong_usage() -> None:
-    """Without a file the exit status is 2, and the message shows the usage."""
+    """The exit status is 2 without a file, and the message shows the usage."""
     stream = io.StringIO()
     assert run([], {}, False, stream) == 2
     assert "fwctl check compose.yml" in stream.getvalue()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "compose-examples").glob("*.yml")), ids=lambda p: p.name)
-def test_the_examples_are_right(path: Path) -> None:
+def test_the_examples_have_no_mistakes(path: Path) -> None:
     """Every file of compose-examples checks clean: no mistake, no warning."""
     stream = io.StringIO()
     assert run([str(path)], {}, True, stream) == 0
-    told = json.loads(stream.getvalue())
-    assert (told["mistakes"], told["warnings"]) == ([], [])
-    assert told["services"]
+    result = json.loads(stream.getvalue())
+    assert (result["mistakes"], result["warnings"]) == ([], [])
+    assert result["services"]
 
 
 def test_a_large_stack_is_checked_in_a_moment() -> None:
@@ -529,6 +532,6 @@ def test_a_large_stack_is_checked_in_a_moment() -> None:
     services = "\n".join(
         f"  w{n}: {{networks: [a, b, c], ports: ['80:80'], labels: {{fw.allow: '{rules}'}}}}" for n in range(100)
     )
-    began = time.process_time()
+    start_time = time.process_time()
     assert checked(f"services:\n{services}\nnetworks: {{a: {{}}, b: {{}}, c: {{}}}}").status == 0
-    assert time.process_time() - began < 10
+    assert time.process_time() - start_time < 10

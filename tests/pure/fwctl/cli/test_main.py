@@ -23,26 +23,43 @@ import pytest
 from plugin.fwctl.cli.main import main
 from plugin.fwctl.socket_client import ask
 from plugin.model import FwError
+from tests.pure.answers import QUIET_STATUS
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[4]
-PORT = {"proto": "tcp", "host_ip": "0.0.0.0", "host_port": 18080, "container_port": 8080, "open": False, "some": False,
-        "peers": []}  # fmt: skip
+PORT = {
+    "proto": "tcp",
+    "host_ip": "0.0.0.0",
+    "host_port": 18080,
+    "container_port": 8080,
+    "open": False,
+    "some": False,
+    "peers": [],
+}
 WEB = {
     "id": "e" * 64, "container": "web", "container_id": "c" * 64, "addresses": ["10.1.0.2"], "known": True,
     "icmp_only": False, "accepts": ["22/tcp", "8080/tcp"], "egress": None, "rates": [], "log": "", "published": [PORT],
     "rules": [{"what": "8080/tcp", "peers": [], "addresses": None, "origin": "label fw.allow"}], "problems": [],
     "no_effect": [], "overrides": [], "dropped": 0, "refused": 0,
 }  # fmt: skip
-STATUS = {
-    "version": "1", "now": 1.0, "guarded": [], "apart": {}, "foreign": [], "overrides": [], "banned": 0,
-    "listening": True, "proxy_known": True, "owned": True, "binds": True, "unfit": "", "unsaved": "", "watched": True,
-    "host_resolver": "",
-    "networks": [{"id": "n" * 64, "name": "", "bridge": "fw-n", "subnets": ["10.1.0.0/24"], "internal": False,
-                  "problems": [], "endpoints": [WEB]}],
-}  # fmt: skip
-FLOW = {"family": 4, "from": {"name": "a", "address": None}, "to": {"name": "b", "address": None}, "what": "80/tcp",
-        "steps": [{"text": "b accepts 80/tcp", "outcome": "accept", "origin": "base"}], "accepted": True}  # fmt: skip
+NETWORK = {
+    "id": "n" * 64,
+    "name": "",
+    "bridge": "fw-n",
+    "subnets": ["10.1.0.0/24"],
+    "internal": False,
+    "problems": [],
+    "endpoints": [WEB],
+}
+STATUS = {**QUIET_STATUS, "networks": [NETWORK]}
+FLOW = {
+    "family": 4,
+    "from": {"name": "a", "address": None},
+    "to": {"name": "b", "address": None},
+    "what": "80/tcp",
+    "steps": [{"text": "b accepts 80/tcp", "outcome": "accept", "origin": "base"}],
+    "accepted": True,
+}
 PLAN: dict[str, Any] = {"drift": [], "policy": [], "elements": [], "rules": [], "notes": [], "changes": False}
 DONE: dict[str, Any] = {
     "/allow": {"container": "web", "said": [{"kind": "allow", "rule": "9000/tcp", "until": None}], "places": []},
@@ -50,10 +67,12 @@ DONE: dict[str, Any] = {
     "/revert": {"reverted": [{"container": "web", "id": "c"}]},
     "/ban": {"banned": [{"address": "203.0.113.7", "until": None}], "cut": 2, "notes": []},
     "/unban": {"unbanned": ["203.0.113.7"], "absent": [], "still": []},
-    "/status": STATUS, "/explain": {"flows": [FLOW], "accepted": True, "notes": []}, "/plan": PLAN,
+    "/status": STATUS,
+    "/explain": {"flows": [FLOW], "accepted": True, "notes": []},
+    "/plan": PLAN,
     "/export": {"text": "table inet docker-fw {}\n"},
     "/bans": {"now": 1.0, "bans": [{"address": "203.0.113.7", "until": None}]},
-}  # fmt: skip
+}
 
 
 class Fake:
@@ -91,8 +110,8 @@ class Fake:
     def _answer(self, request: BaseHTTPRequestHandler, body: bytes | None) -> None:
         self.asked.append((request.path, None if body is None else json.loads(body)))
         answer = self.answers.get(request.path, (404, {"Err": "no such call"}))
-        status, told = answer if isinstance(answer, tuple) else (200, answer)
-        data = told if isinstance(told, bytes) else json.dumps(told).encode()
+        status, content = answer if isinstance(answer, tuple) else (200, answer)
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
         request.send_response(status)
         request.send_header("Content-Length", str(len(data)))
         request.end_headers()
@@ -116,8 +135,8 @@ def run(fake: Fake, capsys: pytest.CaptureFixture[str]) -> Run:
             status = main([*arguments, "--socket", str(fake.path)])
         except SystemExit as error:
             status = int(error.code or 0)
-        told = capsys.readouterr()
-        return status, told.out, told.err
+        output = capsys.readouterr()
+        return status, output.out, output.err
 
     return go
 
@@ -152,7 +171,7 @@ def run(fake: Fake, capsys: pytest.CaptureFixture[str]) -> Run:
         ("export", "/export", None),
     ],
 )
-def test_each_command_asks_what_it_says(fake: Fake, run: Run, words: str, path: str, body: Any) -> None:
+def test_each_command_sends_its_request(fake: Fake, run: Run, words: str, path: str, body: Any) -> None:
     """One call, with a body that the plugin accepts; status 0, and nothing on stderr."""
     assert run(*words.split())[::2] == (0, "")
     assert fake.asked == [(path, body)]
@@ -187,8 +206,8 @@ def test_each_command_asks_what_it_says(fake: Fake, run: Run, words: str, path: 
         "boot up",
     ],
 )
-def test_a_wrong_use_is_status_2_and_asks_nothing(fake: Fake, run: Run, words: str) -> None:
-    """There is a message on stderr that says what is wrong."""
+def test_wrong_usage_is_status_2_and_sends_nothing(fake: Fake, run: Run, words: str) -> None:
+    """stderr has a message that says what is wrong."""
     status, out, err = run(*words.split())
     assert (status, out) == (2, "")
     assert err.splitlines()[-1].startswith("fwctl")
@@ -196,19 +215,36 @@ def test_a_wrong_use_is_status_2_and_asks_nothing(fake: Fake, run: Run, words: s
 
 
 def test_every_command_has_help_with_an_example(run: Run) -> None:
-    """`--help` of each command, and the general one."""
+    """`--help` of each command, and the general one, show an example."""
     status, out, _ = run("--help")
     assert status == 0
     names = re.findall(r"^    ([a-z-]+) ", out, re.MULTILINE)
-    assert {"status", "ports", "explain", "plan", "export", "allow", "deny", "revert", "ban", "unban", "bans", "check",
-            "log", "dry-run", "boot", "cleanup", "serve"} == set(names)  # fmt: skip
+    assert {
+        "status",
+        "ports",
+        "explain",
+        "plan",
+        "export",
+        "allow",
+        "deny",
+        "revert",
+        "ban",
+        "unban",
+        "bans",
+        "check",
+        "log",
+        "dry-run",
+        "boot",
+        "cleanup",
+        "serve",
+    } == set(names)
     for name in set(names) - {"serve", "log"}:
         status, out, _ = run(name, "--help")
         assert status == 0
         assert f"examples:\n  fwctl {name}" in out
 
 
-def test_examples_of_the_help_are_taken(fake: Fake, run: Run) -> None:
+def test_examples_of_the_help_work(fake: Fake, run: Run) -> None:
     """Each command line that the help shows works, as far as requests to the plugin go."""
     import shlex
 
@@ -225,7 +261,7 @@ def test_examples_of_the_help_are_taken(fake: Fake, run: Run) -> None:
 # --- output -----------------------------------------------------------------------------------------------------------
 
 
-def test_people_are_told_in_lines_and_programs_in_json(fake: Fake, run: Run) -> None:
+def test_output_is_lines_or_json(fake: Fake, run: Run) -> None:
     """--json prints the plugin's answer, and can be parsed."""
     assert "  web  10.1.0.2  22/tcp, 8080/tcp\n    label fw.allow: 8080/tcp\n" in run("status")[1]
     assert json.loads(run("status", "--json")[1]) == STATUS
@@ -251,7 +287,7 @@ def test_exit_statuses_are_for_scripts(fake: Fake, run: Run) -> None:
     assert run("plan", "FW_ALOW=80") == (2, "", "fwctl: FW_ALOW is not a setting\n")
 
 
-def test_what_the_plugin_refuses_is_one_line_on_stderr(fake: Fake, run: Run) -> None:
+def test_a_refusal_is_one_line_on_stderr(fake: Fake, run: Run) -> None:
     """Status 1, nothing on stdout; and no escape sequence from a label."""
     fake.answers["/allow"] = (400, {"Err": "no container 'wbe'; did you mean web?\x1b[31m\n"})
     status, out, err = run("allow", "wbe", "80")
@@ -260,15 +296,15 @@ def test_what_the_plugin_refuses_is_one_line_on_stderr(fake: Fake, run: Run) -> 
 
 
 @pytest.mark.parametrize("answer", [(500, b"<html>"), (200, b""), (200, []), (502, {"x": 1}), (200, b"\xff")])
-def test_an_answer_that_is_none_is_an_error(fake: Fake, run: Run, answer: Any) -> None:
-    """For any answer on the socket there is no traceback."""
+def test_an_invalid_answer_is_an_error(fake: Fake, run: Run, answer: Any) -> None:
+    """Any answer on the socket that is not docker-fw's is an error without a traceback."""
     fake.answers["/status"] = answer
     status, out, err = run("status")
     assert (status, out) == (1, "")
     assert err.startswith(f"fwctl: {fake.path} answered {answer[0]} to /status")
 
 
-def test_where_nobody_answers_is_told_with_what_to_do(
+def test_an_unreachable_socket_is_reported_with_advice(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No socket, a socket without a server, one that hangs up; plan exits with 2, as diff does."""
@@ -313,7 +349,7 @@ def fwctl(fake: Fake, *arguments: str, **environ: str) -> subprocess.CompletedPr
 
 
 def test_colours_are_for_terminals(fake: Fake) -> None:
-    """There are none in a pipe, unless requested."""
+    """A pipe gets no colours, unless they are requested."""
     assert "\x1b[" not in fwctl(fake, "status").stdout
     assert "\x1b[" not in fwctl(fake, "status", "--color=never").stdout
     for name in ("status", "ports", "bans", "plan"):
@@ -353,7 +389,7 @@ def test_a_terminal_is_shown_colours_and_tables(fake: Fake) -> None:
     assert not re.search(rb"\x1b\[[0-9;]*3[0-9]m", plain)
 
 
-def test_watch_looks_again_and_again_until_interrupted(fake: Fake) -> None:
+def test_watch_repeats_until_interrupted(fake: Fake) -> None:
     """On a terminal the output stays in one place; an interrupt ends it without an error. A plugin that restarts
     meanwhile is reported, and queried again."""
     on_terminal(fake, "status", "--watch", "0.1", until=b"closed to the outside")
@@ -361,7 +397,7 @@ def test_watch_looks_again_and_again_until_interrupted(fake: Fake) -> None:
     before = len(fake.asked)
 
     def restarted() -> None:
-        until(lambda: len(fake.asked) >= before + 3, "looked again and again")
+        until(lambda: len(fake.asked) >= before + 3, "three more requests")
         fake.answers["/status"] = {**STATUS, "foreign": ["virbr7"]}
 
     later = threading.Thread(target=restarted)
@@ -372,7 +408,7 @@ def test_watch_looks_again_and_again_until_interrupted(fake: Fake) -> None:
 
 
 def test_watch_in_a_pipe_is_one_text_after_another(fake: Fake) -> None:
-    """With JSON, each answer is one line, for programs that follow."""
+    """Each answer is one line with JSON, for programs that follow."""
     watch = ["status", "--watch", "0.1", "--json", "--socket", str(fake.path)]
     command = [sys.executable, "-m", "plugin.fwctl.cli", *watch]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -384,8 +420,8 @@ def test_watch_in_a_pipe_is_one_text_after_another(fake: Fake) -> None:
         assert process.stderr.read() == ""
 
 
-def test_a_reader_that_has_enough_is_no_error(fake: Fake) -> None:
-    """`fwctl export | head -1`."""
+def test_a_closed_pipe_is_no_error(fake: Fake) -> None:
+    """`fwctl export | head -1` ends without an error."""
     fake.answers["/export"] = {"text": "x\n" * 1_000_000}
     command = f"{sys.executable} -m plugin.fwctl.cli export --socket {fake.path} | head -1"
     shell = ["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"]
@@ -393,8 +429,8 @@ def test_a_reader_that_has_enough_is_no_error(fake: Fake) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "x\n", "")
 
 
-def test_any_locale_can_be_told(fake: Fake) -> None:
-    """A container often has no locale."""
+def test_output_works_in_any_locale(fake: Fake) -> None:
+    """Output works without a locale, as often in a container."""
     fake.answers["/status"] = {**STATUS, "apart": {"tool": "→ läuft …"}}
     done = fwctl(fake, "status", LC_ALL="C", PYTHONUTF8="0", PYTHONIOENCODING="ascii")
     assert done.returncode == 0
@@ -422,7 +458,7 @@ def _out(capsys: pytest.CaptureFixture[str], work: Callable[[], object]) -> str:
 # --- hooks of other programs ------------------------------------------------------------------------------------------
 
 
-def test_the_fail2ban_action_runs_what_fwctl_takes(fake: Fake, tmp_path: Path) -> None:
+def test_the_fail2ban_action_runs_valid_commands(fake: Fake, tmp_path: Path) -> None:
     """The exact command lines of examples/fail2ban, as fail2ban runs them: tags filled in, through sh."""
     import configparser
 
@@ -447,8 +483,9 @@ def test_the_fail2ban_action_runs_what_fwctl_takes(fake: Fake, tmp_path: Path) -
     acts("actionunban", "203.0.113.7", "600")
     assert fake.asked == [
         ("/ban", {"bans": [{"address": "203.0.113.7", "seconds": 600}]}),
-        ("/ban", {"bans": [{"address": "2001:db8::7", "seconds": None}]}), ("/unban", {"addresses": ["203.0.113.7"]}),
-    ]  # fmt: skip
+        ("/ban", {"bans": [{"address": "2001:db8::7", "seconds": None}]}),
+        ("/unban", {"addresses": ["203.0.113.7"]}),
+    ]
 
 
 BOUNCER = ROOT / "examples/crowdsec/docker-fw-bouncer"
@@ -456,8 +493,8 @@ BOUNCER = ROOT / "examples/crowdsec/docker-fw-bouncer"
 
 def decide(action: str, value: str, duration: str = "3h59m58.5s", **more: Any) -> str:
     """Return a line as crowdsec-custom-bouncer writes it."""
-    told = {"duration": duration, "id": 1, "origin": "CAPI", "scenario": "x", "scope": "Ip", "type": "ban"}
-    return json.dumps({**told, "value": value, "action": action, **more}) + "\n"
+    decision = {"duration": duration, "id": 1, "origin": "CAPI", "scenario": "x", "scope": "Ip", "type": "ban"}
+    return json.dumps({**decision, "value": value, "action": action, **more}) + "\n"
 
 
 def bounce(fake: Fake, *lines: str) -> subprocess.CompletedProcess[str]:
@@ -472,7 +509,7 @@ def bounce(fake: Fake, *lines: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_crowdsec_bouncer_hands_on_what_is_decided(fake: Fake) -> None:
+def test_the_crowdsec_bouncer_sends_decisions(fake: Fake) -> None:
     """Decisions that arrive together are one request, with the remaining time; others are ignored."""
     done = bounce(
         fake,
@@ -489,16 +526,23 @@ def test_the_crowdsec_bouncer_hands_on_what_is_decided(fake: Fake) -> None:
     assert done.returncode == 0
     assert "not a decision" in done.stderr
     assert fake.asked == [
-        ("/ban", {"bans": [
-            {"address": "203.0.113.7", "seconds": 14398.5}, {"address": "203.0.113.8", "seconds": 90.0},
-            {"address": "2001:db8::/48", "seconds": 14398.5}, {"address": "203.0.113.5", "seconds": 1.0},
-        ]}),
+        (
+            "/ban",
+            {
+                "bans": [
+                    {"address": "203.0.113.7", "seconds": 14398.5},
+                    {"address": "203.0.113.8", "seconds": 90.0},
+                    {"address": "2001:db8::/48", "seconds": 14398.5},
+                    {"address": "203.0.113.5", "seconds": 1.0},
+                ]
+            },
+        ),
         ("/unban", {"addresses": ["203.0.113.6"]}),
-    ]  # fmt: skip
+    ]
 
 
-def test_one_refused_decision_holds_up_no_other(fake: Fake) -> None:
-    """For one of the host's addresses in a blocklist: the others are banned, and the error is printed."""
+def test_one_refused_decision_blocks_no_other(fake: Fake) -> None:
+    """If one of the host's addresses is in a blocklist, the others are banned, and the error is printed."""
     fake.answers["/ban"] = (400, {"Err": "cannot ban 10.1.0.1: it is the host's own"})
     done = bounce(fake, decide("add", "203.0.113.7"), decide("add", "10.1.0.1"))
     assert [len(body["bans"]) for _, body in fake.asked] == [2, 1, 1]
@@ -511,9 +555,12 @@ def test_the_crowdsec_bouncer_waits_for_docker_fw(fake: Fake, tmp_path: Path) ->
     hidden = tmp_path / "hidden.sock"
     fake.path.rename(hidden)
     with subprocess.Popen(
-        [sys.executable, str(BOUNCER)], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, str(BOUNCER)],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         env={**os.environ, "DOCKER_FW_SOCKET": str(fake.path)},
-    ) as process:  # fmt: skip
+    ) as process:
         assert process.stdin
         assert process.stderr
         process.stdin.write(decide("add", "203.0.113.7"))
@@ -525,7 +572,7 @@ def test_the_crowdsec_bouncer_waits_for_docker_fw(fake: Fake, tmp_path: Path) ->
     assert len(fake.asked) == 1
 
 
-def test_the_crowdsec_configuration_is_one() -> None:
+def test_the_crowdsec_configuration_is_valid() -> None:
     """YAML with crowdsec-custom-bouncer's own keys, and the path that its comment installs."""
     import yaml
 

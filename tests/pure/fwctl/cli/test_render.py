@@ -22,6 +22,7 @@ from plugin.labels.duration import left, parse
 from plugin.labels.parser import parse as labels
 from plugin.model import Container, Defaults, Overriding, Problem, Published, Rule
 from plugin.policy.saved import SavedState
+from tests.pure.answers import QUIET_STATUS
 from tests.pure.site import BACK, FRONT, Site, container, guest, ours, published
 
 pytestmark = pytest.mark.usefixtures("no_flows")
@@ -37,27 +38,30 @@ WRONG = Container("w" * 64, "wrong", problems=(Problem("label fw.dney", "80", "i
 LOOP = Published("tcp", ip_address("127.0.0.1"), 18081, 80)
 
 
-def told(site: Site, **more: Any) -> dict[str, Any]:
+def answer(site: Site, **more: Any) -> dict[str, Any]:
     """Return an answer as `GET /status` gives it."""
     inventory = site.state.snapshot()
     dropped = {endpoint.addr4: (12, 3) for endpoint in inventory.state.endpoints.values() if endpoint.addr4}
     guarded = status.guarded_networks(inventory, Engine("28.5.2"), 0x08000000, {})
     return {
-        "version": "1.2.3", "now": NOW, "networks": status.driver_networks(inventory, dropped), "guarded": guarded,
-        "apart": {}, "foreign": [], "overrides": status.elsewhere(inventory), "banned": 0, "listening": True,
-        "proxy_known": True, "owned": True, "binds": True, "unfit": "", "unsaved": "", "watched": True,
-        "host_resolver": "", **more,
-    }  # fmt: skip
+        **QUIET_STATUS,
+        "version": "1.2.3",
+        "now": NOW,
+        "networks": status.driver_networks(inventory, dropped),
+        "guarded": guarded,
+        "overrides": status.elsewhere(inventory),
+        **more,
+    }
 
 
-def report(site: Site, apart: dict[str, str], source: str, container: str) -> dict[str, Any]:
+def report(site: Site, not_protected: dict[str, str], source: str, container: str) -> dict[str, Any]:
     """Return a report as `fwctl dry-run --json` gives it, with one connection that would be cut."""
     cut = {"from": source, "container": container, "address": "172.18.0.2", "port": 5432, "proto": "tcp"}
-    return {"refuses": "", "guarded": told(site)["guarded"], "apart": apart, "cut": [cut]}
+    return {"refuses": "", "guarded": answer(site)["guarded"], "apart": not_protected, "cut": [cut]}
 
 
 def words(site: Site, **more: Any) -> str:
-    return render.status(told(site, **more))
+    return render.status(answer(site, **more))
 
 
 @pytest.fixture
@@ -86,90 +90,92 @@ def site() -> Site:
 # --- status -----------------------------------------------------------------------------------------------------------
 
 
-def test_status_tells_who_accepts_what_from_whom_and_who_said_so(site: Site) -> None:
+def test_status_shows_ports_with_their_peers_and_origins(site: Site) -> None:
     """Networks, containers, addresses; ports with their origin; named peers with their current addresses."""
-    spec = words(site).splitlines()
-    assert spec[0] == "fw-ffffffffffff (shop_front)  10.1.0.0/24 2001:db8:1::/64"
+    lines = words(site).splitlines()
+    assert lines[0] == "fw-ffffffffffff (shop_front)  10.1.0.0/24 2001:db8:1::/64"
     web = "  web  10.1.0.2 2001:db8:1::2  80/tcp, 443/tcp, 5432/tcp from container:db service:api, 7000/tcp, "
-    assert spec[1].startswith(web)
-    assert "    setting fw.allow: 9100/tcp" in spec
-    here = next(line for line in spec if line.startswith("    label fw.allow: 5432/tcp"))
+    assert lines[1].startswith(web)
+    assert "    setting fw.allow: 9100/tcp" in lines
+    here = next(line for line in lines if line.startswith("    label fw.allow: 5432/tcp"))
     assert here == (
         "    label fw.allow: 5432/tcp from container:db service:api = 10.1.0.4 172.19.0.2 2001:db8:1::4, 8080/tcp, "
         "9000/tcp from 203.0.113.0/24"
     )
-    assert "front on br-front (Docker network)  172.18.0.0/16 2001:db8:a::/64" in spec
-    assert "  endpoint eeeeeeeeeeee  10.1.0.5 2001:db8:1::5  ICMP only (labels not known yet)" in spec
+    assert "front on br-front (Docker network)  172.18.0.0/16 2001:db8:a::/64" in lines
+    assert "  endpoint eeeeeeeeeeee  10.1.0.5 2001:db8:1::5  ICMP only (labels not known yet)" in lines
 
 
-def test_a_name_that_matches_nobody_is_told(site: Site) -> None:
-    """It opens nothing, which a user may wonder about."""
+def test_a_name_without_a_match_is_shown(site: Site) -> None:
+    """A rule for a name that matches no container is shown as such: it opens nothing, which a user may wonder about."""
     alone = Site(ours(2, container("web", {"fw.allow": "5432 from service:api"})))
     assert "label fw.allow: 5432/tcp from service:api = no container now" in words(alone)
 
 
-def test_status_tells_egress_rates_and_logging(site: Site) -> None:
-    """Each has its origin."""
-    spec = words(site)
-    assert "    egress: 443/tcp, 53/udp to container:db = 10.1.0.4 172.19.0.2 2001:db8:1::4 (label fw.egress)" in spec
-    assert "    rate limit: 22/tcp 5/minute burst 10 (label fw.rate)" in spec
-    assert "    drops are logged" in spec
-    assert "egress: nothing" not in spec
+def test_status_shows_egress_rates_and_logging(site: Site) -> None:
+    """Egress, rates and logging are shown with their origin."""
+    text = words(site)
+    assert "    egress: 443/tcp, 53/udp to container:db = 10.1.0.4 172.19.0.2 2001:db8:1::4 (label fw.egress)" in text
+    assert "    rate limit: 22/tcp 5/minute burst 10 (label fw.rate)" in text
+    assert "    drops are logged" in text
+    assert "egress: nothing" not in text
     none = Site(ours(2, container("shy", {"fw.egress": "none"})))
     assert "    egress: nothing" in words(none)
 
 
-def test_everything_is_one_word(site: Site) -> None:
+def test_an_open_policy_is_shown_as_everything(site: Site) -> None:
     """`fw.policy: open` is not shown as a list of seven rules; with a denied port, the remaining ranges are shown."""
     whole = Site(guest(FRONT, 2, container("open", {"fw.policy": "open"})))
     assert "  open  172.18.0.2 2001:db8:a::2  everything\n    fw.policy: open: everything" in words(whole)
     assert "1-21/tcp" in words(site)
 
 
-def test_status_tells_overrides_with_the_time_that_is_left(site: Site) -> None:
-    """Those of a stopped container are shown too, because they apply again when it starts."""
-    spec = words(site)
-    assert "    fwctl allow 7000/tcp, 59 min left" in spec
-    assert "    fwctl deny 22/tcp, permanent" in spec
-    assert "container 999999999999 (on no network now): fwctl deny 80/tcp, 90 s left" in spec
+def test_status_shows_overrides_with_the_remaining_time(site: Site) -> None:
+    """Overrides of a stopped container are shown too, because they apply again when it starts."""
+    text = words(site)
+    assert "    fwctl allow 7000/tcp, 59 min left" in text
+    assert "    fwctl deny 22/tcp, permanent" in text
+    assert "container 999999999999 (on no network now): fwctl deny 80/tcp, 90 s left" in text
 
 
-def test_status_tells_what_is_wrong_and_what_has_no_effect(site: Site) -> None:
-    """Mistakes, labels of an image, rules without effect because of Docker's own firewall, drops."""
-    spec = words(site)
-    assert '    label fw.dney="80": is not a key of docker-fw' in spec
-    assert "  wrong  172.18.0.3 2001:db8:a::3  ICMP only" in spec
-    assert "    dropped: 12 packets to it, 3 from it" in spec
+def test_status_shows_mistakes_and_rules_without_effect(site: Site) -> None:
+    """Mistakes, labels of an image, rules without effect because of Docker's firewall, drops."""
+    text = words(site)
+    assert '    label fw.dney="80": is not a key of docker-fw' in text
+    assert "  wrong  172.18.0.3 2001:db8:a::3  ICMP only" in text
+    assert "    dropped: 12 packets to it, 3 from it" in text
     notice = 'label fw.allow="80" comes from the image and opens nothing (FW_IMAGE_LABELS=trust allows it)'
     quiet = dataclasses.replace(container("app", {"fw.allow": "9999"}), notices=(notice,))
-    spec = words(Site(guest(FRONT, 2, quiet)))
-    assert f"    {notice}" in spec
-    assert "fw.allow=9999 has no effect on front because it is a nat network" in spec
+    text = words(Site(guest(FRONT, 2, quiet)))
+    assert f"    {notice}" in text
+    assert "fw.allow=9999 has no effect on front because it is a nat network" in text
 
 
-def test_an_override_without_effect_is_told() -> None:
+def test_an_override_without_effect_is_shown() -> None:
     """Docker drops the packets on a nat network, whatever opened the port."""
     rule = Rule("tcp", 9999, 9999, origin="fwctl allow")
     site = Site(guest(FRONT, 2, DB), state=SavedState(overrides=(Overriding(DB.id, rule),)))
     assert "fwctl allow 9999 has no effect on front because it is a nat network" in words(site)
 
 
-def test_status_tells_published_ports_that_are_closed(site: Site) -> None:
+def test_status_shows_closed_published_ports(site: Site) -> None:
     """Ports closed for all sources, or for some; a port on the host's loopback has no line."""
-    spec = words(site)
-    assert "    0.0.0.0:16000->6000/tcp: closed to the outside" in spec
-    assert "    [::]:15432->5432/tcp: open to container:db service:api, closed to others" in spec
-    assert "18080" not in spec
-    assert "18081" not in spec
+    text = words(site)
+    assert "    0.0.0.0:16000->6000/tcp: closed to the outside" in text
+    assert "    [::]:15432->5432/tcp: open to container:db service:api, closed to others" in text
+    assert "18080" not in text
+    assert "18081" not in text
 
 
-def test_status_tells_of_names_that_leave_by_the_hosts_resolver() -> None:
+def test_status_warns_that_names_leave_by_the_hosts_resolver() -> None:
     """The warning appears if a container has fw.egress and the host's resolver is on loopback, and only then."""
     free, egress_restricted = Site(ours(2, DB)), Site(ours(2, container("db", {"fw.egress": "none"})))
-    spec = "DNS queries bypass fw.egress: Docker's DNS forwards them to the host's resolver (127.0.0.1) from the host"
-    assert spec in words(egress_restricted, host_resolver="127.0.0.1")
-    assert "names" not in words(egress_restricted)
-    assert "names" not in words(free, host_resolver="127.0.0.1")
+    warning = (
+        "DNS queries bypass fw.egress: Docker's DNS forwards them to the host's resolver (127.0.0.1) from the host"
+    )
+    assert warning in words(egress_restricted, host_resolver="127.0.0.1")
+    assert "DNS" not in words(egress_restricted)
+    assert "DNS" not in words(free, host_resolver="127.0.0.1")
 
 
 @pytest.mark.parametrize(
@@ -187,7 +193,9 @@ def test_status_tells_of_names_that_leave_by_the_hosts_resolver() -> None:
         (None, "", ""),
     ],
 )
-def test_which_resolver_docker_asks_from_the_host(tmp_path: Path, hosts: str | None, systemd: str, found: str) -> None:
+def test_the_resolver_that_docker_asks_from_the_host(
+    tmp_path: Path, hosts: str | None, systemd: str, found: str
+) -> None:
     """The first one on loopback; but if systemd's stub is the only one, Docker uses the servers of systemd."""
     mine, theirs = tmp_path / "resolv.conf", tmp_path / "systemd.conf"
     for path, text in ((mine, hosts), (theirs, systemd)):
@@ -198,27 +206,27 @@ def test_which_resolver_docker_asks_from_the_host(tmp_path: Path, hosts: str | N
 
 @pytest.mark.parametrize("major", [0, 27, 28, 29])
 def test_newer_docker_asks_every_server_from_the_host(tmp_path: Path, major: int) -> None:
-    """The same is assumed for an unknown Docker version."""
+    """Docker 27 and later, and an unknown version, ask every server from the host."""
     (tmp_path / "resolv.conf").write_text("nameserver 192.0.2.53\n")
     assert asked_from_host(major, str(tmp_path / "resolv.conf"), ()) == "192.0.2.53"
     assert asked_from_host(26, str(tmp_path / "resolv.conf"), ()) == ""
 
 
-def test_status_tells_of_the_host(site: Site) -> None:
-    """Unprotected containers, foreign bridges, bans, docker-proxy, a silent API, a docker-fw that is behind Docker's
-    events; none of them when all is well."""
+def test_status_shows_the_host(site: Site) -> None:
+    """Unprotected containers and bridges, bans, docker-proxy, a silent API, and a docker-fw that is behind Docker's
+    events are shown; none of them when all is well."""
     more = {"apart": {"tool": "has the host's network"}, "foreign": ["lxdbr0", "virbr0"], "banned": 2}
-    spec = words(site, **more, listening=False, proxy_known=False, held=["80/tcp on ::"], watched=False)
-    assert "tool: has the host's network" in spec
-    assert "bridges not protected, because they are not Docker's: lxdbr0, virbr0" in spec
-    assert "2 addresses and prefixes are banned: fwctl bans" in spec
-    held = "a new listening port of the host stays closed until Docker confirms whose it is; closed now: 80/tcp on ::"
-    assert f"docker-proxy's control group is unknown: {held}" in spec
+    text = words(site, **more, listening=False, proxy_known=False, held=["80/tcp on ::"], watched=False)
+    assert "tool: has the host's network" in text
+    assert "bridges not protected, because they are not Docker's: lxdbr0, virbr0" in text
+    assert "2 addresses and prefixes are banned: fwctl bans" in text
+    closed = "a new listening port of the host stays closed until Docker confirms whose it is; closed now: 80/tcp on ::"
+    assert f"docker-proxy's control group is unknown: {closed}" in text
     assert (
-        "Docker's API does not answer: containers that are new or unconfirmed answer on ICMP only until it does" in spec
+        "Docker's API does not answer: containers that are new or unconfirmed answer on ICMP only until it does" in text
     )
     assert (
-        "docker-fw is behind Docker's events: Docker networks accept no new connections until it has caught up" in spec
+        "docker-fw is behind Docker's events: Docker networks accept no new connections until it has caught up" in text
     )
     quiet = words(Site(ours(2, DB)))
     assert not any(word in quiet for word in ("not answer", "behind", "banned", "not protected", "control group"))
@@ -230,9 +238,9 @@ def test_status_tells_of_the_host(site: Site) -> None:
     assert words(Site(ours(2, DB)), banned=1).endswith("1 address or prefix is banned: fwctl bans")
 
 
-def test_nothing_is_told_in_a_sentence() -> None:
+def test_an_empty_status_is_a_sentence() -> None:
     """An empty Docker network is not listed."""
-    empty = told(Site())
+    empty = answer(Site())
     assert "fw-ffffffffffff" in render.status(empty)
     assert render.status({**empty, "networks": []}).splitlines() == [
         "no container on any network; inbound traffic will be blocked, except TCP 22, 80, 443",
@@ -240,40 +248,51 @@ def test_nothing_is_told_in_a_sentence() -> None:
     ]
 
 
-def test_ports_tell_from_whom(site: Site) -> None:
+def test_ports_are_shown_with_their_sources(site: Site) -> None:
     """Each published port is shown with its container, and the sources for which it is open."""
-    spec = render.ports(told(site)).splitlines()
-    assert f"{'web':<30} 0.0.0.0:18080->8080/tcp" in spec
-    assert f"{'web':<30} 0.0.0.0:15432->5432/tcp  (open to container:db service:api, closed to others)" in spec
-    assert f"{'web':<30} [::]:16000->6000/tcp  (closed to the outside: fw.allow does not open 6000/tcp)" in spec
-    assert render.ports(told(Site())) == "no published ports"
+    lines = render.ports(answer(site)).splitlines()
+    assert f"{'web':<30} 0.0.0.0:18080->8080/tcp" in lines
+    assert f"{'web':<30} 0.0.0.0:15432->5432/tcp  (open to container:db service:api, closed to others)" in lines
+    assert f"{'web':<30} [::]:16000->6000/tcp  (closed to the outside: fw.allow does not open 6000/tcp)" in lines
+    assert render.ports(answer(Site())) == "no published ports"
 
 
-def test_a_dry_run_tells_what_closes_to_whom() -> None:
-    """Before anything is closed; a port that stays open to some addresses is listed with them."""
+def test_a_dry_run_shows_the_ports_that_close() -> None:
+    """A port that would close is shown before anything is closed; one that stays open to some addresses is listed with
+    them."""
     app = container("app", {"fw.allow": "5432 from 203.0.113.0/24"})
     site = Site(guest(FRONT, 2, app, *published(5432, 15432), *published(6000, 16000), *published(80, 10080)))
-    spec = render.dry_run(report(site, {"tool": "has the host's network"}, "203.0.113.9", "app"))
-    assert "published 0.0.0.0:15432->5432/tcp: stays open to 203.0.113.0/24, CLOSES to others" in spec
-    assert 'published 0.0.0.0:16000->6000/tcp: CLOSES (to keep it open: label fw.allow: "6000")' in spec
-    assert "published 0.0.0.0:10080->80/tcp: stays open\n" in spec
-    assert spec.endswith("established connections that would be cut:\n  203.0.113.9 → app 5432/tcp")
+    text = render.dry_run(report(site, {"tool": "has the host's network"}, "203.0.113.9", "app"))
+    assert "published 0.0.0.0:15432->5432/tcp: stays open to 203.0.113.0/24, CLOSES to others" in text
+    assert 'published 0.0.0.0:16000->6000/tcp: CLOSES (to keep it open: label fw.allow: "6000")' in text
+    assert "published 0.0.0.0:10080->80/tcp: stays open\n" in text
+    assert text.endswith("established connections that would be cut:\n  203.0.113.9 → app 5432/tcp")
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_explanation_is_told_step_by_step() -> None:
+def test_an_explanation_is_shown_step_by_step() -> None:
     """Source, target, port; each step with its origin and outcome; the parts that were not checked."""
     flow = {
-        "family": 4, "what": "8080/tcp", "accepted": True,
-        "from": {"name": "the Internet", "address": "203.0.113.1"}, "to": {"name": "web", "address": "10.1.0.2"},
-        "steps": [{"text": "10.1.0.2 is web", "outcome": "", "origin": ""},
-                  {"text": "web accepts 8080/tcp", "outcome": "accept", "origin": "label fw.allow"}],
-    }  # fmt: skip
+        "family": 4,
+        "what": "8080/tcp",
+        "accepted": True,
+        "from": {"name": "the Internet", "address": "203.0.113.1"},
+        "to": {"name": "web", "address": "10.1.0.2"},
+        "steps": [
+            {"text": "10.1.0.2 is web", "outcome": "", "origin": ""},
+            {"text": "web accepts 8080/tcp", "outcome": "accept", "origin": "label fw.allow"},
+        ],
+    }
     out = {"name": "203.0.113.7", "address": "203.0.113.7"}
-    host = {**flow, "from": {"name": "the host", "address": None}, "to": out,
-            "accepted": False, "steps": [{"text": "no", "outcome": "drop", "origin": "Docker"}]}  # fmt: skip
+    host = {
+        **flow,
+        "from": {"name": "the host", "address": None},
+        "to": out,
+        "accepted": False,
+        "steps": [{"text": "no", "outcome": "drop", "origin": "Docker"}],
+    }
     assert render.plain(render_answers.explain({"flows": [flow, host], "notes": ["not asked: ufw"]})) == (
         "the Internet (203.0.113.1) → web (10.1.0.2), 8080/tcp, IPv4: accepted\n"
         "  10.1.0.2 is web\n"
@@ -284,36 +303,44 @@ def test_an_explanation_is_told_step_by_step() -> None:
     )
 
 
-def test_a_plan_is_told_as_a_diff() -> None:
+def test_a_plan_is_shown_as_a_diff() -> None:
     """Each line starts with its sign, so that grep finds it."""
     line = {"sign": "+", "what": "policy", "text": "accepts 9100/tcp", "who": "web on front", "origin": "setting x"}
     gone = {"sign": "-", "what": "element", "text": "allow4 10.1.0.2 . tcp . 9999", "who": "web"}
     empty: dict[str, Any] = {"drift": [], "policy": [], "elements": [], "rules": [], "notes": [], "changes": False}
     full = {**empty, "drift": [gone], "policy": [line], "changes": True, "notes": ["a note"]}
-    spec = render.plain(render_answers.plan(full))
-    assert spec.splitlines() == [
-        "the table in the kernel has changed; docker-fw would repair it:", "- allow4 10.1.0.2 . tcp . 9999  web",
-        "with these settings:", "+ web on front: accepts 9100/tcp  (setting x)", "a note",
-    ]  # fmt: skip
+    text = render.plain(render_answers.plan(full))
+    assert text.splitlines() == [
+        "the table in the kernel has changed; docker-fw would repair it:",
+        "- allow4 10.1.0.2 . tcp . 9999  web",
+        "with these settings:",
+        "+ web on front: accepts 9100/tcp  (setting x)",
+        "a note",
+    ]
     assert render.plain(render_answers.plan(empty)) == "no change"
 
 
-def test_bans_are_told_those_that_end_first_first() -> None:
-    """Each has its remaining time."""
+def test_bans_are_sorted_by_their_end() -> None:
+    """Each ban is shown with its remaining time, the one that ends first at the top."""
     there = [{"address": "203.0.113.7", "until": None}, {"address": "2001:db8::/48", "until": NOW + 60}]
     assert render.plain(render_answers.bans({"now": NOW, "bans": there})).split() == [
-        "2001:db8::/48", "60", "s", "left", "203.0.113.7", "permanent"
-    ]  # fmt: skip
+        "2001:db8::/48",
+        "60",
+        "s",
+        "left",
+        "203.0.113.7",
+        "permanent",
+    ]
     assert render.plain(render_answers.bans({"now": NOW, "bans": []})) == "no address is banned"
 
 
-def test_what_was_done_is_told(site: Site) -> None:
+def test_a_change_is_confirmed_with_its_result(site: Site) -> None:
     """The output contains the ports that the container accepts now, and overrides without effect."""
     places = status.places(site.state.snapshot(), WEB.id, Engine(), 0)
     word = {"kind": "allow", "rule": "7000/tcp", "until": NOW + 3600}
-    spec = render.plain(render_answers.overridden({"container": "web", "said": [word], "places": places}, NOW))
-    assert spec.startswith("web: fwctl allow 7000/tcp, 1 h left\n")
-    assert "\n  on fw-ffffffffffff (10.1.0.2 2001:db8:1::2) it accepts 80/tcp, " in spec
+    text = render.plain(render_answers.overridden({"container": "web", "said": [word], "places": places}, NOW))
+    assert text.startswith("web: fwctl allow 7000/tcp, 1 h left\n")
+    assert "\n  on fw-ffffffffffff (10.1.0.2 2001:db8:1::2) it accepts 80/tcp, " in text
     assert render.plain(render_answers.reverted({"reverted": []})) == "there was no override"
     assert render.plain(render_answers.reverted({"reverted": [{"container": None, "id": "a" * 64}]})) == (
         "aaaaaaaaaaaa: its labels apply again"
@@ -342,9 +369,9 @@ def bare(text: str) -> str:
 
 
 @pytest.mark.parametrize("width", [200, 80])
-def test_a_terminal_is_shown_the_same_words(site: Site, width: int) -> None:
+def test_a_terminal_shows_the_same_text(site: Site, width: int) -> None:
     """Tables if the terminal is wide enough, coloured lines otherwise; no text of the plain form is missing."""
-    data = told(site, foreign=["virbr0"], banned=1)
+    data = answer(site, foreign=["virbr0"], banned=1)
     shown = bare(drawn(terminal.status(data, width), width=width)).split()
     plain = render.status(data).replace(",", " ").split()
     missing = {word for word in plain if word not in set(" ".join(shown).replace(",", " ").split())}
@@ -352,17 +379,17 @@ def test_a_terminal_is_shown_the_same_words(site: Site, width: int) -> None:
     assert "\x1b[" in drawn(terminal.status(data, width), width=width)
     ports = bare(drawn(terminal.ports(data)))
     assert "open to container:db service:api, closed to others" in ports
-    assert "no published ports" in drawn(terminal.ports(told(Site())))
-    assert "no container on any network" in bare(drawn(terminal.status({**told(Site()), "networks": []}, width)))
+    assert "no published ports" in drawn(terminal.ports(answer(Site())))
+    assert "no container on any network" in bare(drawn(terminal.status({**answer(Site()), "networks": []}, width)))
 
 
 EVIL = "\x1b[31m\x1b]0;owned\x07\r\n[red]no[/red][link=http://x]:smile:\u202e"
 
 
-def test_others_words_move_no_cursor() -> None:
+def test_text_from_outside_moves_no_cursor() -> None:
     """A label's value is quoted on a terminal: it is plain text there, no escape sequence and no markup."""
     site = Site(guest(FRONT, 2, Container("c" * 64, f"a{EVIL}", problems=(Problem(f"label {EVIL}", EVIL, EVIL),))))
-    data = told(site, apart={EVIL: EVIL}, foreign=[EVIL])
+    data = answer(site, apart={EVIL: EVIL}, foreign=[EVIL])
     for text in (
         render.status(data),
         render.ports(data),
@@ -376,15 +403,26 @@ def test_others_words_move_no_cursor() -> None:
         assert "[red]no[/red]" in "".join(text.split())
 
 
-def test_times_are_read_and_told_as_people_write_them() -> None:
+def test_times_are_read_and_shown_with_their_units() -> None:
     """The duration of `--for`, and the remaining time."""
     assert [parse(text) for text in ("30s", "10m", "1h", "2d", "1h30m", "1H")] == [30, 600, 3600, 172800, 5400, 3600]
     for text in ("", "1", "h", "1w", "-1h", "1 h", "0s", "1.5h", "99999999d", "1h x"):
         with pytest.raises(ValueError, match="is not"):
             parse(text)
     assert [left(seconds) for seconds in (-1, 0, 59.6, 90, 119, 120, 3540, 3600, 3660, 7325, 86400, 176400)] == [
-        "0 s", "0 s", "60 s", "90 s", "119 s", "2 min", "59 min", "1 h", "1 h 1 min", "2 h 2 min", "1 d", "2 d 1 h"
-    ]  # fmt: skip
+        "0 s",
+        "0 s",
+        "60 s",
+        "90 s",
+        "119 s",
+        "2 min",
+        "59 min",
+        "1 h",
+        "1 h 1 min",
+        "2 h 2 min",
+        "1 d",
+        "2 d 1 h",
+    ]
 
 
 def test_the_driver_never_imports_rich() -> None:

@@ -21,6 +21,7 @@ from plugin.kernel.link_monitor import Link
 from plugin.model import BridgeNetwork, DockerUnavailable, FwError, Published
 from plugin.nftables.document import document, element_text
 from plugin.nftables.elements import proxied_element
+from plugin.nftables.features import Features
 from plugin.nftables.sets import TABLE, Element, spec_of
 from plugin.policy.saved import SavedState
 from plugin.settings import read
@@ -44,17 +45,20 @@ def root(tmp_path: Path) -> Path:
 def everything(root: Path) -> dict[str, str]:
     """Return all entries below a directory: files with their text, links with their targets."""
     return {
-        str(path.relative_to(root)): f"-> {os.readlink(path)}" if path.is_symlink() else
-        "directory" if path.is_dir() else path.read_text()
+        str(path.relative_to(root)): f"-> {os.readlink(path)}"
+        if path.is_symlink()
+        else "directory"
+        if path.is_dir()
+        else path.read_text()
         for path in sorted(root.rglob("*"))
-    }  # fmt: skip
+    }
 
 
 # --- the table ----------------------------------------------------------------------------------------------------
 
 
-def test_it_is_docker_fws_own_table_without_an_exception() -> None:
-    """Nothing opens a port: the only elements are names of Docker's bridges and of pairs within one bridge."""
+def test_the_table_is_docker_fws_without_exceptions() -> None:
+    """No element opens a port: the only elements are names of Docker's bridges and of pairs within one bridge."""
     text = boot_table.nft_text(MARK, {OURS}, {"br-lan"})
     added = dict(re.findall(r"^add element inet docker-fw (\w+) \{ (.*) \}$", text, re.MULTILINE))
     assert added == {
@@ -64,7 +68,7 @@ def test_it_is_docker_fws_own_table_without_an_exception() -> None:
     }
     without = re.sub(r'( fib saddr)? [io]ifname != \{ "br-lan" \}', "", text)
     head, _, rest = without.partition("table inet docker-fw {")
-    right = document(MARK, (), cgroups=False, binds=False, holds=False)
+    right = document(MARK, (), Features(bridge=False, listeners=False, cgroups=False))
     assert f"table inet docker-fw {{{rest}".split("add element")[0] == right
     assert "create table inet docker-fw\n" in head
     assert [line for line in without.splitlines() if line.startswith("insert")] == [
@@ -73,7 +77,7 @@ def test_it_is_docker_fws_own_table_without_an_exception() -> None:
     ]
 
 
-def test_a_foreign_bridge_is_left_alone_wherever_the_table_asks_by_index() -> None:
+def test_an_exempt_bridge_is_named_in_each_rule_by_index() -> None:
     """Each rule with `@unmanaged` also contains the names, for both directions, and so does the one for all of
     `br-*`."""
     lines = boot_table.nft_text(MARK, (), {"virbr0", "br-lan"}).splitlines()
@@ -87,11 +91,11 @@ def test_a_foreign_bridge_is_left_alone_wherever_the_table_asks_by_index() -> No
 
 
 def test_a_host_without_other_bridges_gets_no_name() -> None:
-    """Without foreign bridges, none is exempt."""
+    """No bridge is exempt if the host has only Docker's."""
     assert "ifname != {" not in boot_table.nft_text(MARK, (), ())
 
 
-def test_it_closes_whatever_else_closes_now() -> None:
+def test_the_table_has_all_elements_that_close() -> None:
     """Egress-restricted networks, closed ports of the host and bans: all closing elements of the running table are in
     the file. A temporary ban is written with its end, not with the remaining time, which would start again at each
     boot."""
@@ -112,7 +116,7 @@ def test_it_closes_whatever_else_closes_now() -> None:
         proxied_element(port),
         Element("internal", ("br-internal",)),
     ):
-        assert document(MARK, [element], cgroups=False, binds=False).splitlines()[-1] in text
+        assert document(MARK, [element], Features(bridge=False, cgroups=False)).splitlines()[-1] in text
     assert f"add element inet {TABLE} banned4 {{ 203.0.113.9 }}\n" in text
     assert f"add element inet {TABLE} ban_prefix_families {{ ipv4 }}\n" in text
     assert text.endswith("#until 1700000001 banned4_24 203.0.113.0\n#until 1700000001 banned6 2001:db8::1\n")
@@ -120,8 +124,8 @@ def test_it_closes_whatever_else_closes_now() -> None:
 
 
 def test_a_new_version_writes_what_the_kernel_gets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All elements of the plugin's first table, except volatile ones: listening programs, numbers of links and control
-    groups."""
+    """The file has all elements of the plugin's first table, except volatile ones: listening programs, numbers of links
+    and control groups."""
     state = SavedState(
         egress_restricted=frozenset({OURS}), proxied={"c": (Published("udp", IPv4Address("0.0.0.0"), 53, 53),)}
     )
@@ -158,7 +162,7 @@ class Api:
 
 class Silent:
     def bridges(self) -> Any:
-        raise DockerUnavailable("Docker's API did not answer: nobody there")
+        raise DockerUnavailable("Docker's API did not answer: connection refused")
 
 
 def links(monkeypatch: pytest.MonkeyPatch, names: Iterable[str]) -> None:
@@ -166,7 +170,7 @@ def links(monkeypatch: pytest.MonkeyPatch, names: Iterable[str]) -> None:
     monkeypatch.setattr(boot_table.link_monitor, "links", lambda: there | {1: Link(1, "lo"), 2: Link(2, "eth0")})
 
 
-def test_bridges_are_told_apart_by_docker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dockers_list_identifies_its_bridges(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bridge that Docker lists is Docker's, whatever its name; docker-fw's own and odd names are in neither list."""
     links(monkeypatch, ["docker0", OURS, "br-ffffffffffff", "front1", "virbr0", "br-lan", "fw-0123456789ab", 'a"b'])
     monkeypatch.setattr("plugin.docker.bridges.SETTLE", 0.0)  # no time passes here
@@ -177,10 +181,10 @@ def test_bridges_are_told_apart_by_docker(monkeypatch: pytest.MonkeyPatch) -> No
     assert waits == [boot_table.SETTLE]
 
 
-def test_without_dockers_word_nothing_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_dockers_list_nothing_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """A silent API, or a network namespace where the host's bridges are not visible, is an error with advice."""
     links(monkeypatch, ["virbr0"])
-    with pytest.raises(FwError, match=r"nobody there.*FW_DOCKER_SOCKET"):
+    with pytest.raises(FwError, match=r"connection refused.*FW_DOCKER_SOCKET"):
         boot_table.bridges(Silent(), set, lambda _: None)  # type: ignore[arg-type]
     with pytest.raises(FwError, match=r"docker0 is not visible.*--network host"):
         boot_table.bridges(Api("docker0"), set, lambda _: None)  # type: ignore[arg-type]
@@ -189,9 +193,9 @@ def test_without_dockers_word_nothing_is_written_down(monkeypatch: pytest.Monkey
 # --- the unit -----------------------------------------------------------------------------------------------------
 
 
-def test_the_unit_comes_before_docker_and_undoes_nothing() -> None:
-    """It is ordered before docker.service and after services that flush, Docker's start pulls it in, stopping it opens
-    nothing, and an existing table is left unchanged."""
+def test_the_unit_starts_before_docker_and_opens_nothing() -> None:
+    """The unit is ordered before docker.service and after services that flush, Docker's start pulls it in, stopping it
+    opens nothing, and an existing table is left unchanged."""
     unit = configparser.ConfigParser(interpolation=None)
     unit.optionxform = str  # type: ignore[assignment, method-assign]
     unit.read_string(boot_unit.unit_text())
@@ -210,7 +214,7 @@ def test_the_unit_comes_before_docker_and_undoes_nothing() -> None:
 # --- files --------------------------------------------------------------------------------------------------------
 
 
-def test_install_writes_three_things_and_says_so_once(root: Path) -> None:
+def test_install_writes_three_files_and_reports_them_once(root: Path) -> None:
     """The file, the unit and the link that systemctl enable would create, and no incomplete file next to them."""
     before = everything(root)
     assert boot_unit.install(root, NFT, "text\n") == PATHS
@@ -218,15 +222,17 @@ def test_install_writes_three_things_and_says_so_once(root: Path) -> None:
     assert boot_unit.install(root, NFT, "other\n") == [boot_unit.FILE]
     after = everything(root)
     assert {k: after[k] for k in PATHS} == {
-        boot_unit.FILE: "other\n", boot_unit.SCRIPT: boot_unit.script_text(NFT),
-        boot_unit.UNIT: boot_unit.unit_text(), boot_unit.WANTS: f"-> /{boot_unit.UNIT}",
-    }  # fmt: skip
+        boot_unit.FILE: "other\n",
+        boot_unit.SCRIPT: boot_unit.script_text(NFT),
+        boot_unit.UNIT: boot_unit.unit_text(),
+        boot_unit.WANTS: f"-> /{boot_unit.UNIT}",
+    }
     assert after.keys() - before.keys() == {*PATHS, "etc/docker-fw", os.path.dirname(boot_unit.WANTS)}
     for path in (boot_unit.FILE, boot_unit.SCRIPT, boot_unit.UNIT):
         assert (root / path).stat().st_mode & 0o133 == 0
 
 
-def test_install_mends_what_stands_in_its_way(root: Path) -> None:
+def test_install_repairs_existing_files(root: Path) -> None:
     """A link to another place, a changed file, leftovers of a crash: afterwards everything is correct."""
     boot_unit.install(root, NFT, "text\n")
     right = everything(root)
@@ -241,7 +247,7 @@ def test_install_mends_what_stands_in_its_way(root: Path) -> None:
     assert everything(root) == right
 
 
-def test_remove_takes_exactly_those_away(root: Path) -> None:
+def test_remove_deletes_exactly_those_files(root: Path) -> None:
     """Afterwards the host is as before, including other units and Docker's other wants, except for the directory, which
     a sidecar may have mounted; a second removal reports that nothing was there."""
     (root / boot_unit.DIRECTORY).mkdir()
@@ -271,15 +277,15 @@ def test_remove_takes_exactly_those_away(root: Path) -> None:
         ("usr/sbin", "has no nft, .*: apt-get install nftables"),
     ],
 )
-def test_what_is_missing_on_the_host_is_named(root: Path, missing: str, advice: str) -> None:
-    """Each error says what to do, and nothing is written."""
+def test_a_missing_part_of_the_host_is_named(root: Path, missing: str, advice: str) -> None:
+    """Each error says which part is missing, and what to do."""
     assert boot_unit.find_nft(root) == NFT
     (root / missing).rename(root / "gone")
     with pytest.raises(FwError, match=advice):
         boot_unit.find_nft(root)
 
 
-def test_a_file_system_that_does_not_take_it(root: Path) -> None:
+def test_a_file_system_that_refuses_is_an_error(root: Path) -> None:
     """The error says which path could not be written or removed, and why."""
     (root / "etc/docker-fw").write_text("")
     with pytest.raises(FwError, match=r"could not write .*etc/docker-fw.*: File exists"):
@@ -296,7 +302,7 @@ def test_a_file_system_that_does_not_take_it(root: Path) -> None:
         ("-:7:3-8: Error: syntax error, unexpected typeof", "needs nftables 1.0.6 or newer"),
     ],
 )
-def test_a_table_that_the_hosts_nft_does_not_take_is_not_installed(
+def test_a_table_that_the_hosts_nft_refuses_is_not_installed(
     root: Path, monkeypatch: pytest.MonkeyPatch, message: str, advice: str
 ) -> None:
     """The host's own nft checks the file before it is written: an error at boot would stay unseen."""
@@ -315,7 +321,9 @@ def test_a_table_that_the_hosts_nft_does_not_take_is_not_installed(
     assert asked == [(["chroot", str(root), NFT, "--check", "-f", "-"], text)] * 2
 
 
-def test_the_command(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_names_its_paths(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """`fwctl boot install` and `remove` name every path and the next step; an error is one line and status 1."""
     monkeypatch.setattr(boot_table, "bridges", lambda *_: ({"docker0"}, {"virbr0"}))
     monkeypatch.setattr(boot_unit, "check", lambda *_: None)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
-from plugin.jsonio import address, published_protocol, within
-from plugin.model import Address, Published
+from plugin.jsonio import address, published_protocol
+from plugin.model import Address, RequestedPorts
 from plugin.protocols import PUBLISHABLE, Proto
 
 #: A container that requests more ranges than this is treated as if it requested every port.
@@ -17,25 +17,7 @@ MOST = 200
 _EVERY: tuple[Address, ...] = (IPv4Address(0), IPv6Address(0))
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Asked:
-    """Requested host ports, from `first` to `last`; 0: Docker chooses one each time the container starts."""
-
-    proto: Proto
-    host_ip: Address
-    first: int
-    last: int
-
-    def may_be(self, port: Published) -> bool:
-        """True if a program that listens there may be this container's docker-proxy."""
-        if self.proto != port.proto or not self.first <= port.host_port <= self.last:
-            return False
-        if self.host_ip.version != port.host_ip.version:
-            return False
-        return self.host_ip == port.host_ip or self.host_ip.is_unspecified or port.host_ip.is_unspecified
-
-
-def asked(raw: Any) -> tuple[Asked, ...]:
+def requested(raw: Any) -> tuple[RequestedPorts, ...]:
     """Return the ports that an inspected container requests. Raises ValueError, TypeError, KeyError and the like."""
     config = raw["HostConfig"]
     mode = str(config.get("NetworkMode") or "")
@@ -47,24 +29,16 @@ def asked(raw: Any) -> tuple[Asked, ...]:
         for binding in bindings or [{}]:
             found += _binding(proto, binding or {})
     joined = tuple(_joined(found))
-    return joined if len(joined) <= MOST else tuple(Asked(p, host, 0, 65535) for p in PUBLISHABLE for host in _EVERY)
+    if len(joined) > MOST:
+        return tuple(RequestedPorts(proto, host, 0, 65535) for proto in PUBLISHABLE for host in _EVERY)
+    return joined
 
 
-def read(raw: Any) -> Asked:
-    """Return a saved request from its JSON. Raises ValueError."""
-    return Asked(
-        published_protocol(raw, "proto"),
-        address(raw["host_ip"]),
-        within(raw, "first", 0, 65535),
-        within(raw, "last", 0, 65535),
-    )
+def _choice(proto: Proto) -> RequestedPorts:
+    return RequestedPorts(proto, _EVERY[0], 0, 0)
 
 
-def _choice(proto: Proto) -> Asked:
-    return Asked(proto, _EVERY[0], 0, 0)
-
-
-def _binding(proto: Proto, binding: Any) -> list[Asked]:
+def _binding(proto: Proto, binding: Any) -> list[RequestedPorts]:
     text = str(binding.get("HostPort") or "0")
     if not re.fullmatch(r"[0-9]{1,5}(-[0-9]{1,5})?", text):
         raise ValueError(f"HostPort: {text!r:.40} is neither a port nor a range")
@@ -76,13 +50,13 @@ def _binding(proto: Proto, binding: Any) -> list[Asked]:
     host = binding.get("HostIp")
     given = address(host) if host else _EVERY[0]
     # An unspecified address means all addresses to Docker, of both families in most versions.
-    return [Asked(proto, each, first, last) for each in (_EVERY if given.is_unspecified else (given,))]
+    return [RequestedPorts(proto, each, first, last) for each in (_EVERY if given.is_unspecified else (given,))]
 
 
-def _joined(found: list[Asked]) -> Iterator[Asked]:
+def _joined(found: list[RequestedPorts]) -> Iterator[RequestedPorts]:
     """Yield consecutive ports as one range: `-p 8000-8999:8000-8999` is a thousand bindings."""
-    first: Asked | None = None
-    last: Asked | None = None
+    first: RequestedPorts | None = None
+    last: RequestedPorts | None = None
     for each in sorted(set(found), key=lambda each: (each.proto, str(each.host_ip), each.first, each.last)):
         alike = last is not None and (last.proto, last.host_ip, last.last + 1) == (each.proto, each.host_ip, each.first)
         if first and last and not (alike and last.first):

@@ -1,0 +1,78 @@
+"""The features of kernel and nft that the tables use where they exist. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from plugin.nftables.fields import CGROUP
+from plugin.nftables.sets import TABLE, Element, SetSpec, spec_of
+
+#: The flags of an owned table, in nft's syntax.
+OWNED_FLAGS = "flags owner, persist"
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """The parts that this kernel and nft support; the text leaves out the others.
+
+    `owned`: only the socket that creates a table may change it, and the table outlives the socket (kernel ≥ 6.9, nft ≥
+    1.1.0).
+    `bridge`: frames within docker-fw's bridges pass through a table too, which binds a port to its container's
+    addresses (CONFIG_NF_TABLES_BRIDGE).
+    `listeners`: the kernel can match whether a socket listens at a packet's destination (≥ 4.18), so that a new
+    listener is blocked until its owner is known. Without `cgroups`, that is always done.
+    `cgroups`: the kernel can match a socket's control group (≥ 5.13).
+    `logs`: the kernel has nfnetlink_log.
+    """
+
+    owned: bool = False
+    bridge: bool = True
+    listeners: bool = True
+    cgroups: bool = True
+    logs: bool = True
+
+    def loadable(self, elements: Iterable[Element]) -> tuple[Element, ...]:
+        """Return the elements whose sets are in the tables."""
+        if self.bridge and self.cgroups:
+            return tuple(elements)
+        return tuple(element for element in elements if self._has(spec_of(element.set)))
+
+    def _has(self, spec: SetSpec) -> bool:
+        return (self.bridge or not spec.bridge) and (self.cgroups or CGROUP not in spec.key)
+
+
+class Probe(NamedTuple):
+    """Commands that succeed, and leave nothing behind, if kernel and nft have a feature. `otherwise`: for the log.
+
+    They try it with an empty table: a complete one takes seconds to be refused, and until a table is active all ports
+    are open.
+    """
+
+    feature: str
+    text: str
+    otherwise: str
+
+
+_TRY = f"{TABLE}_try"
+#: `cgroups` and `logs` have none: almost every kernel has them, and the first table is written again without them.
+PROBES = (
+    Probe(
+        "owned",
+        f"create table inet {_TRY} {{ {OWNED_FLAGS}; }}\ndelete table inet {_TRY}\n",
+        "the tables cannot be owned here, they are watched",
+    ),
+    Probe(
+        "bridge",
+        f"create table bridge {_TRY}\n"
+        f"add chain bridge {_TRY} try {{ type filter hook prerouting priority filter; }}\n"
+        f"delete table bridge {_TRY}\n",
+        "containers of one network may take each other's addresses",
+    ),
+    Probe(
+        "listeners",
+        f"create table inet {_TRY} {{ chain try {{ socket transparent 0; }}; }}\ndelete table inet {_TRY}\n",
+        "what begins to listen cannot be held until it is known whose it is",
+    ),
+)
