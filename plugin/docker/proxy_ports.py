@@ -31,7 +31,7 @@ Port = tuple[int, int]
 
 
 class ProxyPorts:
-    """Thread-safe.
+    """Thread-safe. The reconciler is never called under the lock here, so a poll of the kernel holds up no change.
 
     `dockerd`: dockerd's own ports. `kinds`: whether the kernel can match control groups, and whether it can block a
     new listener.
@@ -60,8 +60,10 @@ class ProxyPorts:
         self._blind = False
         #: The time of the last poll.
         self._looked = -IDLE
-        #: Number of polls so far, and of the last one that was published to the facts.
-        self._looks = self._told = 0
+        #: For the facts. An edit reads the newest of it, without the lock, whichever thread has found it.
+        self._open = own_ports(dockerd, ()).difference(*self._claims.values())
+        self._kept = reconciler.state.asked
+        self._found: tuple[ProxyFacts, frozenset[Published], frozenset[Published]] | None = None
 
     # --- ports that containers request ----------------------------------------------------------------------------
 
@@ -76,6 +78,7 @@ class ProxyPorts:
                 self._unknown.add(container_id)
                 self._listeners.doubt()
                 self._note()
+        self._publish()
 
     def asks(self, container_id: str, ports: tuple[RequestedPorts, ...]) -> None:
         """Note which ports of the host a container requests."""
@@ -89,6 +92,7 @@ class ProxyPorts:
             self._note()
             if alone:  # the others are saved together, after a full listing
                 self._keep()
+        self._publish()
 
     def lacks(self, containers: Iterable[str]) -> list[str]:
         """Return those of the containers whose requested ports are unknown."""
@@ -99,6 +103,7 @@ class ProxyPorts:
         """Forget a container that does not exist any more."""
         with self._lock:
             self._drop([container_id])
+        self._publish()
 
     def _drop(self, containers: Iterable[str]) -> None:
         for each in containers:
@@ -110,12 +115,7 @@ class ProxyPorts:
         self._keep()
 
     def _keep(self) -> None:
-        kept = {container: ports for container, ports in self._asked.items() if ports}
-
-        def edit(state: SavedState) -> SavedState:
-            return state if kept == state.asked else replace(state, asked=kept)
-
-        self._state.observe(lambda facts: facts.keeping(edit))
+        self._kept = {container: ports for container, ports in self._asked.items() if ports}
 
     def _note(self) -> None:
         taken = frozenset().union(*self._claims.values())
@@ -127,7 +127,18 @@ class ProxyPorts:
         if self._unknown:
             self._look_around()
             left &= self._listeners.everybody()
-        self._state.observe(lambda facts: facts if facts.dockerd == left else replace(facts, dockerd=left))
+        self._open = left
+
+    def _publish(self) -> None:
+        def keep(state: SavedState) -> SavedState:
+            kept = self._kept
+            return state if kept == state.asked else replace(state, asked=kept)
+
+        def edit(facts: Facts) -> Facts:
+            left = self._open
+            return (facts if facts.dockerd == left else replace(facts, dockerd=left)).keeping(keep)
+
+        self._state.observe(edit)
 
     # --- listeners ------------------------------------------------------------------------------------------------
 
@@ -143,6 +154,7 @@ class ProxyPorts:
             self._listeners.judge(asked, look.published or (), wanted, known=known)
             if self._unknown:
                 self._listeners.doubt()
+        self._publish()
 
     def look(self, proxies: ProxyFacts) -> None:
         """Poll the listeners, and publish them together with docker-proxy's control groups. To be called often."""
@@ -156,17 +168,13 @@ class ProxyPorts:
                 self._look_around()
             suspects = frozenset[Published]() if holds or not proxy_unidentified else frozenset(self._listeners.held())
             listening = self._listening if proxy_unidentified and holds else frozenset[Published]()
-            self._looks = number = self._looks + 1
+            self._found = found = (proxies, listening, suspects)
 
         def edit(facts: Facts) -> Facts:
-            if number < self._told:  # another poll was faster
+            proxies, listening, suspects = self._found or found
+            if (facts.proxies, facts.listening, facts.suspects) == (proxies, listening, suspects):
                 return facts
-            self._told = number
-            found = replace(facts, proxies=proxies, listening=listening, suspects=suspects)
-            return facts if (proxies, listening, suspects) == known(facts) else found
-
-        def known(facts: Facts) -> tuple[object, ...]:
-            return facts.proxies, facts.listening, facts.suspects
+            return replace(facts, proxies=proxies, listening=listening, suspects=suspects)
 
         self._state.observe(edit)
 

@@ -63,28 +63,57 @@ class Driver:
         self._api = api
         self._wake = wake
         self._changed = changed
+        #: By network that no call has completed yet: the calls in progress. Changes within edits.
+        self._creating: dict[str, set[object]] = {}
 
     def create_network(self, body: Any) -> Reply:
         """NetworkDriver.CreateNetwork: create the bridge and store the network. Raises FwError."""
         network = protocol.create_network(body, bridge_name)
         self._refuse_engine()
-        new = network.id not in self._state.networks
-        _admitted(network, self._state.networks)
-        if new and (overlap := self._links.overlap(network)):
+        known = self._state.networks
+        _admitted(network, known)
+        if network.id not in known and (overlap := self._links.overlap(network)):
             raise FwError(f"{overlap}; choose another --subnet")
-        # The policy first: when the bridge appears, the rules that close it are already active. Checked within the
-        # change: of two requests for the same name or subnet at the same moment the second sees the first.
-        self._state.edit_state(lambda state: state.with_network(_admitted(network, state.networks)))
+        call = object()
         try:
+            # The policy first: when the bridge appears, the rules that close it are already active.
+            self._state.edit_state(lambda state: state.with_network(self._begin(network, state.networks, call)))
             self._links.make_bridge(network)
             self._forward(network)
         except FwError:
-            if new:
-                self._links.delete_bridge(network)
-                self._state.drop_network(network.id)
+            self._undo(network, call)
             raise
+        self._state.read(lambda _: self._creating.pop(network.id, None))
         self._wake()
         return {}
+
+    def _begin(self, network: Network, known: Mapping[str, Network], call: object) -> Network:
+        # Checked within the change: of two requests for the same name or subnet the second sees the first.
+        _admitted(network, known)
+        if network.id not in known or network.id in self._creating:
+            self._creating.setdefault(network.id, set()).add(call)
+        return network
+
+    def _undo(self, network: Network, call: object) -> None:
+        """Forget a network whose creation failed, unless another call that repeats the request goes on, or is done.
+
+        Between the two steps the bridge is closed as well: by its group, without any knowledge.
+        """
+        undone: list[Network] = []
+
+        def edit(state: Any) -> Any:
+            calls = self._creating.get(network.id, set())
+            calls.discard(call)
+            if calls or self._creating.pop(network.id, None) is None:
+                return state
+            undone.append(network)
+            return state.without_network(network.id)
+
+        try:
+            self._state.edit_state(edit)
+        finally:
+            for each in undone:
+                self._links.delete_bridge(each)
 
     def delete_network(self, body: Any) -> Reply:
         """NetworkDriver.DeleteNetwork: remove the bridge and forget the network; unknown ones are ignored."""

@@ -12,6 +12,7 @@ import logging
 import socket
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from itertools import chain
@@ -21,7 +22,7 @@ from plugin.driver.host_socket import (
     BusyError,
     ephemeral_ports,
     host_has_ipv6,
-    implied,
+    may_be_implied,
     overlap,
     reserve,
     same_port,
@@ -49,16 +50,29 @@ class LoopbackRelay(Protocol):
 
 @dataclass(slots=True)
 class _Request:
-    """Host addresses that must get the same host port out of `ports` (moby's needSamePort)."""
+    """Host addresses that must get the same host port out of `ports` (moby's needSamePort).
+
+    `implied`: addresses that no binding names, which get the port if it is free there.
+    """
 
     proto: Proto
     container_port: int
     ports: tuple[int, int]  # (0, 0): ephemeral
     host_ips: list[Address]
+    implied: list[Address]
 
-    def published_at(self, port: int) -> list[Published]:
-        """Return the published ports if the host port is this one."""
+    def asked_at(self, port: int) -> list[Published]:
+        """Return the published ports that are asked for if the host port is this one."""
         return [Published(self.proto, ip, port, self.container_port) for ip in self.host_ips]
+
+    def implied_at(self, port: int) -> list[Published]:
+        """Return the published ports that are implied if the host port is this one."""
+        return [Published(self.proto, ip, port, self.container_port) for ip in self.implied]
+
+    @property
+    def every_host_ip(self) -> list[Address]:
+        """All of these addresses."""
+        return self.host_ips + self.implied
 
     @property
     def choice(self) -> int:
@@ -68,8 +82,16 @@ class _Request:
 
 @dataclass(slots=True)
 class _Reservation:
+    """The host ports of one endpoint.
+
+    `requests`: None if unknown, as after a restart. `implied`: ports that the requests imply and no binding names. An
+    endpoint that asks for one gets it. Until it is free again, it is in `implied` and not in `socks`.
+    """
+
     addresses: Addresses
+    requests: Sequence[_Request] | None = None
     socks: dict[Published, socket.socket | None] = field(default_factory=dict)  # None: no socket, in memory only
+    implied: set[Published] = field(default_factory=set)
 
 
 class HostPorts:
@@ -82,8 +104,6 @@ class HostPorts:
         self._relay = relay
         self._lock = threading.Lock()
         self._reserved: dict[str, _Reservation] = {}
-        #: Reservations that the current call has taken from other endpoints, which get them back if the call fails.
-        self._replaced: list[tuple[str, Published, Addresses]] = []
         self._taken: dict[tuple[Proto, int], set[Address]] = {}
         self._next_ephemeral = 0
 
@@ -99,8 +119,8 @@ class HostPorts:
         """Reserve a host port for each binding: all of them, or none and an FwError with Docker's wording.
 
         No host address (or the default 0.0.0.0) means every address of the families that the container has, with the
-        same port in both. Of the other family it means the loopback address, by the relay (`[::1]:8080` to an
-        IPv4-only container).
+        same port in both. It implies the loopback address of the other family, by the relay (`[::1]:8080` to an
+        IPv4-only container), unless a container asks for that address.
 
         A repeated call returns the current reservation if it fulfils the bindings, else replaces it (relayed
         connections end). A replacement that fails leaves the current one.
@@ -109,38 +129,54 @@ class HostPorts:
         requests = _requests(bindings, default_host_ip, addresses, relayed=self._relay is not None)
         with self._lock:
             old = self._reserved.get(endpoint_id, _Reservation(addresses))
-            if old.addresses == addresses and _fulfilled(requests, old.socks):
+            if old.addresses == addresses and _serves(old, requests):
                 return tuple(old.socks)
             self._release(endpoint_id)
-            new = _Reservation(addresses)
-            self._replaced.clear()
             try:
-                for request in requests:
-                    self._choose(new, request)
+                new = self._reserve(requests, addresses)
+                if new.socks:
+                    self._reserved[endpoint_id] = new
+                return tuple(new.socks)
             except BaseException:
-                self._give_back(new)
-                for other_id, one, theirs in tuple(self._replaced):
-                    self._retake(other_id, [one], theirs)
-                self._retake(endpoint_id, old.socks, old.addresses)
+                self._retake(endpoint_id, old)
                 raise
-            if new.socks:
-                self._reserved[endpoint_id] = new
-            return tuple(new.socks)
+            finally:
+                self._retake_implied()
 
     def release(self, endpoint_id: str) -> None:
         """Free every port of the endpoint and end its relayed connections. An unknown endpoint is no error."""
         with self._lock:
             self._release(endpoint_id)
+            self._retake_implied()
 
     def restore(
         self, endpoint_id: str, published: Iterable[Published], addr4: IPv4Address | None, addr6: IPv6Address | None
     ) -> tuple[Published, ...]:
         """Reserve the same host ports again after a restart; return, and log, those that are not available.
 
-        Raises no FwError. A repeated call retries the missing ones.
+        Raises no FwError. A repeated call retries the missing ones. The saved state does not say which of them the
+        request implied: all that it may have implied are taken for implied.
         """
+        old = _Reservation((addr4, addr6), socks=dict.fromkeys(published))
+        old.implied = {one for one in old.socks if may_be_implied(one, old.socks, old.addresses)}
         with self._lock:
-            return self._retake(endpoint_id, published, (addr4, addr6))
+            return self._retake(endpoint_id, old)
+
+    def _reserve(self, requests: Sequence[_Request], addresses: Addresses) -> _Reservation:
+        """Return a reservation that fulfils all requests. Raises FwError, and nothing is reserved then."""
+        new = _Reservation(addresses, requests)
+        try:
+            chosen = [(request, self._choose(new, request)) for request in requests]
+            # After all that was asked for, so that an implied address is in the way of none of it.
+            for request, port in chosen:
+                for one in request.implied_at(port):
+                    with suppress(BusyError):
+                        self._take(new, [one], replace_implied=False)
+                        new.implied.add(one)
+        except BaseException:
+            self._give_back(new)
+            raise
+        return new
 
     def _release(self, endpoint_id: str) -> None:
         reservation = self._reserved.pop(endpoint_id, None)
@@ -162,32 +198,43 @@ class HostPorts:
             if not addresses:
                 del self._taken[one.proto, one.host_port]
 
-    def _retake(self, endpoint_id: str, published: Iterable[Published], addresses: Addresses) -> tuple[Published, ...]:
-        reservation = self._reserved.get(endpoint_id) or _Reservation(addresses)
+    def _retake(self, endpoint_id: str, old: _Reservation) -> tuple[Published, ...]:
+        """Reserve the ports of a former reservation again. Return, and log, those that are not available."""
+        reservation = self._reserved.get(endpoint_id) or _Reservation(old.addresses, old.requests)
         lost = []
-        for one in published:
+        for one in old.socks:
             if one not in reservation.socks:
                 try:
-                    self._take(reservation, [one])
+                    self._take(reservation, [one], replace_implied=one not in old.implied)
                 except FwError as error:
                     lost.append(one)
                     _LOG.warning("endpoint %.12s lost a published port: %s", endpoint_id, error)
+        if lost:
+            reservation.requests = None
+        reservation.implied |= old.implied.difference(lost)
         if reservation.socks:
             self._reserved[endpoint_id] = reservation
         return tuple(lost)
 
-    def _choose(self, reservation: _Reservation, request: _Request) -> None:
-        """Reserve the first free port of the request's range."""
+    def _retake_implied(self) -> None:
+        """Reserve implied ports again that other endpoints had asked for, and do not have any more."""
+        for reservation in self._reserved.values():
+            for one in reservation.implied - reservation.socks.keys():
+                with suppress(FwError):
+                    self._take(reservation, [one], replace_implied=False)
+
+    def _choose(self, reservation: _Reservation, request: _Request) -> int:
+        """Reserve and return the first free port of the request's range."""
         first, last = request.ports
         for port in range(first, last + 1) if first else self._ephemeral():
             try:
-                self._take(reservation, request.published_at(port))
+                self._take(reservation, request.asked_at(port), replace_implied=True)
             except BusyError:
                 if first == last != 0:
                     raise
             else:
                 self._next_ephemeral = self._next_ephemeral if first else port + 1
-                return
+                return port
         where = (
             f"s {shown(request.host_ips[0])}:{first}-{last}"
             if first
@@ -201,19 +248,13 @@ class HostPorts:
         begin = self._next_ephemeral if first <= self._next_ephemeral <= last else first
         return (port for port in chain(range(begin, last + 1), range(first, begin)) if port not in reserved)
 
-    def _take(self, reservation: _Reservation, published: Sequence[Published]) -> None:
+    def _take(self, reservation: _Reservation, published: Sequence[Published], *, replace_implied: bool) -> None:
         """Reserve all of these, or none."""
         socks: dict[Published, socket.socket | None] = {}
         try:
             for one in published:
-                optional = implied(one, published)
-                try:
-                    self._refuse_taken(one, replace_implied=not optional)
-                    socks[one] = reserve(one, relayed=self._target(one, reservation.addresses) is not None)
-                except BusyError:
-                    if not optional:
-                        raise
-                    continue  # no binding names it
+                self._refuse_taken(one, replace_implied=replace_implied)
+                socks[one] = reserve(one, relayed=self._target(one, reservation.addresses) is not None)
                 self._taken.setdefault((one.proto, one.host_port), set()).add(one.host_ip)
         except BaseException:
             self._forget(socks)
@@ -227,16 +268,23 @@ class HostPorts:
     def _refuse_taken(self, one: Published, *, replace_implied: bool) -> None:
         """Raise BusyError if an endpoint of docker-fw has the port.
 
-        With `replace_implied`, an endpoint that has the port only by implication loses it.
+        With `replace_implied`, an endpoint that has the port only by implication loses it until it is free again.
         """
-        for endpoint_id, reservation in self._reserved.items() if replace_implied else ():
-            rows = list(reservation.socks)
-            for other in [other for other in rows if same_port(one, other) and implied(other, rows)]:
-                self._replaced.append((endpoint_id, other, reservation.addresses))
-                self._give_back(_Reservation(reservation.addresses, {other: reservation.socks.pop(other)}))
-        if any(overlap(one.host_ip, other) for other in self._taken.get((one.proto, one.host_port), ())):
+        addresses = self._taken.get((one.proto, one.host_port), ())
+        conflicts = {address for address in addresses if overlap(one.host_ip, address)}
+        if not conflicts:
+            return
+        losing = [
+            (reservation, other)
+            for reservation in (self._reserved.values() if replace_implied else ())
+            for other in reservation.implied & reservation.socks.keys()
+            if same_port(one, other)
+        ]
+        if conflicts != {other.host_ip for _, other in losing}:
             where = f"{shown(one.host_ip)}:{one.host_port}"
             raise BusyError(f"Bind for {where} failed: port is already allocated")
+        for reservation, other in losing:
+            self._give_back(_Reservation(reservation.addresses, socks={other: reservation.socks.pop(other)}))
 
     def _target(self, one: Published, addresses: Addresses) -> Address | None:
         """Return the address to which the relay carries this port's loopback traffic, preferably of the same family."""
@@ -253,18 +301,19 @@ def _requests(
     requests: list[_Request] = []
     for binding in bindings:
         ports = _port_range(binding)
-        host_ips = _host_ips(binding, default_host_ip, addresses, relayed=relayed)
+        host_ips, implied = _host_ips(binding, default_host_ip, addresses, relayed=relayed)
         for request in requests:
             same = (request.proto, request.container_port, request.ports) == (
                 binding.proto,
                 binding.container_port,
                 ports,
             )
-            if same and not any(overlap(ip, other) for ip in host_ips for other in request.host_ips):
+            if same and not any(overlap(ip, other) for ip in host_ips + implied for other in request.every_host_ip):
                 request.host_ips += host_ips
+                request.implied += implied
                 break
         else:
-            requests.append(_Request(binding.proto, binding.container_port, ports, host_ips))
+            requests.append(_Request(binding.proto, binding.container_port, ports, host_ips, implied))
     return sorted(requests, key=lambda request: request.choice)
 
 
@@ -282,7 +331,8 @@ def _port_range(binding: PortBinding) -> tuple[int, int]:
 
 def _host_ips(
     binding: PortBinding, default_host_ip: Address | None, addresses: Addresses, *, relayed: bool
-) -> list[Address]:
+) -> tuple[list[Address], list[Address]]:
+    """Return the host addresses that a binding asks for, and those that it implies. Raises FwError."""
     has4, has6 = addresses[0] is not None, addresses[1] is not None
     relayed = relayed and BY_NAME[binding.proto].relay
     what = f"publish {binding.container_port}/{binding.proto}"
@@ -290,10 +340,7 @@ def _host_ips(
         raise FwError(f"cannot {what}: the container has no address on this network")
     host_ip = binding.host_ip or default_host_ip
     if host_ip is None or (binding.host_ip is None and host_ip == _ANY4):
-        host_ips: list[Address] = [_ANY4] if has4 else [_LOOPBACK4] if relayed else []
-        if host_has_ipv6():  # moby's IsV6Listenable: implicit, so a host without IPv6 is no error
-            host_ips += [_ANY6] if has6 else [_LOOPBACK6] if relayed else []
-        return host_ips
+        return _every_host_ip(has4=has4, has6=has6, relayed=relayed)
     if isinstance(host_ip, IPv6Address) and host_ip.ipv4_mapped:
         host_ip = host_ip.ipv4_mapped
     if not addresses[host_ip.version == 6] and not (host_ip.is_loopback and relayed):
@@ -302,17 +349,45 @@ def _host_ips(
             f"cannot {what} on host address {host_ip}: the container has no {family} address; "
             f"give an {other} host address, or the network an {family} subnet"
         )
-    return [host_ip]
+    return [host_ip], []
 
 
-def _fulfilled(requests: Iterable[_Request], reserved: Iterable[Published]) -> bool:
-    left = set(reserved)
+def _every_host_ip(*, has4: bool, has6: bool, relayed: bool) -> tuple[list[Address], list[Address]]:
+    """Return every address of the families that the container has, and the loopback address of the other family."""
+    asked: list[Address] = [_ANY4] if has4 else []
+    implied: list[Address] = [_LOOPBACK4] if relayed and not has4 else []
+    if host_has_ipv6():  # moby's IsV6Listenable: implicit, so a host without IPv6 is no error
+        asked += [_ANY6] if has6 else []
+        implied += [_LOOPBACK6] if relayed and not has6 else []
+    return (asked, implied) if asked else (implied, [])
+
+
+def _serves(reservation: _Reservation, requests: Sequence[_Request]) -> bool:
+    """True if the reservation fulfils these requests. What they ask for then counts as asked for from now on."""
+    if reservation.requests == requests:
+        return True
+    implied = _fulfilled(requests, reservation)
+    if implied is None:
+        return False
+    reservation.requests = requests
+    reservation.implied = implied & (reservation.implied | reservation.socks.keys())
+    return True
+
+
+def _fulfilled(requests: Iterable[_Request], reservation: _Reservation) -> set[Published] | None:
+    """Return the ports that the requests only imply; None unless what they ask for is reserved, and nothing else."""
+    left = reservation.socks.keys() - reservation.implied
+    asked: set[Published] = set()
+    implied: set[Published] = set()
     for request in requests:
         first, last = request.ports
         for port in sorted({one.host_port for one in left}):
-            if left.issuperset(request.published_at(port)) and (first <= port <= last or first == 0):
-                left.difference_update(request.published_at(port))
+            if left.issuperset(request.asked_at(port)) and (first <= port <= last or first == 0):
+                left.difference_update(request.asked_at(port))
+                asked.update(request.asked_at(port))
+                implied.update(request.implied_at(port))
                 break
         else:
-            return False
-    return not left
+            return None
+    implied -= asked
+    return implied if implied.issuperset(reservation.socks.keys() - asked) else None

@@ -155,13 +155,15 @@ def same_port(one: Published, other: Published) -> bool:
     return (one.proto, one.host_port) == (other.proto, other.host_port) and overlap(one.host_ip, other.host_ip)
 
 
-def implied(one: Published, among: Iterable[Published]) -> bool:
-    """True if this is the implied loopback address of the family that the container lacks.
+def may_be_implied(one: Published, among: Iterable[Published], addresses: Iterable[Address | None]) -> bool:
+    """True if this may be the implied loopback address of a family that the container lacks.
 
-    It is added to a port on all addresses of the other family. A container on an IPv4-only and an IPv6-only network
-    publishes on both: each has the other's loopback implied.
+    It is added to a port on all addresses of the other family. `addresses`: the container's own. A container on an
+    IPv4-only and an IPv6-only network publishes on both: each has the other's loopback implied.
     """
-    return one.host_ip.is_loopback and any(
+    if not one.host_ip.is_loopback or any(own and own.version == one.host_ip.version for own in addresses):
+        return False
+    return any(
         other.host_ip.is_unspecified
         and other.host_ip.version != one.host_ip.version
         and (other.proto, other.host_port, other.container_port) == (one.proto, one.host_port, one.container_port)

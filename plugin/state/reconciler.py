@@ -4,9 +4,9 @@ Every change is made here, under one lock: first the state file, then the kernel
 more closed than the file says, never less, because the start replaces the whole table from the file. The owners whose
 elements a change affects follow from comparing the facts before and after it; callers do not name them.
 
-Lock order: `ProxyPorts`, then the lock here, then `Bridges`, `FlowCutter`, `KernelTable`, which call only the kernel.
-The tracker, the driver and the loops have no lock: their data in addition to the facts changes within edits, under this
-lock.
+Lock order: the lock here comes first, then those of `FlowCutter`, `KernelTable` and `Bridges`, which call only the
+kernel. No module calls this one while it holds a lock of its own. The tracker, the driver and the loops have no lock:
+their data in addition to the facts changes within edits, under this lock.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ class Reconciler:
         self._later = later
         self._lock = threading.RLock()
         self._view = PolicyView(defaults)
+        #: The view's facts after the last complete change: for readers without the lock.
+        self._facts = self._view.facts
         self._writer = TableApplier(nft, self._view, later)
         #: True after an unexpected error: the facts may lack what `_settle` derives.
         self._unsettled = False
@@ -69,22 +71,22 @@ class Reconciler:
 
     @property
     def facts(self) -> Facts:
-        """All current facts."""
-        return self._view.facts
+        """All facts, as of the last complete change. One in progress, which may still be refused, is not in them."""
+        return self._facts
 
     @property
     def state(self) -> SavedState:
-        """The part of the facts that is saved across restarts."""
-        return self._view.facts.saved
+        """The part of `facts` that is saved across restarts."""
+        return self._facts.saved
 
     @property
     def networks(self) -> Mapping[str, Network]:
-        """The driver's networks by ID."""
+        """The driver's networks by ID, as in `facts`."""
         return self.state.networks
 
     @property
     def endpoints(self) -> Mapping[str, Endpoint]:
-        """The driver's endpoints by ID."""
+        """The driver's endpoints by ID, as in `facts`."""
         return self.state.endpoints
 
     def read(self, question: Callable[[PolicyView], T]) -> T:
@@ -115,6 +117,7 @@ class Reconciler:
             if settled is not facts:  # the last process may have been killed before it saved the derived facts
                 self._save_or_log(facts.saved, settled.saved)
                 self._view.start(settled)
+            self._facts = settled
             self._writer.start()
             kept = Facts(saved=before or facts.saved)
             for cut in self._writer.cuts.departed(kept, facts, list(kept.owners())):
@@ -153,8 +156,13 @@ class Reconciler:
     def _change(self, edit: Edit, ends: list[Callable[[], Cut | None]], *, observed: bool) -> None:
         before = self._view.facts
         after = edit(before)
-        if after is before:
-            return
+        if after is not before:
+            try:
+                self._make(before, after, ends, observed=observed)
+            finally:
+                self._facts = self._view.facts
+
+    def _make(self, before: Facts, after: Facts, ends: list[Callable[[], Cut | None]], *, observed: bool) -> None:
         with self._view.deciding():
             owners = self._concerned(before, after)
             self._view.take(after, owners)
@@ -253,7 +261,7 @@ class Reconciler:
         self._unsettled = True
         self._behind.retry()
         try:
-            self._store.save(self.state, flush=True)
+            self._store.save(self._view.state, flush=True)
         except FwError as error:
             log.error("%s; the state file has the current state after the next save", error)
         try:
@@ -271,7 +279,7 @@ class Reconciler:
         if self._unsettled:
             before = self._view.facts
             with self._view.deciding():
-                after = self._settle(before, dict.fromkeys(self._view.owners()))
+                after = self._facts = self._settle(before, dict.fromkeys(self._view.owners()))
             self._unsettled = False
             self._save_or_log(before.saved, after.saved)
         self._apply(owners)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from plugin.driver.host_ports import HostPorts
+from plugin.driver.host_ports import HostPorts, LoopbackRelay
 from plugin.driver.host_socket import raise_fd_limit
 from plugin.driver.relay_loop import Relay
 from plugin.model import FwError, PortBinding, Published
@@ -109,7 +109,7 @@ def clients(relay: Relay) -> int:
 class Host:
     """HostPorts on the lab's host, by default for a container that has both of the lab's addresses."""
 
-    def __init__(self, lab: Lab, relay: Relay | None) -> None:
+    def __init__(self, lab: Lab, relay: LoopbackRelay | None) -> None:
         self.lab, self.ports = lab, HostPorts(relay)
 
     def publish(
@@ -132,9 +132,17 @@ class Host:
         """Return the reserved host ports by endpoint: a copy."""
         return {endpoint: tuple(found.socks) for endpoint, found in self.ports._reserved.items()}
 
+    def rows(self) -> dict[str, set[str]]:
+        """Return the reserved host ports by endpoint, as `shown`."""
+        return {endpoint: set(shown(found)) for endpoint, found in self.reserved().items()}
+
+    def release(self, endpoint: str) -> None:
+        with inside(self.lab.host):
+            self.ports.release(endpoint)
+
     def release_all(self) -> None:
         for endpoint in self.reserved():
-            self.ports.release(endpoint)
+            self.release(endpoint)
 
 
 @pytest.fixture
@@ -301,7 +309,7 @@ def test_outsider_sees_silence(lab: Lab, host: Host, address: str, host_ip: str 
         host.publish("e", want(8080, host_ip=on), want(5353, 53, "udp", host_ip=on))
         assert silent(lab, address, 8080, socket.SOCK_STREAM, closed=address)
         assert silent(lab, address, 5353, socket.SOCK_DGRAM, closed=address)
-    host.ports.release("e")
+    host.release("e")
     with bound(lab.host, address, 8080), bound(lab.host, address, 5353, socket.SOCK_DGRAM) as udp:
         assert not silent(lab, address, 8080, socket.SOCK_STREAM, closed=address)
         with connect(lab.outsider, address, 5353, socket.SOCK_DGRAM) as sock:
@@ -492,7 +500,7 @@ def test_both_families_get_the_same_port(lab: Lab, plain: Host) -> None:
                 plain.publish("f", want())
     finally:
         lab.sysctl(lab.host, "ipv4/ip_local_port_range", "32768 60999")
-        lab.sysctl(lab.host, "ipv4/ip_local_reserved_ports", "")
+        lab.sysctl(lab.host, "ipv4/ip_local_reserved_ports", "\n")
 
 
 @pytest.mark.parametrize(
@@ -583,7 +591,7 @@ def test_ephemeral_ports_of_one_service_agree(plain: Host) -> None:
 def test_ephemeral_port_is_not_given_again_at_once(plain: Host) -> None:
     """A client of a removed container does not meet the next one on the same port."""
     first = plain.publish("e", want())
-    plain.ports.release("e")
+    plain.release("e")
     assert plain.publish("f", want())[0].host_port != first[0].host_port
 
 
@@ -602,6 +610,19 @@ def test_repeated_and_changed(plain: Host) -> None:
     assert plain.reserved()["e"] == second
     assert plain.publish("e") == ()
     assert list(plain.reserved()) == ["f"]
+
+
+def test_repeated_over_the_end_of_the_range(lab: Lab, plain: Host) -> None:
+    """Publishing again returns the current ports too if a later one of them is the lowest that Docker could choose."""
+    lab.sysctl(lab.host, "ipv4/ip_local_port_range", "31990 31993")
+    try:
+        plain.publish("e", want(), want(), want())
+        bindings = want(host_ip="0.0.0.0"), want()
+        first = plain.publish("e", *bindings)
+        assert shown(first) == ["0.0.0.0|31993|80/tcp", "0.0.0.0|31990|80/tcp", "::|31990|80/tcp"]
+        assert plain.publish("e", *bindings) == first
+    finally:
+        lab.sysctl(lab.host, "ipv4/ip_local_port_range", "32768 60999")
 
 
 def test_restore(lab: Lab, plain: Host) -> None:
@@ -633,8 +654,8 @@ def test_release(lab: Lab, host: Host, relay: Relay) -> None:
                     assert sock.recv(1) == b"?"
                 with connect(lab.host, "::1", 5353, socket.SOCK_DGRAM) as udp:
                     assert ask(udp, b"?") == b"echo ?"
-                host.ports.release("e")
-                host.ports.release("e")
+                host.release("e")
+                host.release("e")
                 assert (connections(relay), clients(relay)) == (1, 0)
                 for sock in socks:
                     with pytest.raises(ConnectionResetError):
@@ -644,7 +665,7 @@ def test_release(lab: Lab, host: Host, relay: Relay) -> None:
                 other.sendall(b"!")
                 assert other.recv(1) == b"!"
                 bound(lab.host, "0.0.0.0", 5353, socket.SOCK_DGRAM).close()
-        host.ports.release("other")
+        host.release("other")
         until(lambda: connections(relay) == 0, "no connection is left")
     until(lambda: len(os.listdir("/proc/self/fd")) == files, "every file is closed")
 
@@ -656,7 +677,7 @@ def test_restart_over_time_wait(lab: Lab, host: Host) -> None:
             host.publish("e", want(8080))
             with connect(lab.host, "127.0.0.1", 8080) as sock:
                 assert sock.recv(1) == b""
-            host.ports.release("e")
+            host.release("e")
 
 
 def test_relay_stops_and_starts(lab: Lab, host: Host, relay: Relay) -> None:
@@ -666,7 +687,7 @@ def test_relay_stops_and_starts(lab: Lab, host: Host, relay: Relay) -> None:
     relay.stop()
     with pytest.raises(ConnectionRefusedError):
         connect(lab.host, "127.0.0.1", 8080)
-    host.ports.release("e")
+    host.release("e")
     with inside(lab.host):
         relay.start()
         relay.start()
@@ -741,21 +762,91 @@ def test_out_of_files(plain: Host) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
+# --- addresses that a request implies, and that it asks for -----------------------------------------------------------
+
+
+def test_a_refused_call_takes_no_implied_address_of_another_container(lab: Lab, host: Host) -> None:
+    """A container whose ports cannot all be had leaves every reservation of others, implied loopback addresses too."""
+    host.publish("first", want(7001), addr4=None)
+    with bound(lab.host, HOST4, 7002):
+        before = host.rows()
+        assert before == {"first": {"::|7001|80/tcp", "127.0.0.1|7001|80/tcp"}}
+        with pytest.raises(FwError):
+            host.publish("second", want(7001, host_ip="127.0.0.1"), want(7002))
+        assert host.rows() == before
+
+
+def test_an_address_that_was_asked_for_is_not_taken(lab: Lab, host: Host) -> None:
+    """`-p 127.0.0.1:8080:80 -p [::]:8080:80` keeps both addresses, though `-p 8080:80` may imply the first."""
+    for addr4 in (BOX4, None):
+        host.publish("first", want(8080, host_ip="127.0.0.1"), want(8080, host_ip="::"), addr4=addr4)
+        before = host.rows()
+        for host_ip in ("127.0.0.1", "0.0.0.0"):
+            with pytest.raises(FwError, match=rf"^Bind for {host_ip}:8080 failed: port is already allocated$"):
+                host.publish("second", want(8080, host_ip=host_ip))
+            assert host.rows() == before
+        host.release("first")
+
+
+def test_an_address_that_was_asked_for_is_not_left_out(lab: Lab, host: Host) -> None:
+    """An address that a binding names is reserved, or the call is refused; also one that another binding implies."""
+    with (
+        bound(lab.host, "127.0.0.1", 8080),
+        pytest.raises(FwError, match=r"127\.0\.0\.1:8080/tcp: .* in use"),
+    ):
+        host.publish("e", want(8080, host_ip="127.0.0.1"), want(8080, host_ip="::"), addr4=None)
+    for bindings in ((want(8080), want(8080, host_ip="127.0.0.1")), (want(8080, host_ip="127.0.0.1"), want(8080))):
+        got = host.publish("e", *bindings, addr4=None)
+        assert {str(one.host_ip) for one in got} == {"::", "127.0.0.1"}
+        with pytest.raises(FwError, match="port is already allocated"):
+            host.publish("f", want(8080, host_ip="127.0.0.1"))
+        host.release("e")
+
+
+def test_what_a_repeated_call_asks_for_counts(host: Host) -> None:
+    """A call that asks for an address which the former one implied makes it the container's; and the reverse."""
+    implied, asked = [want(8080)], [want(8080), want(8080, host_ip="127.0.0.1")]
+    host.publish("e", *implied, addr4=None)
+    host.publish("e", *asked, addr4=None)
+    with pytest.raises(FwError, match="port is already allocated"):
+        host.publish("f", want(8080, host_ip="127.0.0.1"))
+    host.publish("e", *implied, addr4=None)
+    host.publish("f", want(8080, host_ip="127.0.0.1"))
+    assert host.rows() == {"e": {"::|8080|80/tcp"}, "f": {"127.0.0.1|8080|80/tcp"}}
+
+
+def test_an_implied_address_comes_back(lab: Lab, host: Host) -> None:
+    """`localhost` reaches a container again when the one that asked for the same loopback address has ended."""
+    with container(lab, 80, echo):
+        host.publish("first", want(8080), addr4=None)
+        host.publish("second", want(8080, 81, host_ip="0.0.0.0"))
+        assert host.rows()["first"] == {"::|8080|80/tcp"}
+        host.release("second")
+        assert host.rows()["first"] == {"::|8080|80/tcp", "127.0.0.1|8080|80/tcp"}
+        with connect(lab.host, "127.0.0.1", 8080) as sock:
+            sock.sendall(b"hello")
+            assert sock.recv(5) == b"hello"
+
+
+def test_implied_after_a_restart(lab: Lab, host: Host, relay: Relay) -> None:
+    """After a restart too, an implied address is in no container's way, whichever of the two is restored first."""
+    first = host.publish("first", want(8080), addr4=None)
+    second = host.publish("second", want(8080), addr6=None)
+    host.release_all()
+    calls = [("first", first, None, BOX6), ("second", second, BOX4, None)]
+    for order in (calls, calls[::-1]):
+        again = Host(lab, relay)
+        with inside(lab.host):
+            for endpoint, published, addr4, addr6 in order:
+                again.ports.restore(endpoint, published, addr4, addr6)
+        assert again.rows() == {"first": {"::|8080|80/tcp"}, "second": {"0.0.0.0|8080|80/tcp"}}
+        again.release_all()
+
+
 # --- any order of calls ------------------------------------------------------------------------------------------
 
 ENDPOINTS = st.sampled_from("abc")
-HOST_IPS = st.sampled_from([None, "0.0.0.0", "::", HOST4, HOST6, "127.0.0.1"])
-
-
-def test_a_refused_call_takes_no_implied_address_of_another_container(plain: Host) -> None:
-    """A container whose ports cannot all be had leaves every reservation of others, loopback addresses too."""
-    plain.publish("first", want(7001, 80, "tcp", "127.0.0.1"), want(7001, 80, "tcp", "::"))
-    before = {key: set(value) for key, value in plain.reserved().items()}
-    with pytest.raises(FwError):
-        plain.publish("second", want(7001, 80, "tcp"))
-    assert {key: set(value) for key, value in plain.reserved().items()} == before
-
-
+HOST_IPS = st.sampled_from([None, "0.0.0.0", "::", HOST4, HOST6, "127.0.0.1", "::1"])
 PROTOS: st.SearchStrategy[Proto] = st.sampled_from(["tcp", "udp", "sctp"])
 RANGES = st.sampled_from([(0, 0), (7000, 0), (7001, 0), (7000, 7002)])
 BINDINGS = st.builds(lambda ip, proto, ports: want(ports[0], 80, proto, ip, ports[1]), HOST_IPS, PROTOS, RANGES)
@@ -772,11 +863,12 @@ def overlap(one: Published, other: Published) -> bool:
 @given(steps=STEPS)
 def test_any_order(plain: Host, steps: list[tuple[str, list[PortBinding], bool]]) -> None:
     """After any calls: no two containers have one port, a failure changes nothing, a release frees all."""
+    plain.release_all()  # of an example that failed
     files = len(os.listdir("/proc/self/fd"))
     for endpoint, bindings, release in steps:
         before = plain.reserved()
         if release:
-            plain.ports.release(endpoint)
+            plain.release(endpoint)
             before.pop(endpoint, None)
             assert plain.reserved() == before
             continue
@@ -796,3 +888,66 @@ def test_any_order(plain: Host, steps: list[tuple[str, list[PortBinding], bool]]
     plain.release_all()
     assert plain.reserved() == {}
     assert len(os.listdir("/proc/self/fd")) == files
+
+
+class NoRelay:
+    """A relay that carries nothing: which loopback addresses a container has does not depend on it."""
+
+    def serve(self, sock: socket.socket, host: IPv4Address | IPv6Address, port: int) -> None: ...
+
+    def drop(self, socks: Iterable[socket.socket]) -> None: ...
+
+
+def named(one: Published, bindings: list[PortBinding]) -> bool:
+    """Return whether a binding names exactly this address and port."""
+    return any((binding.host_ip, binding.host_port) == (one.host_ip, one.host_port) for binding in bindings)
+
+
+NARROW = st.builds(
+    lambda ip, ports: want(ports[0], 80, "tcp", ip, ports[1]),
+    st.sampled_from([None, "0.0.0.0", "::", "127.0.0.1", "::1"]),
+    st.sampled_from([(0, 0), (7000, 0), (7001, 0), (7000, 7002)]),
+)
+Step = tuple[str, tuple[IPv4Address | None, IPv6Address | None], list[PortBinding], bool]
+FAMILIES = st.sampled_from([(BOX4, BOX6), (BOX4, None), (None, BOX6)])
+MIXED = st.lists(st.tuples(ENDPOINTS, FAMILIES, st.lists(NARROW, max_size=3), st.booleans()), max_size=8)
+
+
+@settings(max_examples=150, deadline=None)
+@given(steps=MIXED)
+def test_any_order_with_implied_addresses(lab: Lab, steps: list[Step]) -> None:
+    """No call takes what another container asked for, a failed one changes nothing, and no two share a port."""
+    files = len(os.listdir("/proc/self/fd"))
+    host = Host(lab, NoRelay())
+    try:
+        _any_order(host, steps)
+    finally:
+        host.release_all()
+    assert len(os.listdir("/proc/self/fd")) == files
+
+
+def _any_order(host: Host, steps: list[Step]) -> None:
+    got: dict[str, set[Published]] = {}  # what each call returned: all that a container ever has
+    asked: dict[str, set[Published]] = {}
+    for endpoint, (addr4, addr6), bindings, release in steps:
+        before = {key: set(value) for key, value in host.reserved().items()}
+        if release:
+            host.release(endpoint)
+            got.pop(endpoint, None)
+            asked.pop(endpoint, None)
+        else:
+            try:
+                found = set(host.publish(endpoint, *bindings, addr4=addr4, addr6=addr6))
+            except FwError:
+                assert {key: set(value) for key, value in host.reserved().items()} == before
+            else:
+                got[endpoint] = found
+                implied = host.ports._reserved[endpoint].implied if found else set()
+                assert all(one.host_ip.is_loopback and not named(one, bindings) for one in implied)
+                asked[endpoint] = found - implied
+                assert set(host.publish(endpoint, *bindings, addr4=addr4, addr6=addr6)) == found
+        now = {key: set(value) for key, value in host.reserved().items()}
+        assert all(asked[key] <= now.get(key, set()) <= got[key] for key in got)
+        assert now.keys() <= got.keys()
+        every = [one for published in now.values() for one in published]
+        assert not any(overlap(one, other) for i, one in enumerate(every) for other in every[:i])

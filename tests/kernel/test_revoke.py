@@ -166,22 +166,21 @@ def test_when_egress_becomes_narrower_outbound_flows_are_cut(
 
 
 @pytest.mark.parametrize("on", ["docker-fw's network", "Docker's network"])
-def test_when_labels_become_known_late_what_it_began_is_cut(
-    site: Site, boxes: Boxes, writer: TableApplier, on: str
+def test_when_labels_become_known_late_flows_opened_before_are_cut(
+    site: Site, boxes: Boxes, reconciler: Reconciler, tracker: EndpointTracker, on: str
 ) -> None:
     """Flows that a container opened while its labels were unknown are cut if these turn out to restrict its egress."""
-    guard = EndpointTracker(writer)
     box = boxes.web if on == "docker-fw's network" else boxes.shop
 
     def says(egress: str, *, sure: bool) -> None:
         if box is boxes.web:
             now = known(box, "late", spec_of(egress=egress))
-            writer.put_endpoint(now if sure else dataclasses.replace(now, container=None))
+            reconciler.put_endpoint(now if sure else dataclasses.replace(now, container=None))
         else:
-            guest = dataclasses.replace(known(box, "late", spec_of(egress=egress)), network_id=GUARDED[0].id)
+            now = guest(0, known(box, "late", spec_of(egress=egress)))
             if not sure:
-                guest = dataclasses.replace(guest, container=None)
-            guard.replace(GUARDED, [guest], asked=guard.now())
+                now = dataclasses.replace(now, container=None)
+            tracker.replace(DOCKER_NETWORKS, [now], asked=tracker.now())
 
     says("443", sure=False)
     with Talks() as talks:

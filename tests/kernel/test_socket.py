@@ -186,6 +186,28 @@ def test_every_call_may_come_twice(fw: Running) -> None:
         assert (fw.links(), fw.elements(), fw.kept()) == before
 
 
+def test_an_endpoint_that_has_not_joined_has_no_flows(fw: Running) -> None:
+    """Its Leave has none to cut, so that no later container inherits any: each packet to its addresses is dropped."""
+    network = fw.network(1)
+    endpoint = fw.endpoint(network, 2)
+    fw.docker.container("web", endpoint["EndpointID"], network["NetworkID"])
+    fw.well("CreateNetwork", network)
+    fw.well("CreateEndpoint", endpoint)
+    fw.publish(endpoint, 8081, 80)
+    own = {"10.1.0.2", "2001:db8:1::2"}
+    to = [(proto, address, port) for proto, port in (("tcp", 80), ("udp", 53)) for address in own]
+    to += [("tcp", str(address), 8081) for address in (fw.site.HOST4, fw.site.HOST6)]
+
+    def tracked() -> set[str]:
+        fw.site.wan.probe(to, timeout=0.4)
+        lists = (fw.site.run("conntrack", "-L", "-f", family, check=False).stdout for family in ("ipv4", "ipv6"))
+        return set(re.findall(r"(?:src|dst)=(\S+)", "".join(lists)))
+
+    assert not own & tracked()
+    fw.well("Join", endpoint)
+    assert own <= tracked()
+
+
 def test_an_internal_network_has_no_gateway_and_nothing_open(fw: Running) -> None:
     """On `--internal` a container gets no default route, and no address accepts anything from elsewhere."""
     network = fw.network(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -417,6 +418,43 @@ def test_unlisted_sockets_leave_known_programs_reachable(desk: Desk, monkeypatch
 
     monkeypatch.setattr(desk.ports._listeners, "_listed", fails)
     assert desk.look(UNIDENTIFIED).listening == {22}
+
+
+def test_a_change_in_progress_holds_up_no_question(desk: Desk) -> None:
+    """The facts' lock comes first: a thread that has it may ask here, while another waits for it with new ports."""
+    waits, answers = threading.Event(), list[Any]()
+    observe = desk.reconciler.observe
+    desk.reconciler.observe = lambda edit: (waits.set(), observe(edit))  # type: ignore[assignment,func-returns-value]
+    finds = threading.Thread(target=lambda: desk.ports.asks("c", (RequestedPorts("tcp", ANY4, 2375, 2375),)))
+    asks = threading.Thread(target=lambda: answers.append(desk.ports.held()))
+
+    def edit(facts: Facts) -> Facts:
+        finds.start()
+        assert waits.wait(5)
+        asks.start()
+        asks.join(5)
+        answers.append("the change ends")
+        return facts
+
+    observe(edit)
+    finds.join(5)
+    assert answers == [[], "the change ends"]
+    assert desk.of("dockerd_ports") == {2376, 2377, 4789}
+
+
+def test_an_answer_that_is_published_late_is_the_newest(desk: Desk) -> None:
+    """Two threads find something at the same moment: what was found last is in the facts, whoever writes it last."""
+    observe, later = desk.reconciler.observe, list[Any]()
+    desk.reconciler.observe = later.append  # type: ignore[method-assign]
+    desk.host.listens(tcp(22))
+    desk.ports.look(KNOWN)
+    desk.ports.asks("c", (RequestedPorts("tcp", ANY4, 2375, 2375),))
+    desk.ports.forget("c")
+    desk.ports.look(UNIDENTIFIED)
+    for edit in reversed(later):
+        observe(edit)
+    assert (desk.reconciler.facts.proxies, ports(desk.reconciler.facts.listening)) == (UNIDENTIFIED, {22})
+    assert desk.of("dockerd_ports") == {2375, 2376, 2377, 4789}
 
 
 def test_the_start_of_the_range_from_which_docker_chooses(tmp_path: Path) -> None:

@@ -325,6 +325,39 @@ def test_a_full_disk_opens_nothing(web: tuple[Reconciler, Kernel, Disk]) -> None
     assert not state.endpoints[endpoint(2, 1, 3).id].joined
 
 
+@pytest.mark.parametrize("refused", ["", "disk", "kernel"])
+def test_no_reader_sees_a_change_that_may_be_refused(web: tuple[Reconciler, Kernel, Disk], refused: str) -> None:
+    """A reader without the lock gets the former facts until disk and kernel have the change."""
+    state, kernel, disk = web
+    before, seen = state.facts, list[bool]()
+    save, change = disk.save, kernel.change
+
+    def read() -> None:
+        seen.append((state.facts, state.state, state.networks) == (before, before.saved, before.saved.networks))
+
+    def save_and_read(kept: SavedState, *, flush: bool, endpoint: str = "") -> None:
+        read()
+        disk.full = refused == "disk"
+        save(kept, flush=flush)
+
+    def change_and_read(*arguments: Any) -> None:
+        read()
+        kernel.refuses = 2 * (refused == "kernel")  # the change, and the whole table after it
+        change(*arguments)
+
+    disk.save, kernel.change = save_and_read, change_and_read  # type: ignore[method-assign]
+    try:
+        state.put_network(network(2))
+    except FwError:
+        assert refused
+        assert state.facts == before
+    else:
+        assert not refused
+        assert network(2).id in state.networks
+    assert seen
+    assert all(seen)
+
+
 def test_a_refusing_kernel_and_a_full_disk_change_nothing(web: tuple[Reconciler, Kernel, Disk]) -> None:
     """Even if the rollback fails too, the facts and the kernel's table agree."""
     state, kernel, disk = web
