@@ -27,7 +27,7 @@ FORMER = "fw"
 #: Seconds for which a cut flow stays in quarantine after the last packet of its responder. This is as long as
 #: conntrack remembers a silent flow of any protocol but TCP (nf_conntrack_generic_timeout is the longest); after that
 #: the packet would start a new flow anyway.
-HELD = 600
+QUARANTINE_SECONDS = 600
 
 #: The levels at which a socket's control group is looked up: openrc.docker is at level 1, system.slice/docker.service
 #: at level 2. A group's number is unique across all levels.
@@ -105,33 +105,33 @@ def _family(v: int) -> dict[str, SetSpec]:
         ),
         **_host(v, source, to),
         f"quarantine{v}": SetSpec(
-            flow, comment="cut flows: their responders may not reopen them", meter=HELD, effect="closes"
+            flow, comment="cut flows: their responders may not reopen them", meter=QUARANTINE_SECONDS, effect="closes"
         ),
         f"quarantine{v}_pairs": SetSpec(
             (source, "meta l4proto", target),
             comment="cut flows of protocols without ports",
-            meter=HELD,
+            meter=QUARANTINE_SECONDS,
             effect="closes",
         ),
         f"quarantine{v}_ports_from": SetSpec(
             by[:2] + ("th sport",),
             comment="too many cut flows to list: ports that may not open flows",
-            meter=HELD,
+            meter=QUARANTINE_SECONDS,
             effect="closes",
         ),
         f"quarantine{v}_ports_to": SetSpec(
-            to, comment="the same: ports to which no flow may be opened", meter=HELD, effect="closes"
+            to, comment="the same: ports to which no flow may be opened", meter=QUARANTINE_SECONDS, effect="closes"
         ),
         f"quarantine{v}_all_from": SetSpec(
             (source, "meta l4proto"),
             comment="too many ports to list: containers that may not open flows",
-            meter=HELD,
+            meter=QUARANTINE_SECONDS,
             effect="closes",
         ),
         f"quarantine{v}_all_to": SetSpec(
             (target, "meta l4proto"),
             comment="the same: containers to which no flow may be opened",
-            meter=HELD,
+            meter=QUARANTINE_SECONDS,
             effect="closes",
         ),
         f"hairpin{v}": SetSpec(
@@ -361,10 +361,10 @@ WATCHED = tuple(Element("lease", (family,)) for family in AF.values())
 
 
 #: A table that is created without its elements lets no new flow pass until the elements are there.
-SHUT = (*(Element("loading", (family,)) for family in AF.values()), Element("loading_ports", (1,)))  # 1: ARPHRD_ETHER
-#: Seconds until a table stops being shut by itself: no error locks the owner of the host out permanently.
-SHUT_SECONDS = 60
-#: The elements that lead packets to the bans, and to the rules of a shut table.
+LOADING = (*(Element("loading", (f,)) for f in AF.values()), Element("loading_ports", (1,)))  # 1: ARPHRD_ETHER
+#: Seconds until a loading table opens by itself: no error locks the owner of the host out permanently.
+LOADING_SECONDS = 60
+#: The elements that lead packets to the bans, and to the rules of a table that is being loaded.
 BANNING = tuple(Element("ban_families", (family,)) for family in AF.values())
 
 

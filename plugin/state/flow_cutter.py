@@ -162,7 +162,7 @@ class FlowCutter:
             some = "; ".join(map(_described, list(fitting)[:8])) + more
             log.error(
                 "too many cut flows to quarantine one by one: until none was tried for %d s, new flows are dropped %s",
-                sets.HELD,
+                sets.QUARANTINE_SECONDS,
                 some,
             )
         return [way for way in ways if level(way) not in fitting]
@@ -173,9 +173,9 @@ class FlowCutter:
         again = tuple(self._quarantined.keys() & elements)
         # Recorded first: if the table is missing, it is written again with all elements recorded here.
         self._quarantined.update(dict.fromkeys(elements, time.monotonic()))
-        self._nft.change(Change(), dict.fromkeys(elements, sets.HELD))
+        self._nft.change(Change(), dict.fromkeys(elements, sets.QUARANTINE_SECONDS))
         if again:  # existing elements kept their old timeouts
-            timed = dict.fromkeys(again, sets.HELD)
+            timed = dict.fromkeys(again, sets.QUARANTINE_SECONDS)
             try:
                 self._nft.change(Change(again), timed)
             except NftError:  # one has just expired
@@ -189,11 +189,11 @@ class FlowCutter:
                     self._quarantined.update(dict.fromkeys(self._kernels(name, there) or (), time.monotonic()))
 
     @contextmanager
-    def kept(self) -> Iterator[dict[Element, int]]:
+    def for_rewrite(self) -> Iterator[dict[Element, int]]:
         """Yield the quarantine of a table about to be written, with its timeouts. Nothing is added meanwhile."""
         with self._quarantine_lock:
             self._forget_expired()
-            yield dict.fromkeys(self._quarantined, sets.HELD)
+            yield dict.fromkeys(self._quarantined, sets.QUARANTINE_SECONDS)
 
     def release(self, owners: Iterable[ElementOwner]) -> None:
         """Release flows that these owners allow again, and flows of the last owners of their addresses."""
@@ -216,7 +216,7 @@ class FlowCutter:
         if allowed:
             self._later(partial(self._release, allowed, time.monotonic()))
 
-    def vacate(self, addresses: Collection[Address]) -> None:
+    def mark_departed(self, addresses: Collection[Address]) -> None:
         """Note that no container has these addresses now: for the next container nothing is quarantined."""
         if addresses:
             for element in list(self._quarantined):
