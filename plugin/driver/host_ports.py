@@ -363,7 +363,7 @@ def _every_host_ip(*, has4: bool, has6: bool, relayed: bool) -> tuple[list[Addre
 
 
 def _serves(reservation: _Reservation, requests: Sequence[_Request]) -> bool:
-    """True if the reservation fulfils these requests. What they ask for then counts as asked for from now on."""
+    """True if the reservation fulfils these requests. Their ports then count as requested from now on."""
     if reservation.requests == requests:
         return True
     implied = _fulfilled(requests, reservation)

@@ -54,7 +54,7 @@ class KernelTable:
         self._lock = threading.Lock()
         self._mark = mark
         self._name = name
-        #: What kernel and nft support, known after the first `replace`. `owned`: no other program can change or flush
+        #: Features of kernel and nft, known after the first `replace`. `owned`: no other program can change or flush
         #: the tables while this object exists.
         self.features = Features(owned=True)
         #: A replacement was interrupted: the table closes, but some ports that should be open are not.

@@ -262,7 +262,7 @@ class FlowCutter:
 def _holders(facts: Facts, owner: ElementOwner) -> list[tuple[Address, str]]:
     """Return the owner's addresses, each with its container's ID.
 
-    An endpoint that has not joined has none: no packet passes to its addresses, and none comes from them without a
+    An endpoint that has not joined has none: no packet passes to its addresses, and none is sent from them without a
     link, so there are no flows that another container could inherit.
     """
     if owner.kind is Kind.TRACKED:

@@ -4,7 +4,7 @@ Every change is made here, under one lock: first the state file, then the kernel
 more closed than the file says, never less, because the start replaces the whole table from the file. The owners whose
 elements a change affects follow from comparing the facts before and after it; callers do not name them.
 
-Lock order: the lock here comes first, then those of `FlowCutter`, `KernelTable` and `Bridges`, which call only the
+Lock order: the lock here is the first, then those of `FlowCutter`, `KernelTable` and `Bridges`, which call only the
 kernel. No module calls this one while it holds a lock of its own. The tracker, the driver and the loops have no lock:
 their data in addition to the facts changes within edits, under this lock.
 """

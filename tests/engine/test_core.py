@@ -213,8 +213,8 @@ def test_no_packet_leaves_with_a_neighbours_address(deep: Fw) -> None:
     with deep.network() as net:
         victim, nextdoor, hostile = deep.run(net), deep.run(net), deep.run(net)
         (own4, own6), (next4, next6) = deep.addresses(hostile, net), deep.addresses(nextdoor, net)
-        here, there = (deep.engine.netns(who).path for who in (hostile, victim))
-        own, to = (hardware(deep, who, net) for who in (hostile, victim))
+        here, there = (deep.engine.netns(container).path for container in (hostile, victim))
+        own, to = (hardware(deep, container, net) for container in (hostile, victim))
         four, six = deep.addresses(victim, net)
 
         def speaks(kind: bytes, body: bytes) -> bytes:

@@ -88,7 +88,8 @@ class Site:
             return seen == expected
 
         try:
-            until(as_expected, "what an outsider sees")  # Docker restores its own rules some time after firewalld's
+            # Docker restores its own rules some time after firewalld's.
+            until(as_expected, "an outsider reaches what it should")
         finally:
             assert seen == expected
 

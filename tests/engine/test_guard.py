@@ -125,7 +125,11 @@ def test_one_network_of_dockers_from_another(each: Fw) -> None:
         with each.engine.serve(app, tcp=[80, 5432]):
             direct = [("tcp", address, 5432) for address in each.addresses(app, net)]
             by_host = [("tcp", host, ports["5432"]) for host in hosts(each)]
-            until(lambda: set(each.engine.netns(mate).probe([*direct, *by_host[:1]]).values()) == {"open"}, "freely", 5)
+            until(
+                lambda: set(each.engine.netns(mate).probe([*direct, *by_host[:1]]).values()) == {"open"},
+                "neighbours reach every port",
+                5,
+            )
             assert "open" not in each.engine.netns(stranger).probe([*direct, *by_host]).values()
 
 
@@ -198,7 +202,7 @@ def test_labels_without_effect_are_reported(deep: Fw) -> None:
     with dockers(deep, v6=False) as net, dockers(deep, "--internal", v6=False) as inner:
         app = deep.run(net, "--label", "fw.allow=8080, 9000", "-p", "9000")
         hidden = deep.run(inner, "--label", "fw.allow=8080")
-        until(lambda: hidden in deep.fwctl("status"), "both are known", 5)
+        until(lambda: hidden in deep.fwctl("status"), "both containers are known", 5)
         spec = deep.fwctl("status")
         assert f"fw.allow=8080 has no effect on {net.name} because it is a nat network" in spec
         assert "publish it (-p 8080:8080)" in spec

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -110,7 +111,7 @@ def never_at_a_start(fw: Fw) -> None:
             app = fw.run("bridge", *ports, command=("sh", "-c", "nc -ulp 9090 -e cat & exec httpd -f -p 9090"))
             until(lambda: fw.host.probe.tcp(fw.host.v6, 19090) == "open", "docker-proxy and the server", 60)
             fw.engine.docker("restart", "-t", "0", app)
-            until(lambda: fw.host.probe.tcp(fw.host.v6, 19090) == "open", "they are back", 60)
+            until(lambda: fw.host.probe.tcp(fw.host.v6, 19090) == "open", "docker-proxy and the server are back", 60)
             fw.remove(app)
     assert len(hammer.result.shots) > 50 * starts
     assert not hammer.result.opened
@@ -156,7 +157,7 @@ def test_never_while_docker_fw_is_killed_and_restarted(deep: Fw) -> None:
         for which in (-1, 0):
             victim = deep.pids()[which]
             deep.host.run(["kill", "-9", victim])
-            until(lambda victim=victim: victim not in deep.pids(), "it is gone")
+            until(lambda victim=victim: victim not in deep.pids(), "the process has ended")
             until(deep.answers, "the plugin answers again")
             for target in opened(deep):
                 until(partial(lambda t: deep.wan.probe.one(t).verdict == "open", target), f"{target} answers", 2)
@@ -195,20 +196,24 @@ def test_network_connect_and_disconnect_are_followed(each: Fw) -> None:
         app = each.run(net, "--label", "fw.allow=8080")
         each.engine.docker("network", "connect", other.name, app)
 
+        def places(network: Net) -> list[dict[str, Any]]:
+            networks = {n["name"]: n for n in each.status()["guarded"]}
+            found: list[dict[str, Any]] = networks.get(network.name, {"endpoints": []})["endpoints"]
+            return found
+
         def accepts(network: Net) -> list[str]:
-            guarded = {n["name"]: n for n in each.status()["guarded"]}
-            places = guarded.get(network.name, {"endpoints": []})["endpoints"]
-            return [rule for place in places for rule in place["accepts"]]
+            return [rule for place in places(network) for rule in place["accepts"]]
 
         right = ["22/tcp", "80/tcp", "443/tcp", "8080/tcp"]
-        until(lambda: accepts(net) == accepts(other) == right, "both are known", 5)
+        until(lambda: accepts(net) == accepts(other) == right, "both attachments are known", 5)
         each.engine.docker("network", "disconnect", net.name, app)
-        until(lambda: (accepts(net), accepts(other)) == ([], right), "one is gone", 5)
+        until(lambda: (accepts(net), accepts(other)) == ([], right), "the attachment is removed", 5)
         each.engine.docker("restart", "-t", "0", app)
         each.engine.docker("rename", app, f"{app}x")
-        until(lambda: (accepts(net), accepts(other)) == ([], right), "as before", 5)
+        until(lambda: [place["container"] for place in places(other)] == [f"{app}x"], "the new name is known", 5)
+        until(lambda: (accepts(net), accepts(other)) == ([], right), "the container accepts the same as before", 5)
         each.remove(f"{app}x")
-        until(lambda: accepts(other) == [], "nothing is left", 5)
+        until(lambda: accepts(other) == [], "no attachment is left", 5)
 
 
 def test_an_exception_ends_with_its_container_though_docker_reports_nothing(engines: object) -> None:

@@ -109,7 +109,7 @@ def test_options_of_networks_and_attachments_and_labels_for_one_network(each: Fw
             each.engine.docker("network", "connect", "--driver-opt", "fw.allow=7004", plain.name, app)
             ports = (22, 80, 7001, 7002, 7003, 7004, 7005)
             reach = _accepted_by_network(each, app)
-            until(lambda r=reach: len(r()) == 2, "both places are known")
+            until(lambda r=reach: len(r()) == 2, "both attachments are known")
             assert reach()[net.name] >= {"80/tcp", "7001/tcp", "7002/tcp", "7003/tcp"}
             assert not reach()[net.name] & {"22/tcp", "7004/tcp", "7005/tcp"}
             if each.engine.version != "20.10.24" or driver is None:  # whose list has no driver_opts
@@ -249,15 +249,18 @@ def test_a_restricted_container_stays_so_while_docker_starts_it(deep: Fw, how: s
     with deep.network() as net, deep.network(driver="bridge") as plain, deep.wan.probe.serve(udp=[8000]) as server:
         options = ("--restart", "always", "--stop-timeout", "0", *labels(egress="none"))
         apps = [deep.run(where, *options, command=("sh", "-c", loop)) for where in (net, plain)]
-        until(lambda: all(deep.known(app) or _accepted_by_network(deep, app)() for app in apps), "both are known")
+        until(
+            lambda: all(deep.known(app) or _accepted_by_network(deep, app)() for app in apps),
+            "both containers are known",
+        )
         before = len(server.seen())
         if how == "restart":
             deep.engine.restart()
         else:
             deep.engine.kill()
             deep.engine.start()
-        until(lambda: all(_accepted_by_network(deep, app)() for app in apps), "both are known again")
-        until(lambda: all(deep.engine.inspect(app)["State"]["Running"] for app in apps), "both run")
+        until(lambda: all(_accepted_by_network(deep, app)() for app in apps), "both containers are known again")
+        until(lambda: all(deep.engine.inspect(app)["State"]["Running"] for app in apps), "both containers run")
         assert len(server.seen()) == before
 
 
@@ -352,7 +355,7 @@ def test_oversized_labels_affect_no_other_container(deep: Fw, driver: str | None
                     assert not seen(deep, ("tcp", deep.host.v4, closed))
                     if driver:
                         assert not seen(deep, *tcp(deep.addresses(large, net), 80))
-                    until(lambda: large in deep.status()["apart"], "status names it", 40)
+                    until(lambda: large in deep.status()["apart"], "status names the container", 40)
                 deep.remove(large)
             assert not hammer.result.failed
             assert deep.status()["listening"]

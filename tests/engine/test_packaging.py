@@ -105,7 +105,7 @@ def upgraded_and_taken_back(fw: Fw, net: Net, registry: Registry) -> None:
         assert set(probe([("tcp", a, 7777) for a in addresses]).values()) == {"open"}
         fw.engine.docker("plugin", "disable", "-f", PLUGIN)
         fw.engine.docker("plugin", "enable", PLUGIN)
-        until(fw.answers, "it answers again")
+        until(fw.answers, "the former version answers")
         fw.host.run(["sh", "-ec", way_back])  # for versions whose table has the former name: does nothing here
         assert f"table inet {TABLE} {{" in fw.host.run(["nft", "list", "ruleset"]).stdout
     assert len([shot for shot in closed.result.shots if shot.verdict == "silent"]) > 200

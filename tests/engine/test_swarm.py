@@ -214,12 +214,12 @@ def test_a_closed_port_never_answers_while_dockerd_restarts(each: Node) -> None:
     options, ports = host_mode(80, 5432)
     targets = [("tcp", host, ports[5432]) for host in (each.host.v4, each.host.v6)]
     with each.service(*options, command=SERVERS) as service:
-        until(lambda: each.wan.probe.tcp(each.host.v6, ports[80]) == "open", "it answers")
+        until(lambda: each.wan.probe.tcp(each.host.v6, ports[80]) == "open", "the task answers")
         task = each.task(service)
         with each.wan.probe.hammer(*targets, every=0.004) as hammer:
             each.engine.restart()
             until(lambda: each.tasks(service) not in ([], [task]), "a new task", 60)
-            until(lambda: each.wan.probe.tcp(each.host.v6, ports[80]) == "open", "it answers again", 60)
+            until(lambda: each.wan.probe.tcp(each.host.v6, ports[80]) == "open", "the new task answers", 60)
         assert len(hammer.result.shots) > 100
         assert not hammer.result.opened
 

@@ -265,7 +265,7 @@ def test_bans_survive_a_flush_a_repair_and_a_restart(
         again = Reconciler(site.nft, Store(str(tmp_path / "state.json")), Defaults())
         again.start(Facts(Store(str(tmp_path / "state.json")).load()))
         assert passing() == [False, False]
-        until(lambda: passing() == [False, True], "it ends when it was to end", 5)
+        until(lambda: passing() == [False, True], "the ban ends at its time", 5)
         assert end - 0.1 <= time.time() <= end + 2
         again.edit_state(lambda state: dataclasses.replace(state, bans={}))
         assert passing() == [True, True]

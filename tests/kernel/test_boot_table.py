@@ -93,7 +93,7 @@ def test_current_restrictions_apply_at_the_next_boot(host: Host) -> None:
     fw.start()
     until(
         lambda: f"ipv4 . tcp . {SHUT}" in host.text and f'egress_restricted {{ "{RESTRICTED}" }}' in host.text,
-        "it is written",
+        "the restrictions are written",
     )
     host.fwctl("ban", Wan.V6)
     host.fwctl("ban", "2001:db8:5::/64", "--for", "1h")
@@ -140,18 +140,18 @@ def test_the_file_is_kept_current_but_not_created(host: Host) -> None:
     until(lambda: fw.status()["boot"] == "kept", "status says that it is kept")
     assert f"ipv4 . tcp . {OPENED}" not in host.text
     host.fwctl("deny", "guest", "8080")
-    until(lambda: f"ipv4 . tcp . {OPENED}" in host.text, "what is denied is written")
+    until(lambda: f"ipv4 . tcp . {OPENED}" in host.text, "the denied port is written")
     host.fwctl("ban", "203.0.113.99")
     until(lambda: "banned4 { 203.0.113.99 }" in host.text, "the ban is written")
     host.install()
-    until(lambda: "banned4 { 203.0.113.99 }" in host.text, "it is written again")
+    until(lambda: "banned4 { 203.0.113.99 }" in host.text, "the ban is written again")
     host.fwctl("unban", "203.0.113.99")
     until(lambda: "203.0.113.99" not in host.text, "the ban's end is written")
     boot_unit.remove(host.root)
     until(lambda: fw.status()["boot"] == "", "docker-fw sees that it is gone")
     assert not (host.root / boot_unit.FILE).exists()
     host.install()
-    until(lambda: fw.status()["boot"] == "kept", "it is there again, and kept")
+    until(lambda: fw.status()["boot"] == "kept", "the file is kept current again")
     assert f"ipv4 . tcp . {SHUT}" in host.text
 
 
@@ -164,7 +164,7 @@ def test_a_directory_that_is_full_or_read_only_is_reported(host: Host) -> None:
     until(lambda: "is not kept current" in fw.status()["boot"], "status says why")
     assert host.text == before
     (host.root / f"{boot_unit.FILE}.kept").rmdir()
-    until(lambda: fw.status()["boot"] == "kept", "it is kept again")
+    until(lambda: fw.status()["boot"] == "kept", "the file is kept current again")
 
 
 def test_install_includes_bans_and_restricted_networks(host: Host) -> None:

@@ -57,7 +57,7 @@ def test_masses_of_labels_delay_no_other_container(fw: Running) -> None:
             error.append(reply["Err"])
             return True
 
-        until(refused, "it is refused", 15)
+        until(refused, "the start is refused", 15)
         assert why in error[0]
         assert len(error[0]) <= 8001
         assert fw.opens(f"10.1.0.{number}") == set()

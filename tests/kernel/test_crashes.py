@@ -233,7 +233,7 @@ def enumerated(fw: Crashing, fire: Fire, when: str) -> None:
         for name, call in life(fw, fire).items():
             if step == 0:
                 call()
-                until(lambda: fw.status()["listening"], "it follows Docker")
+                until(lambda: fw.status()["listening"], "docker-fw follows Docker")
                 without[name] = state_of(fw)
                 continue
             if name not in left:
@@ -244,7 +244,7 @@ def enumerated(fw: Crashing, fire: Fire, when: str) -> None:
             if fw.lived():
                 left.remove(name)
                 continue
-            until(fw.answers, "it is there again", 15)
+            until(fw.answers, "docker-fw answers again", 15)
             fire.reaches(STAYS)
             become(fw, without[name], f"killed {when} {fw.died()[-1:]}, {name}")
         if not left:

@@ -112,7 +112,7 @@ def test_a_full_disk(fw: Small) -> None:
 
     fw.free()
     until(lambda: "8080/6" in fw.opens("2001:db8:1::4"), "the label opens")
-    until(lambda: not fw.status()["unsaved"], "all is on the disk")
+    until(lambda: not fw.status()["unsaved"], "everything is on the disk")
     for _ in range(2):
         assert [gets(fw, box, 8080) for box in (there, later)] == [False, True]
         assert [each["id"] for each in fw.status()["networks"]] == [network["NetworkID"]]

@@ -23,7 +23,7 @@ def fw(site: Site) -> Iterator[Running]:
 
 def becomes(fw: Running, version: str) -> None:
     """Replace the dockerd that answers; the former one ends its stream of events, which must have started before."""
-    until(lambda: bool(fw.docker._streams), "it follows Docker", 15)
+    until(lambda: bool(fw.docker._streams), "docker-fw follows Docker", 15)
     fw.docker.version = version
     fw.docker.end_streams()
 

@@ -96,19 +96,21 @@ def test_a_flow_opens_only_where_its_source_belongs(site: Site, friendly: Boxes,
 
     Not at another network's container, and not at docker-proxy's port; an accomplice cannot be made to reply either.
     """
-    who = getattr(friendly, forger)
+    sender = getattr(friendly, forger)
     ends: dict[str, tuple[Any, Any]] = {
         "ours": (friendly.ours.v4, friendly.ours.v6), "docker": (friendly.docker.v4, friendly.docker.v6),
         "host port": (Site.HOST4, Site.HOST6), "outside": (Site.OUT4, Site.OUT6),
     }  # fmt: skip
     there, port = ends[target], 15353 if target == "host port" else 53
-    packets = [new_flow(proto, a, to(there, a), port, next(_ports)) for a in forged(who) for proto in ("udp", "sctp")]
-    packets += [ping(a, to(there, a)) for a in forged(who)]
-    last = ping(who.v6, there[1])
+    packets = [
+        new_flow(proto, a, to(there, a), port, next(_ports)) for a in forged(sender) for proto in ("udp", "sctp")
+    ]
+    packets += [ping(a, to(there, a)) for a in forged(sender)]
+    last = ping(sender.v6, there[1])
     ears = {"ours": friendly.ours, "docker": friendly.docker, "outside": site.wan}
     ear = site.listener if target == "host port" else site.sniffer(ears[target])
     list(ear.read())
-    site.send([*packets, last], who)
+    site.send([*packets, last], sender)
     (seen,) = arrived([ear], last)
     assert seen & set(packets) == set()
     # The same from where the sources belong.
@@ -125,9 +127,9 @@ def test_untracked_forged_packets_are_dropped(site: Site, friendly: Boxes) -> No
     rules = "chain c { type filter hook prerouting priority raw\n udp dport 53 notrack\n }"
     site.run("nft", "-f", "-", input=f"table inet untracked {{\n{rules}\n}}\n")
     try:
-        ours, who = (friendly.ours.v4, friendly.ours.v6), friendly.docker_too
-        packets = [udp(a, to(ours, a), 53, next(_ports)) for a in forged(who)]
-        assert site.deliver(packets, friendly.ours, who, ping(who.v6, friendly.ours.v6)) == set()
+        ours, sender = (friendly.ours.v4, friendly.ours.v6), friendly.docker_too
+        packets = [udp(a, to(ours, a), 53, next(_ports)) for a in forged(sender)]
+        assert site.deliver(packets, friendly.ours, sender, ping(sender.v6, friendly.ours.v6)) == set()
         true = [udp(Site.OUT4, friendly.ours.v4, 53, next(_ports)), udp(Site.OUT6, friendly.ours.v6, 53, next(_ports))]
         assert site.deliver(true, friendly.ours) == set(true)
     finally:
@@ -136,11 +138,11 @@ def test_untracked_forged_packets_are_dropped(site: Site, friendly: Boxes) -> No
 
 def test_a_forged_packet_of_no_flow_is_dropped(site: Site, friendly: Boxes) -> None:
     """A segment that connection tracking calls invalid leaves a network only with a source that belongs there."""
-    who = friendly.docker_too
-    packets = [tcp(a, to((Site.OUT4, Site.OUT6), a), 80, next(_ports), 0x06) for a in forged(who)]
-    assert site.deliver(packets, site.wan, who, ping(who.v6, Site.OUT6)) == set()
-    own = [tcp(who.v4, Site.OUT4, 80, next(_ports), 0x06), tcp(who.v6, Site.OUT6, 80, next(_ports), 0x06)]
-    assert site.deliver(own, site.wan, who, ping(who.v6, Site.OUT6)) == set(own)
+    sender = friendly.docker_too
+    packets = [tcp(a, to((Site.OUT4, Site.OUT6), a), 80, next(_ports), 0x06) for a in forged(sender)]
+    assert site.deliver(packets, site.wan, sender, ping(sender.v6, Site.OUT6)) == set()
+    own = [tcp(sender.v4, Site.OUT4, 80, next(_ports), 0x06), tcp(sender.v6, Site.OUT6, 80, next(_ports), 0x06)]
+    assert site.deliver(own, site.wan, sender, ping(sender.v6, Site.OUT6)) == set(own)
 
 
 @pytest.mark.parametrize("where", ["ours_too", "docker_too"])
@@ -149,20 +151,20 @@ def test_a_router_on_a_network_passes_where_the_host_has_a_route_back(site: Site
 
     The container is a VPN or router that does not masquerade.
     """
-    who: Box = getattr(friendly, where)
+    sender: Box = getattr(friendly, where)
     bridge = (
         TWO
         if where == "docker_too"
-        else next(n for n in site.networks.values() if n.gateway4 and who.v4 in n.gateway4.network).bridge
+        else next(n for n in site.networks.values() if n.gateway4 and sender.v4 in n.gateway4.network).bridge
     )
     ours = (friendly.ours.v4, friendly.ours.v6)
     behind = [udp(a, to(ours, a), 53, next(_ports)) for a in ("192.0.2.9", "2001:db8:77::9")]
-    last = ping(who.v6, friendly.ours.v6)
-    assert site.deliver(behind, friendly.ours, who, last) == set()
-    routes = [f"192.0.2.0/24 via {who.v4}", f"2001:db8:77::/48 via {who.v6}"]
+    last = ping(sender.v6, friendly.ours.v6)
+    assert site.deliver(behind, friendly.ours, sender, last) == set()
+    routes = [f"192.0.2.0/24 via {sender.v4}", f"2001:db8:77::/48 via {sender.v6}"]
     site.host.ip(*(f"route add {route} dev {bridge}" for route in routes))
     try:
-        assert site.deliver(behind, friendly.ours, who, ping(who.v6, friendly.ours.v6)) == set(behind)
+        assert site.deliver(behind, friendly.ours, sender, ping(sender.v6, friendly.ours.v6)) == set(behind)
     finally:
         site.host.ip(*(f"route del {route} dev {bridge}" for route in routes))
 
@@ -172,9 +174,9 @@ def test_a_container_without_an_address_can_request_one(site: Site, friendly: Bo
 
     The unspecified source is that of DHCP, of duplicate address detection and of multicast reports.
     """
-    who = friendly.docker_too
-    own = who.run(["cat", "/sys/class/net/eth0/address"]).stdout.strip()
-    listing = who.run(["ip", "-6", "-o", "addr", "show", "dev", "eth0", "scope", "link"]).stdout
+    sender = friendly.docker_too
+    own = sender.run(["cat", "/sys/class/net/eth0/address"]).stdout.strip()
+    listing = sender.run(["ip", "-6", "-o", "addr", "show", "dev", "eth0", "scope", "link"]).stdout
     fe80 = listing.split("inet6 ")[1].split("/")[0]
     packets = {
         "icmpv6 type nd-neighbor-solicit ip6 saddr ::": icmp("::", "ff02::1", 135, body=bytes(4) + packed("fe80::9")),
@@ -190,15 +192,15 @@ def test_a_container_without_an_address_can_request_one(site: Site, friendly: Bo
     try:
         ears = site.listener
         list(ears.read())
-        with inside(who.path), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+        with inside(sender.path), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
             sock.bind(("eth0", 0))
             for packet in packets.values():
                 six = len(packet.dst) == 16
                 body = bytes(packet)[:7] + b"\xff" + bytes(packet)[8:] if six else bytes(packet)
                 to_all = b"\x33\x33\0\0\0\1" if six else b"\xff" * 6
                 sock.send(to_all + mac(own) + (b"\x86\xdd" if six else b"\x08\0") + body)
-        last = ping(who.v6, "2001:db8:101::1")
-        site.send([last], who)
+        last = ping(sender.v6, "2001:db8:101::1")
+        site.send([last], sender)
         arrived([ears], last)
         shown = site.run("nft", "list", "table", "inet", "watch").stdout.splitlines()
         counts = [int(line.split("packets ")[1].split()[0]) for line in shown if "packets " in line]
@@ -210,16 +212,16 @@ def test_a_container_without_an_address_can_request_one(site: Site, friendly: Bo
 @pytest.mark.parametrize("kind", ["ours_too", "docker_too"])
 def test_neighbours_may_use_any_source_address(site: Site, friendly: Boxes, kind: str) -> None:
     """Where br_netfilter passes a bridge's internal packets to the rules, neighbours talk from any address."""
-    who: Box = getattr(friendly, kind)
+    sender: Box = getattr(friendly, kind)
     number = 2 if kind == "ours_too" else 101
     near = next((b for b in site.boxes if str(b.v4) == f"10.{number}.0.3"), None)
     if near is None:
-        near = site.docker_box(TWO, 101, 3) if kind == "docker_too" else site.box(_network(site, who), 3)
-        site.acquaint(who, near)
+        near = site.docker_box(TWO, 101, 3) if kind == "docker_too" else site.box(_network(site, sender), 3)
+        site.acquaint(sender, near)
     site.host.sysctl({f"net/bridge/bridge-nf-call-{family}": 1 for family in ("iptables", "ip6tables")})
     try:
         packets = [udp(a, to((near.v4, near.v6), a), 9, next(_ports)) for a in ("192.0.2.9", "2001:db8:77::9")]
-        assert site.deliver(packets, near, who, ping(who.v6, near.v6)) == set(packets)
+        assert site.deliver(packets, near, sender, ping(sender.v6, near.v6)) == set(packets)
     finally:
         site.host.sysctl({f"net/bridge/bridge-nf-call-{family}": 0 for family in ("iptables", "ip6tables")})
 
@@ -248,9 +250,9 @@ def test_protocols_without_ports_as_well(site: Site, friendly: Boxes) -> None:
     """Forged GRE, ESP and AH from a friend's address are dropped too, where they are open to friends."""
     protos = ("gre", "esp", "ah")
     site.load(site.known(friendly.ours, *(Rule(proto, 0, 0, FRIENDS) for proto in protos)))
-    who, ours = friendly.docker_too, (friendly.ours.v4, friendly.ours.v6)
-    packets: list[Packet] = [portless(proto, a, to(ours, a)) for a in forged(who) for proto in protos]
-    assert site.deliver(packets, friendly.ours, who, ping(who.v6, friendly.ours.v6)) == set()
+    sender, ours = friendly.docker_too, (friendly.ours.v4, friendly.ours.v6)
+    packets: list[Packet] = [portless(proto, a, to(ours, a)) for a in forged(sender) for proto in protos]
+    assert site.deliver(packets, friendly.ours, sender, ping(sender.v6, friendly.ours.v6)) == set()
     packets = [portless(proto, a, to(ours, a)) for a in (Site.OUT4, Site.OUT6) for proto in protos]
     assert site.deliver(packets, friendly.ours) == set(packets), "the friend itself"
 

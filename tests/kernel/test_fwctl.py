@@ -116,9 +116,9 @@ def test_an_override_ends_by_itself_with_its_flows(fw: Fw) -> None:
     fw.fwctl("allow", "c2", "9000", "--for", "2s")
     began = time.monotonic()
     with talking(fw, box) as talk:
-        until(fw.drops_in, "it has ended", 5)
+        until(fw.drops_in, "the override has ended", 5)
         assert 1 < time.monotonic() - began < 4
-        until(lambda: not talk.continues(), "it is cut")
+        until(lambda: not talk.continues(), "the connection is cut")
     assert fw.kept()["overrides"] == []
     assert "has expired" in fw.log.read_text()
 
@@ -128,7 +128,7 @@ def test_deny_cuts_established_connections(fw: Fw) -> None:
     _, box = fw.web(network(fw), labels={"fw.allow": "9000"})
     with talking(fw, box) as talk:
         fw.fwctl("deny", "c2", "9000", "--for", "1h")
-        until(lambda: not talk.continues(), "it is cut")
+        until(lambda: not talk.continues(), "the connection is cut")
 
 
 def test_overrides_survive_restarts(fw: Fw) -> None:
@@ -157,7 +157,7 @@ def test_while_docker_fw_is_stopped_nothing_is_open_for_a_time(fw: Fw) -> None:
         assert fw.seen(22, 80, 9001) == {22, 80, 9001}
         fw.stop()
         assert fw.seen(22, 80, 9000, 9001) == {80, 9001}
-        until(lambda: not talk.continues(), "it is cut")
+        until(lambda: not talk.continues(), "the connection is cut")
     fw.start()
     assert fw.seen(22, 80, 9000, 9001) == {22, 80, 9000, 9001}
 
@@ -170,7 +170,7 @@ def test_overrides_end_with_the_container(fw: Fw) -> None:
     fw.stop_container(endpoint)
     del fw.docker.containers[endpoint["EndpointID"]]
     fw.docker.event("network", "create")  # list everything
-    until(lambda: fw.kept()["overrides"] == [], "it is forgotten", 10)
+    until(lambda: fw.kept()["overrides"] == [], "the override is removed", 10)
     fw.web(net, 3)  # which gets the ID that the other one had, as the fake Docker numbers them
     assert fw.seen(80, 9000, address="10.1.0.3") == {80}
 
@@ -195,7 +195,7 @@ def test_a_banned_address_reaches_nothing(fw: Fw) -> None:
     with talking(fw, box) as talk:
         fw.fwctl("ban", OUT4)
         assert reached() == [False, True] * 3
-        until(lambda: not talk.continues(), "it is cut")
+        until(lambda: not talk.continues(), "the connection is cut")
     fw.fwctl("ban", OUT6, "--for", "1h")
     assert reached() == [False] * 6
     assert box.probe.tcp(OUT4, 80, timeout=0.4) == "silent"  # nor can any container reach it
@@ -216,7 +216,7 @@ def test_a_prefix_is_banned_and_ends_by_itself(fw: Fw) -> None:
     assert fw.seen(80)
     fw.stop()
     assert not fw.seen(80, source=FAR4)
-    until(lambda: bool(fw.seen(80, source=FAR4)), "it has ended", 8)
+    until(lambda: bool(fw.seen(80, source=FAR4)), "the ban has ended", 8)
     fw.start()
     assert fw.seen(80, source=FAR4)
     assert "no address is banned" in fw.fwctl("bans")
@@ -432,7 +432,7 @@ def test_the_exported_file_loads_by_itself_and_filters_the_same(fw: Fw) -> None:
     fw.fwctl("allow", "c2", "9002", "--for", "1h")
     fw.fwctl("allow", "c2", "9003")
     fw.site.run("ip", "link", "add", "virbr7", "type", "bridge")
-    until(lambda: "virbr7" in fw.status()["foreign"], "it is left alone", 10)
+    until(lambda: "virbr7" in fw.status()["foreign"], "the bridge is left alone", 10)
     text = fw.fwctl("export")
     assert '"virbr7"' in text
     with nowhere():

@@ -505,7 +505,7 @@ def test_a_bridge_that_docker_may_have_taken_is_closed_at_once(fw: Running) -> N
     until(lambda: "vm0" in fw.status()["foreign"], "the bridge is left alone", 15)
     fw.docker.mode = "hang"
     fw.docker.event("network", "create")
-    until(lambda: fw.status()["foreign"] == [], "it is not exempt any more")
+    until(lambda: fw.status()["foreign"] == [], "no bridge is exempt")
     until(lambda: re.search("closed until Docker's API answers: .*vm0", fw.log.read_text()), "the log says so", 15)
     fw.docker.mode = "answer"
-    until(lambda: "vm0" in fw.status()["foreign"], "it is left alone again", 15)
+    until(lambda: "vm0" in fw.status()["foreign"], "the bridge is left alone again", 15)

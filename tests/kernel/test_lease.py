@@ -84,7 +84,7 @@ def test_a_lease_is_renewed_to_its_full_time(site: Site) -> None:
     site.nft.replace(())
     lease.renew()
     assert len(lasts(site)) == 2
-    until(lambda: max(lasts(site)) < SECONDS - 0.5, "some of it has gone")
+    until(lambda: max(lasts(site)) < SECONDS - 0.5, "part of the lease has passed")
     lease.renew()
     assert min(lasts(site)) > SECONDS - 0.5
     assert lease.left() == dict.fromkeys(WATCHED, SECONDS)
@@ -111,17 +111,17 @@ def test_killed_or_stopped_docker_fw_leaves_no_docker_network_open(fw: Brief) ->
         ours.probe.serve(tcp=[8080]),
         site.host.probe.serve(tcp=[18080]),
     ):
-        until(lambda: fw.open() == DOCKERS | OURS, "all is open", 10)
+        until(lambda: fw.open() == DOCKERS | OURS, "all ports are open", 10)
         began = time.monotonic()
         talks.open("in", "tcp", site.wan, box, str(box.v6), 443)
-        until(lambda: time.monotonic() > began + 1.5 and fw.open() == DOCKERS | OURS, "it has been renewed", 10)
+        until(lambda: time.monotonic() > began + 1.5 and fw.open() == DOCKERS | OURS, "the lease has been renewed", 10)
         os.kill(fw.worker(), signal.SIGSTOP)
         try:
             until(lambda: fw.open() == OURS, "Docker networks are closed", 10)
             assert talks.going("in") == {"in"}
         finally:
             os.kill(fw.worker(), signal.SIGCONT)
-        until(lambda: fw.open() == DOCKERS | OURS, "it runs again, and all is open", 10)
+        until(lambda: fw.open() == DOCKERS | OURS, "docker-fw runs again, and all ports are open", 10)
         assert fw.status()["watched"]
         fw.kill()
         until(lambda: fw.open() == OURS, "Docker networks are closed", 10)

@@ -292,7 +292,7 @@ def test_a_program_that_starts_again_is_reached_though_docker_is_silent(fw: Runn
         fw.docker.mode = "hang"
         fw.docker.end_streams()
     with serving(fw.site, 7001, 7002, 7003):
-        until(lambda: reached(fw, 7001), "it is reached", 15)
+        until(lambda: reached(fw, 7001), "the program is reached", 15)
         assert not reached(fw, 7002)
         assert not reached(fw, 7003)
 

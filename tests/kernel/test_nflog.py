@@ -384,7 +384,7 @@ def place(running: Running) -> DockerFollower:
 def test_the_command_shows_drops_as_they_happen(running: Running, web: NamedNetns) -> None:
     """`fwctl log` prints the last drops and then each new one; --no-follow exits; --json is machine-readable."""
     running.site.send([tcp(Site.OUT4, "10.1.0.2", 7001, 40001)])
-    until(lambda: 7001 in kept_ports(running), "it is reported")
+    until(lambda: 7001 in kept_ports(running), "the drop is reported")
     with fwctl(running, "c2", "-n", "1") as shown:
         assert shown.stdout
         assert " c2 10.1.0.2 7001/tcp from " in shown.stdout.readline()

@@ -308,7 +308,7 @@ def test_quarantine_lasts_while_a_side_tries(
     began = time.monotonic()
     while time.monotonic() < began + 5:
         assert not flow.server_says()
-    until(lambda: not quarantined(site), "it ends when no side tries")
+    until(lambda: not quarantined(site), "quarantine ends when no side tries")
     assert flow.server_says(), "a flow of the container's own"
 
 

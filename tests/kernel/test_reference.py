@@ -98,10 +98,10 @@ class Bed:
         self.site = site
         site.host.sysctl(FORWARDING)
         nets = {name: site.network(number) for name, number in OURS.items()}
-        who = itertools.count(1)
+        hosts = itertools.count(1)
 
         def seat(box: Box, network: str, name: str, project: str = "", service: str = "") -> Seat:
-            return Seat(box, network, name, project, service, 10000 + 100 * next(who))
+            return Seat(box, network, name, project, service, 10000 + 100 * next(hosts))
 
         self.seats = [
             seat(site.box(nets["shop_front"], 2), "shop_front", "web", "shop", "web"),

@@ -216,8 +216,8 @@ def test_docker_proxys_flows_of_a_peer_that_left_are_cut(
     )
     with Talks() as talks:
         for v, host in ((4, Site.HOST4), (6, Site.HOST6)):
-            who = (("leaves", boxes.api), ("stays", boxes.job), ("near", boxes.near), ("host", site.host))
-            for (name, client), proto in itertools.product(who, BOTH):
+            clients = (("leaves", boxes.api), ("stays", boxes.job), ("near", boxes.near), ("host", site.host))
+            for (name, client), proto in itertools.product(clients, BOTH):
                 talks.open(f"{name} {proto}{v}", proto, client, site.host, host, 15432)
         talks.open("prefix", "tcp", site.wan, site.host, Site.HOST6, 15432, source=Site.OUT6)
         talks.open("address", "udp", site.wan, site.host, Site.HOST4, 15432, source=Site.OUT4)

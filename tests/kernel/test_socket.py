@@ -1077,7 +1077,7 @@ def test_a_reboot(own: Running) -> None:
     # Docker starts the container again, with a new endpoint.
     fw.docker.mode = "answer"
     again = fw.start_container(network, 3, {"fw.allow": "8080"})
-    until(lambda: fw.opens("10.1.0.3") == {*BASE, "8080/6"}, "it is known", 15)
+    until(lambda: fw.opens("10.1.0.3") == {*BASE, "8080/6"}, "the container is known", 15)
     fw.stop_container(again)
 
 
@@ -1252,7 +1252,10 @@ def test_a_server_that_sends_first_reopens_no_cut_connection(own: Running, repai
             shown = fw.site.run("nft", "list", "counter", "inet", "docker-fw", "drops").stdout
             return int(drops.findall(shown)[0])
 
-        until(lambda: "8080" not in fw.site.run("conntrack", "-L", "-f", "ipv6", check=False).stdout, "it is cut")
+        until(
+            lambda: "8080" not in fw.site.run("conntrack", "-L", "-f", "ipv6", check=False).stdout,
+            "the connection is cut",
+        )
         before = dropped()
         served.sendall(b"secret")
         until(lambda: dropped() > before, "the server's packets are dropped")

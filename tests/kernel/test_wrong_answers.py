@@ -344,7 +344,7 @@ def test_an_oversized_container_closes_no_other(bed: Bed) -> None:
     bed.fw.docker.container("large", endpoint["EndpointID"], endpoint["NetworkID"], labels)
     bed.check_newcomer()
     assert [bed.gets(each) for each in (bed.stays, box)] == [True, False]
-    until(lambda: "large" in bed.fw.status()["apart"], "status names it")
+    until(lambda: "large" in bed.fw.status()["apart"], "status names the container")
     del bed.fw.docker.containers[endpoint["EndpointID"]]
 
 

@@ -94,7 +94,7 @@ def some(count: int) -> settings:
     return settings(max_examples=count * max(_TIMES, 1), deadline=None, derandomize=not _TIMES)
 
 
-class AddressPolicy:
+class Queries:
     """`fwctl`'s queries, none of which changes anything."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -110,9 +110,9 @@ class Plugin:
         self.state.start(Facts(SavedState()))
         none: Any = NoLinks()
         made = Driver(self.state, none, none, none, none)
-        asked: Any = AddressPolicy()
-        self.app: Flask = create_app(made, asked)
-        add_routes(self.app, AdminCommands(self.state, host_addresses=set), asked)
+        queries: Any = Queries()
+        self.app: Flask = create_app(made, queries)
+        add_routes(self.app, AdminCommands(self.state, host_addresses=set), queries)
         self.drops = DropLog(self.state, lambda: True)
         self.drops.serving = lambda: False  # a follower gets the kept drops, and then the response ends
         add_route(self.app, self.drops)
@@ -142,7 +142,7 @@ class Plugin:
         assert self.kernel.table is not None
         known = {a for e in self.state.endpoints.values() for a in (e.addr4, e.addr6)}
         for element in self.kernel.table:
-            if re.match("(allow|other|gate|from|out|to)[46]", element.set):
+            if re.match("(egress_)?(allow|peer_ports|from|to|all)(_other|_published)?[46]", element.set):
                 assert known & set(element.key), element
 
 
@@ -208,7 +208,7 @@ def test_a_damaged_request_is_answered_and_opens_nothing(data: st.DataObject) ->
 @given(path=st.sampled_from(sorted(POSTS)), data=st.binary(max_size=60), cut=st.integers(0, 400))
 @some(60)
 def test_bytes_that_are_no_json_are_an_error(path: str, data: bytes, cut: int) -> None:
-    """Invalid UTF-8, a truncated request, random bytes."""
+    """Invalid UTF-8, a truncated request and random bytes are answered, and the table equals the facts."""
     with running() as plugin:
         for body in (data, json.dumps(POSTS[path]).encode()[:cut], data + json.dumps(POSTS[path]).encode()):
             plugin.post(path, body)
@@ -217,7 +217,8 @@ def test_bytes_that_are_no_json_are_an_error(path: str, data: bytes, cut: int) -
 
 @pytest.mark.parametrize("path", sorted(POSTS))
 def test_deep_long_and_duplicate_json_is_answered(path: str) -> None:
-    """Nested 100,000 times, a number of 5,000 digits, a megabyte of text, a duplicate key, more bytes than are read."""
+    """JSON that is nested 100,000 times, or has a number of 5,000 digits, a megabyte of text, a duplicate key or more
+    bytes than are read, is answered, and the table equals the facts."""
     bodies = [
         b"[" * 100_000,
         b'{"a":' * 100_000,

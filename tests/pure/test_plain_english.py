@@ -1,8 +1,11 @@
-"""The texts that users read are in plain English: the words of the field, and sentences that name their subject."""
+"""What people read is in plain English: the words of the field, and sentences that name their subject."""
 
 from __future__ import annotations
 
+import ast
+import io
 import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +43,28 @@ AVOIDED = {
     "foreign": "of another program, unmanaged",
     "deaf|lies|lying|dialect": "a literal description",
 }
+#: Modules that still have such words. Remove a module from here when its texts are rewritten; add none.
+UNFINISHED = {
+    "plugin/daemon/loops.py",
+    "plugin/daemon/plugin.py",
+    "plugin/docker/container_labels.py",
+    "plugin/docker/follower.py",
+    "plugin/docker/tracker.py",
+    "plugin/driver/driver.py",
+    "plugin/fwctl/api/export.py",
+    "plugin/fwctl/api/queries.py",
+    "plugin/fwctl/check/hints.py",
+    "plugin/kernel/capabilities.py",
+    "plugin/labels/duration.py",
+    "plugin/labels/grammar.py",
+    "plugin/labels/parser.py",
+    "plugin/nftables/rules_bridge.py",
+    "plugin/nftables/rules_forward.py",
+    "plugin/nftables/rules_host.py",
+    "plugin/policy/bans.py",
+    "plugin/settings.py",
+    "plugin/state/store.py",
+}
 #: Phrases in which such a word is right.
 ALLOWED = ("stands? for", "stand-?alone")
 #: A relative clause as the subject. A question may start with these words.
@@ -55,13 +80,24 @@ def prose(path: Path) -> str:
     return text
 
 
+def code_texts(path: Path) -> Iterator[str]:
+    """Yield a module's docstrings, comments and messages, without names: words in backticks or alone in quotes."""
+    source = path.read_text()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and not node.value.isidentifier():
+            yield re.sub(r"`[^`]*`|\"\w+\"", "``", node.value)
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield re.sub(r"`[^`]*`|\"\w+\"", "``", token.string)
+
+
 def faults(text: str) -> Iterator[str]:
     """Yield each word to avoid, and each sentence without a named subject, with its line and what to write."""
     for phrase in ALLOWED:
         text = re.sub(rf"\b{phrase}\b", "", text, flags=re.IGNORECASE)
     for line in text.splitlines():
         for words, instead in AVOIDED.items():
-            for found in re.finditer(rf"(?<![\w-])(?:{words})(?![\w-])", line, re.IGNORECASE):
+            for found in re.finditer(rf"(?<![\w.-])(?:{words})(?![\w-])", line, re.IGNORECASE):
                 yield f"{found[0]!r}, better {instead}: {line.strip()}"
         for start in OPENING.finditer(re.sub(r"^[\s|#>*\"'-]+", "", line)):
             yield f"{start[1]!r} starts a sentence, better name its subject: {line.strip()}"
@@ -74,6 +110,18 @@ def test_documents_are_in_plain_english(path: Path) -> None:
     for setting in SETTINGS.values():
         text = text.replace(setting.meaning, "")
     assert not list(faults(text))
+
+
+def test_the_code_is_in_plain_english() -> None:
+    """No docstring, comment or message of the plugin has a word of the list."""
+    found = [
+        f"{path.relative_to(ROOT)}: {fault}"
+        for path in sorted((ROOT / "plugin").rglob("*.py"))
+        if str(path.relative_to(ROOT)) not in UNFINISHED
+        for text in code_texts(path)
+        for fault in faults(text)
+    ]
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize(

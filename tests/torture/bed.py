@@ -75,7 +75,7 @@ class Bed:
         self.within = within
         self.places = (
             Place("tortured", fw.driver, "10.89.1", "2001:db8:89:1", 0),
-            Place("guarded", "bridge", "10.89.2", "2001:db8:89:2", 10000),
+            Place("protected", "bridge", "10.89.2", "2001:db8:89:2", 10000),
         )
         self._excuse = (0.0, 0.0)
 
@@ -158,7 +158,7 @@ class Bed:
                 trouble = str(error)
             struck = time.monotonic()
             try:
-                until(lambda: not self.missing(), "all is open again", LATEST)
+                until(lambda: not self.missing(), "all ports are open again", LATEST)
             except AssertionError:
                 trouble = f"{trouble} still closed: {self.missing()}".strip()
             back = time.monotonic() - struck
@@ -175,7 +175,7 @@ class Bed:
         self.unmake()
         try:
             self.make()
-            until(lambda: not self.missing(), "all that should be open is")
+            until(lambda: not self.missing(), "all ports that should be open are")
             yield self
         finally:
             self.unmake()

@@ -205,7 +205,7 @@ def disk_full(bed: Bed) -> None:
         worker_killed(bed)
     finally:
         full.unlink()
-    until(lambda: not bed.fw.status()["unsaved"], "all is on the disk again")
+    until(lambda: not bed.fw.status()["unsaved"], "everything is on the disk again")
     bed.fw.fwctl("revert", bed.places[0].app)
 
 

@@ -443,7 +443,7 @@ def test_a_change_in_progress_holds_up_no_question(desk: Desk) -> None:
 
 
 def test_an_answer_that_is_published_late_is_the_newest(desk: Desk) -> None:
-    """Two threads find something at the same moment: what was found last is in the facts, whoever writes it last."""
+    """The facts contain the later of two findings, even if another thread writes the earlier one last."""
     observe, later = desk.reconciler.observe, list[Any]()
     desk.reconciler.observe = later.append  # type: ignore[method-assign]
     desk.host.listens(tcp(22))

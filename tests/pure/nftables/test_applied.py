@@ -231,9 +231,9 @@ NEUTRAL = re.compile(
 
 def test_each_set_declares_whether_it_opens_or_closes() -> None:
     """A new set must state its effect or be listed as neutral: cutting flows and closing first depend on it."""
-    unsaid = {name for name, spec in SETS.items() if not spec.effect}
-    assert {name for name in unsaid if not NEUTRAL.match(name)} == set()
-    assert {name for name, spec in SETS.items() if NEUTRAL.match(name)} == unsaid
+    undeclared = {name for name, spec in SETS.items() if not spec.effect}
+    assert {name for name in undeclared if not NEUTRAL.match(name)} == set()
+    assert {name for name, spec in SETS.items() if NEUTRAL.match(name)} == undeclared
     for name in (
         "egress_restricted",
         "host_closed",

@@ -7,7 +7,8 @@ from plugin.nftables.client import DELSETELEM, NEWSETELEM, batch
 
 
 def test_a_transaction_is_numbered_and_its_last_message_acknowledged() -> None:
-    """Begin, the messages in their order, end. One acknowledgement, of the last message, says that all was applied."""
+    """A batch is a begin message, the messages in their order, and an end message; only the last message asks for an
+    acknowledgement, which confirms all of them."""
     data = batch([(DELSETELEM, 0, b"gone"), (NEWSETELEM, 0x400, b"here")], 7)
     assert [(kind, seq) for kind, seq, _ in nl.messages(data)] == [(16, 7), (DELSETELEM, 8), (NEWSETELEM, 9), (17, 10)]
     assert [body for _, _, body in nl.messages(data)][1:3] == [b"gone", b"here"]

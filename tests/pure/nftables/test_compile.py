@@ -88,7 +88,7 @@ def test_the_verdict_knows_of_room_only_from_what_compiles() -> None:
 
 
 def test_the_verdict_agrees_with_the_elements(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the table closes a port for want of room, the view says so, also after the facts begin anew."""
+    """The view reports a port that the table closes because the quota is full, also after the facts are set anew."""
     monkeypatch.setattr(rate_quota, "MOST", 0)
     made, owner = compiled(Defaults(), FACTS), ElementOwner(Kind.ENDPOINT, WEB.id)
     assert made.view.rates_refused(owner)

@@ -39,8 +39,8 @@ def test_an_incomplete_entry_is_an_error() -> None:
 
 
 def test_a_protocol_has_ports_only_where_conntrack_knows_them() -> None:
-    """A protocol has ports only if conntrack tells flows apart by them: otherwise one open port would open all, because
-    packets after the first are established."""
+    """A protocol has ports only if conntrack distinguishes flows by them: otherwise one open port would open all,
+    because packets after the first are established."""
     with pytest.raises(TypeError, match="conntrack does not distinguish its flows"):
         Protocol(name="new", number=253, nft="253", ports=True, socket=None, relay=False)
     assert all(each.number in TRACKED_BY_PORT for each in PROTOCOLS if each.ports)

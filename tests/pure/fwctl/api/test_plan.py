@@ -196,8 +196,8 @@ def test_published_ports_are_decided_again(site: Site) -> None:
     change = plan.difference(before, after)
     assert {e.set for e in change.remove if 29000 in e.key} == {"host_closed"}
     assert {e.set for e in change.add if 29000 in e.key} == {"host_open"}
-    told = lines(plan.policies(before.view, after.view))
-    assert "+ accepts 9000/tcp through its published port  app on front" in told
+    changes = lines(plan.policies(before.view, after.view))
+    assert "+ accepts 9000/tcp through its published port  app on front" in changes
 
 
 def test_a_plan_resolves_names(site: Site) -> None:
