@@ -40,7 +40,7 @@ FIELD = Entry(
     '    log: str = ""\n\n\n@dataclass(frozen=True, slots=True)\nclass Network',
     '    note: str = ""\n',
 )
-STATE = Entry("plugin/state/codec.py", '    "log": _word(*LOGS),\n', '    "note": text,\n')
+STATE = Entry("plugin/state/codec.py", '    "log": _one_of(*LOGS),\n', '    "note": text,\n')
 SETTING = Entry("plugin/settings.py", '    _label("FW_LOG",', '    _label("FW_NOTE", "", "a note", key="fw.note"),\n')
 
 
