@@ -342,7 +342,7 @@ class PolicyView:
     def effective(self, owner: ElementOwner, network: Network | BridgeNetwork, endpoint: Endpoint) -> Policy:
         """Return the policy that holds for an owner's endpoint: closed while its container is unknown."""
         resolved = self.resolved(network, endpoint)
-        return policy.in_doubt(resolved) if self.doubted(owner) else resolved
+        return policy.unconfirmed(resolved) if self.doubted(owner) else resolved
 
     def rates_refused(self, owner: ElementOwner) -> bool:
         """True if the owner's rates do not fit into the table, or if that is unknown: its ports with one are closed."""
@@ -392,7 +392,7 @@ def _same_but_doubted(before: TrackedEndpoint | None, now: TrackedEndpoint) -> b
 
 
 def _in_force(facts: Facts) -> Mapping[str, Override]:
-    return overrides.in_force(overrides.unwatched(facts.saved) if facts.suspended else facts.saved)
+    return overrides.in_force(overrides.suspended(facts.saved) if facts.suspended else facts.saved)
 
 
 def _index(facts: Facts) -> dict[str, dict[ElementOwner, None]]:

@@ -491,7 +491,7 @@ def test_relay_survives_out_of_files(lab: Lab, host: Host, caplog: pytest.LogCap
             try:
                 sock.connect(("127.0.0.1", 8080))
                 sock.sendall(b"?")
-                until(lambda: "takes no connection" in caplog.text, "the relay is out of files")
+                until(lambda: "accepts no connections" in caplog.text, "the relay is out of files")
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, limits)
             assert sock.recv(1) == b"?"
