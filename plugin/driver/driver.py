@@ -165,7 +165,7 @@ class Driver:
         network = self._network(endpoint.network_id)
         self._forget_others(endpoint)
         self._forward(network)
-        self._mend_bridge(network)
+        self._restore_bridge(network)
         self._links.attach(network, endpoint)
         try:
             container = self._find(endpoint)
@@ -235,8 +235,8 @@ class Driver:
     def _find(self, endpoint: Endpoint) -> Container | None:
         try:
             return self._api.find(endpoint.network_id, endpoint.id)
-        except DockerUnavailable as silent:
-            log.info("endpoint %s answers on ICMP only until its labels are known: %s", endpoint.id[:12], silent)
+        except DockerUnavailable as error:
+            log.info("endpoint %s answers on ICMP only until its labels are known: %s", endpoint.id[:12], error)
             return None
 
     def _close(self, endpoint: Endpoint) -> None:
@@ -256,10 +256,14 @@ class Driver:
     def forget(self, gone: Endpoint | Network) -> None:
         """Undo what Docker does not have any more: its Leave, DeleteEndpoint or DeleteNetwork never arrived."""
         if isinstance(gone, Network):
-            log.warning("network %s is gone without a word from Docker; removing its bridge", gone.id[:12])
+            log.warning(
+                "Docker does not list network %s any more, and did not delete it; removing its bridge", gone.id[:12]
+            )
             self.delete_network({"NetworkID": gone.id})
         else:
-            log.warning("endpoint %s is gone without a word from Docker; closing its addresses", gone.id[:12])
+            log.warning(
+                "Docker does not list endpoint %s any more, and did not delete it; closing its addresses", gone.id[:12]
+            )
             self._remove(gone)
 
     def _forget_others(self, endpoint: Endpoint) -> None:
@@ -275,9 +279,9 @@ class Driver:
                 if gone or mine & {other.addr4, other.addr6}:
                     self.forget(other)
 
-    def _mend_bridge(self, network: Network) -> None:
+    def _restore_bridge(self, network: Network) -> None:
         if not exists(network.bridge):
-            log.warning("bridge %s is gone; making it again", network.bridge)
+            log.warning("bridge %s is missing; recreating it", network.bridge)
             self._links.make_bridge(network)
             self._links.reattach(network, [e for e in self._state.endpoints.values() if e.network_id == network.id])
 
@@ -330,5 +334,5 @@ def _admitted(network: Network, known: Mapping[str, Network]) -> Network:
 def _refuse_outside(network: Network, endpoint: Endpoint) -> None:
     for address, gateway in ((endpoint.addr4, network.gateway4), (endpoint.addr6, network.gateway6)):
         if address and (gateway is None or address not in gateway.network):
-            subnet = f"outside {gateway.network}" if gateway else "of a family that the network has not"
-            raise FwError(f"address {address} is {subnet}; choose another --ip or --ip6")
+            where = f"is outside {gateway.network}" if gateway else "has no subnet on the network"
+            raise FwError(f"address {address} {where}; choose another --ip or --ip6")
