@@ -1,6 +1,6 @@
 """Test that an image cannot open its own ports, also in containerd's image store, where it has several variants.
 
-There one image ID stands for variants (platforms), each with labels of its own. It is Docker 29's default; Debian's
+There one image ID means several variants (platforms), each with labels of its own. It is Docker 29's default; Debian's
 28.5.2 has it as a feature, and so has 26.1.5, which does not report the variant that a container was created from.
 """
 

@@ -129,7 +129,7 @@ def lacking(site: Site, request: pytest.FixtureRequest) -> Iterator[Running]:
     indirect=["lacking"],
 )
 def test_without_a_mount_networks_of_the_driver_are_refused(lacking: Running, message: str) -> None:
-    """The error names the mount; nothing half-made is left, and Docker's own bridges are closed as usual."""
+    """The error names the mount; nothing half-made is left, and Docker bridges are closed as usual."""
     assert message in lacking.driver("CreateNetwork", lacking.network(1))["Err"]
     assert lacking.links() == set()
     assert "chain inbound" in lacking.table()
