@@ -259,6 +259,8 @@ class PolicyView:
             return {}
         network, endpoint = found
         effective = self.effective(owner, network, endpoint)
+        if effective.egress is None and not effective.known and network.bridge in self.state.egress_restricted:
+            effective = replace(effective, egress=())  # only a known container without fw.egress may open all there
         return {
             address: AddressPolicy(subnet, effective, network.internal)
             for address in endpoint.addresses

@@ -80,9 +80,10 @@ class TableApplier:
         self.owe(owners, narrower=True)
 
     def settle(self, owners: Iterable[ElementOwner]) -> None:
-        """Unmark owners: their applied elements are right again."""
+        """Unmark owners: their applied elements are right again, except where `close_first` removed some."""
         for owner in owners:
-            self.behind.pop(owner, None)
+            if not self.behind.get(owner):
+                self.behind.pop(owner, None)
 
     def apply(self, owners: Iterable[ElementOwner], bans: tuple[Bans, Bans]) -> None:
         """Apply these owners' current elements, and those of owners whose rules name them. Raises NftError.
@@ -213,8 +214,10 @@ class TableApplier:
         self._caught_up(new)
         try:
             self._replace(self.books)
-        except NftError:
+        except NftError:  # `repair` tries again, and cuts all flows that are not accepted
             log.exception("could not put the table there; the kernel's table remains as it is")
+        else:
+            self.cuts.later(list(new))
 
     def repair(self) -> bool:
         """Write the table again if another program changed its rules or the kernel lacks a part of it.

@@ -25,7 +25,7 @@ from plugin.nftables.client import NftError
 from plugin.nftables.identity import FORMER_SETS
 from plugin.nftables.sets import QUARANTINE_SETS, Change, Element
 from plugin.nftables.table import KernelTable
-from plugin.policy.facts import ElementOwner, Facts, Kind
+from plugin.policy.facts import EGRESS, ElementOwner, Facts, Kind
 from plugin.policy.flows import Way, let_through
 from plugin.policy.frozen import frozen
 from plugin.policy.view import PolicyView
@@ -61,14 +61,22 @@ class FlowCutter:
             self._later(cut)
 
     def of(self, owners: Iterable[ElementOwner]) -> list[Callable[[], None]]:
-        """Return calls that cut these: to their addresses, and to host ports that docker-proxy serves for them."""
+        """Return calls that cut these: to their addresses, and to host ports that docker-proxy serves for them.
+
+        The owner `EGRESS` stands for the flows that unknown containers opened on bridges with restricted egress.
+        """
         owners = list(owners)
+        strangers = EGRESS in owners and bool(self._known.state.egress_restricted)
+        if strangers:
+            owners += self._unknown_on_restricted()
         answers, (ports, stays) = self.answers(owners), self._known.through_proxy(owners)
         cuts: list[Callable[[], None]] = []
         if answers:
             cuts.append(partial(closed_flows.cut_closed, answers, self.hold))
         if ports:
             cuts.append(partial(conntrack.cut_published, ports, stays))
+        if strangers:
+            cuts += self._strangers()
         return cuts
 
     def departed(self, before: Facts, after: Facts, owners: Iterable[ElementOwner]) -> list[Callable[[], None]]:
@@ -98,7 +106,7 @@ class FlowCutter:
         """Return calls that cut the flows that a change of the saved state closes.
 
         These are flows to published ports that are newly closed or newly lead to a container, and of newly banned
-        prefixes. Flows of unknown addresses on newly egress-restricted bridges are cut later.
+        prefixes.
         """
         was, now = before.saved, after.saved
         ports = [
@@ -114,19 +122,28 @@ class FlowCutter:
         cuts: list[Callable[[], Cut | None]] = []
         if ports:
             cuts.append(partial(conntrack.cut_published, ports))
-        if bridges := now.egress_restricted - was.egress_restricted:
-            self._strangers(bridges)
         if now.bans is not was.bans and (banned := [p for p, until in now.bans.items() if was.bans.get(p) != until]):
             cuts.append(partial(conntrack.cut_prefixes, banned))
         return cuts
 
-    def _strangers(self, bridges: Collection[str]) -> None:
-        """Cut flows that unknown addresses on these bridges opened."""
+    def _unknown_on_restricted(self) -> list[ElementOwner]:
+        """Return the owners on bridges with restricted egress whose labels are unknown: they may open nothing there."""
+        bridges, found = self._known.state.egress_restricted, list[ElementOwner]()
+        for owner in self._known.owners():
+            place = self._known.endpoint(owner)
+            if place and place[0].bridge in bridges and self._known.who(owner) is None:
+                found.append(owner)
+        return found
+
+    def _strangers(self) -> list[Callable[[], None]]:
+        """Return calls that cut flows that unknown addresses on bridges with restricted egress opened."""
+        bridges = self._known.state.egress_restricted
         networks = [network for network in self._known.networks() if network.bridge in bridges]
         prefixes = [subnet for network in networks for subnet in network.subnets]
-        if prefixes:
-            known = frozenset(self.answers(self._known.owners()))
-            self._later(partial(closed_flows.cut_strangers, prefixes, known, self.hold))
+        if not prefixes:
+            return []
+        known = frozenset(self.answers(self._known.owners()))
+        return [partial(closed_flows.cut_strangers, prefixes, known, self.hold)]
 
     def answers(self, owners: Iterable[ElementOwner]) -> dict[Address, AddressPolicy]:
         """Return the policies of these owners' addresses."""

@@ -137,10 +137,12 @@ class Reconciler:
             with self._lock:
                 self._change(edit, ends, observed=False)
         finally:
-            if then:
-                then()
-            for end in ends:
-                cut += end() or Cut()
+            try:
+                if then:
+                    then()
+            finally:
+                for end in ends:
+                    cut += end() or Cut()
         return cut
 
     def observe(self, edit: Edit) -> None:
