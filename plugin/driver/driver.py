@@ -171,9 +171,10 @@ class Driver:
             container = self._find(endpoint)
             if container is not None and container.problems and self._refuse:
                 raise FwError(f"{container.name}: " + "; ".join(map(str, container.problems)))
-            self._state.edit_endpoint(
+            if not self._state.edit_endpoint(
                 endpoint.id, lambda e: dataclasses.replace(e, joined=True, container=container or e.container)
-            )
+            ):
+                raise _unknown(endpoint.id, network.id)
         except FwError:
             self._links.delete(host_side(endpoint.id))
             raise
@@ -212,7 +213,8 @@ class Driver:
         )
         try:
             self._links.hairpin(endpoint)
-            self._state.edit_endpoint(endpoint.id, lambda e: dataclasses.replace(e, published=published))
+            if not self._state.edit_endpoint(endpoint.id, lambda e: dataclasses.replace(e, published=published)):
+                raise _unknown(endpoint.id, network.id)
         except FwError:
             self._ports.release(endpoint.id)
             raise
@@ -242,25 +244,48 @@ class Driver:
     def _close(self, endpoint: Endpoint) -> None:
         """Close the address first; then release its ports, delete its link and cut its flows."""
 
-        def gone() -> None:  # also if disk or kernel fail: no other endpoint inherits its ports and its link
-            self._ports.release(endpoint.id)
-            self._links.delete(host_side(endpoint.id))
-
         try:
             self._state.edit_endpoint(
-                endpoint.id, lambda e: dataclasses.replace(e, joined=False, container=None, published=()), gone
+                endpoint.id,
+                lambda e: dataclasses.replace(e, joined=False, container=None, published=()),
+                lambda: self._release(endpoint),  # also if disk or kernel fail
             )
         finally:
             self._changed()
 
     def forget(self, gone: Endpoint | Network) -> None:
-        """Undo what Docker does not have any more: its Leave, DeleteEndpoint or DeleteNetwork never arrived."""
+        """Undo what Docker does not have any more: its Leave, DeleteEndpoint or DeleteNetwork never arrived.
+
+        An endpoint that has changed meanwhile stays: a call about it did arrive.
+        """
         if isinstance(gone, Network):
             log.warning("network %s is gone without a word from Docker; removing its bridge", gone.id[:12])
             self.delete_network({"NetworkID": gone.id})
         else:
-            log.warning("endpoint %s is gone without a word from Docker; closing its addresses", gone.id[:12])
-            self._remove(gone)
+            self._forget_endpoint(gone)
+
+    def _forget_endpoint(self, gone: Endpoint) -> None:
+        forgotten = False
+
+        def edit(state: Any) -> Any:
+            nonlocal forgotten
+            forgotten = state.endpoints.get(gone.id) is gone
+            return state.without_endpoint(gone.id) if forgotten else state
+
+        def undo() -> None:
+            if forgotten:
+                log.warning("endpoint %s is gone without a word from Docker; its addresses are closed", gone.id[:12])
+                self._release(gone)
+
+        self._state.commit(lambda facts: facts.keeping(edit), undo)
+        self._changed()
+
+    def _release(self, endpoint: Endpoint) -> None:
+        """Release the endpoint's host ports, and delete its link: no other endpoint inherits them."""
+        try:
+            self._ports.release(endpoint.id)
+        finally:
+            self._links.delete(host_side(endpoint.id))
 
     def _forget_others(self, endpoint: Endpoint) -> None:
         """Forget other endpoints that are obsolete.
@@ -273,7 +298,8 @@ class Driver:
             if other.network_id == endpoint.network_id and other.id != endpoint.id:
                 gone = other.joined and other.mac == endpoint.mac != "" and not exists(host_side(other.id))
                 if gone or mine & {other.addr4, other.addr6}:
-                    self.forget(other)
+                    log.warning("endpoint %s is gone without a word from Docker; closing its addresses", other.id[:12])
+                    self._remove(other)
 
     def _mend_bridge(self, network: Network) -> None:
         if not exists(network.bridge):
@@ -307,11 +333,14 @@ class Driver:
         network_id = protocol.identifier(body, "NetworkID")
         endpoint = self._state.endpoints.get(protocol.identifier(body, "EndpointID"))
         if endpoint is None or endpoint.network_id != network_id:
-            raise FwError(
-                f"docker-fw does not know endpoint {body['EndpointID'][:12]} on network {network_id[:12]}; "
-                "restart the container"
-            )
+            raise _unknown(body["EndpointID"], network_id)
         return endpoint
+
+
+def _unknown(endpoint_id: str, network_id: str) -> FwError:
+    return FwError(
+        f"docker-fw does not know endpoint {endpoint_id[:12]} on network {network_id[:12]}; restart the container"
+    )
 
 
 def _admitted(network: Network, known: Mapping[str, Network]) -> Network:

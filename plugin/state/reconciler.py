@@ -355,14 +355,18 @@ class Reconciler:
 
     def edit_endpoint(
         self, endpoint_id: str, edit: Callable[[Endpoint], Endpoint], then: Callable[[], None] | None = None
-    ) -> None:
-        """Edit an endpoint, if it still exists, from its facts at that moment. Raises FwError."""
+    ) -> bool:
+        """Edit an endpoint from its current facts. Return False if it does not exist any more. Raises FwError."""
+        found = False
 
         def change(state: SavedState) -> SavedState:
+            nonlocal found
             endpoint = state.endpoints.get(endpoint_id)
+            found = endpoint is not None
             return state.with_endpoint(edit(endpoint)) if endpoint else state
 
         self.commit(lambda facts: facts.keeping(change), then)
+        return found
 
     def note_switched(self, families: Iterable[int]) -> None:
         """Save that docker-fw enabled forwarding of these families: transit not forwarded before stays blocked."""
