@@ -108,21 +108,24 @@ def _bit(text: str) -> tuple[int, list[str]]:
 #: In the order in which mistakes are reported.
 _ENTRIES = (
     _label(
-        "FW_ALLOW", "", "what every container answers on besides TCP 22, 80 and 443, as in fw.allow", key="fw.allow"
+        "FW_ALLOW", "", "what every container accepts in addition to TCP 22, 80 and 443, as in fw.allow", key="fw.allow"
     ),
-    _label("FW_DENY", "", "ports taken out of every container's base, as in fw.deny", key="fw.deny"),
-    _label("FW_POLICY", "", "every container's base where nothing else is said, as in fw.policy", key="fw.policy"),
+    _label("FW_DENY", "", "ports removed from every container's base, as in fw.deny", key="fw.deny"),
+    _label("FW_POLICY", "", "every container's base unless configured elsewhere, as in fw.policy", key="fw.policy"),
     _label(
-        "FW_EGRESS", "", "what every container may begin where nothing else is said, as in fw.egress", key="fw.egress"
+        "FW_EGRESS", "", "what every container may open unless configured elsewhere, as in fw.egress", key="fw.egress"
     ),
     _label(
-        "FW_RATE", "", "new flows to every container's ports where nothing else is said, as in fw.rate", key="fw.rate"
+        "FW_RATE",
+        "",
+        "limit of new flows to every container's ports unless configured elsewhere, as in fw.rate",
+        key="fw.rate",
     ),
-    _label("FW_LOG", "none", "drop: what is dropped goes to docker-fw's log, as in fw.log", key="fw.log"),
+    _label("FW_LOG", "none", "drop: dropped packets are logged in docker-fw's log, as in fw.log", key="fw.log"),
     Setting(
         name="FW_MISTAKES",
         default="refuse",
-        meaning="on docker-fw's own networks, refuse: a wrong label stops the start; close: it starts, closed",
+        meaning="on docker-fw networks, refuse: a wrong label stops the start; close: it starts, closed",
         read=_is("refuse", of=("refuse", "close")),
         table=False,
         field="refuse",
@@ -130,7 +133,7 @@ _ENTRIES = (
     Setting(
         name="FW_IMAGE_LABELS",
         default="ignore",
-        meaning="ignore: labels that an image brought open nothing; trust: they count like any",
+        meaning="ignore: labels from an image open nothing; trust: they apply like any other",
         read=_is("trust", of=("ignore", "trust")),
         table=True,
         field="trust_images",
@@ -138,7 +141,7 @@ _ENTRIES = (
     Setting(
         name="FW_PUBLISHED",
         default="policy",
-        meaning="policy: a published port needs fw.allow like any other; allow: -p itself opens it",
+        meaning="policy: a published port needs fw.allow like any other port; allow: -p itself opens it",
         read=_is("allow", of=("policy", "allow")),
         table=True,
         field="published",
@@ -146,7 +149,7 @@ _ENTRIES = (
     Setting(
         name="FW_DOCKERD_PORTS",
         default="2375-2377, 7946, 7946/udp, 4789/udp, 9323",
-        meaning="ports of dockerd's own: its API, swarm, metrics",
+        meaning="ports of dockerd itself: API, swarm, metrics",
         read=_ports,
         table=True,
         field="dockerd_ports",
@@ -154,7 +157,7 @@ _ENTRIES = (
     Setting(
         name="FW_DOCKERD_CGROUP",
         default="system.slice/docker.service, system.slice/snap.docker.dockerd.service, openrc.docker",
-        meaning="dockerd's control group, and nobody else's: paths below FW_CGROUP, those that there are",
+        meaning="control groups of dockerd alone, as paths below FW_CGROUP; missing ones are ignored",
         read=_groups,
         table=False,
         field="dockerd_cgroup",
@@ -162,7 +165,7 @@ _ENTRIES = (
     Setting(
         name="FW_MARK",
         default="0x08000000",
-        meaning="the packet mark (one bit) that lets accepted packets pass Docker's own firewall",
+        meaning="the packet mark (one bit) with which accepted packets pass Docker's own firewall",
         read=_bit,
         table=True,
         field="mark",
@@ -193,7 +196,7 @@ _ENTRIES = (
         "FW_STATE",
         "state",
         "/var/lib/docker-fw/state.json",
-        "the file that keeps networks and endpoints over restarts",
+        "the file that keeps networks and endpoints across restarts",
         plugin=False,
     ),
     _path(
@@ -224,7 +227,7 @@ def _incomplete() -> str:
         if bool(each.field) == bool(each.label):
             return f"{each.name} gives either a field or a label"
         if each.field and each.field not in fields:
-            return f"{each.name} gives Settings.{each.field}, which is not there"
+            return f"{each.name} gives Settings.{each.field}, which does not exist"
     if missing := fields - {each.field for each in _ENTRIES}:
         return f"no setting gives Settings.{min(missing)}"
     given = {each.label: each.name for each in _ENTRIES if each.label}

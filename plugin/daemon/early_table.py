@@ -46,7 +46,7 @@ def close_first(settings: Settings) -> None:
         end = time.monotonic() + LONGEST
         while os.waitpid(child, os.WNOHANG) == (0, 0):
             if time.monotonic() > end:
-                log.error("the bridges are not closed after %d s; the start continues", LONGEST)
+                log.error("the early table is not active after %d s; docker-fw starts without it", LONGEST)
                 os.kill(child, signal.SIGKILL)  # it must not replace the plugin's table later; gunicorn reaps it
                 break
             time.sleep(0.005)
@@ -57,7 +57,7 @@ def close_first(settings: Settings) -> None:
         if not nft.closes():
             close(nft, settings, lasts=name != TABLE)
     except Exception:  # the plugin must start even after an error here, and closes the bridges too
-        log.exception("could not close the bridges before the socket exists")
+        log.exception("could not load the early table")
     finally:
         os._exit(0)
 

@@ -18,7 +18,7 @@ from plugin.docker.bridges import Bridges
 from plugin.docker.follower import INTERVAL, DockerFollower
 from plugin.docker.tracker import EndpointTracker
 from plugin.kernel import link_monitor
-from plugin.kernel.link_monitor import Link, Told
+from plugin.kernel.link_monitor import Link, LinkChange
 from plugin.model import Endpoint, Network
 from plugin.nftables.client import NftError
 from plugin.policy.facts import Facts
@@ -87,40 +87,40 @@ class Worker:
 class Loops:
     """Runs the loops in its own threads from `start` to `stop`.
 
-    `ends` ends expired overrides and bans of fwctl, and returns the seconds until its next call.
+    `end_expired` ends expired overrides and bans of fwctl, and returns the seconds until its next call.
     """
 
     def __init__(
         self,
         reconciler: Reconciler,
         follower: DockerFollower,
-        guard: EndpointTracker,
+        tracker: EndpointTracker,
         bridges: Bridges,
         docker_user: Ensures,
         neighbours: Syncs,
-        later: Worker,
+        worker: Worker,
         proxies: Callable[[], object] = lambda: None,
         drops: Drops | None = None,
-        ends: Callable[[], float] = lambda: INTERVAL,
+        end_expired: Callable[[], float] = lambda: INTERVAL,
         boot: Boots | None = None,
     ) -> None:
         self._state = reconciler
         self._follower = follower
-        self._guard = guard
+        self._tracker = tracker
         self._bridges = bridges
         self._docker_user = docker_user
         self._neighbours = neighbours
-        self._later = later
+        self._worker = worker
         self._proxies = proxies
         self._drops = drops
-        self._ends = ends
+        self._end_expired = end_expired
         self._boot = boot
         self._changed = threading.Event()
         self._stop = threading.Event()
         self._check = threading.Event()
-        self._touched = threading.Event()
-        self._drifted = threading.Event()
-        self._spoken = threading.Event()
+        self._docker_user_due = threading.Event()
+        self._elements_due = threading.Event()
+        self._overrides_changed = threading.Event()
         #: Why the table could not be put back at the last try.
         self._refused = ""
         self._renewed = time.monotonic()
@@ -128,42 +128,42 @@ class Loops:
     def start(self) -> None:
         """Start one thread for each loop."""
         follow = (self._follower.listen, self._follower.look_loop, self._follower.place_loop, self._follow_links)
-        keep = (self._keep, self._keep_elements, self._keep_dockers, self._answer_neighbours)
-        others = (self._later.loop, self._end_overrides)
+        keep = (self._keep_table, self._keep_elements, self._keep_docker_user, self._answer_neighbours)
+        others = (self._worker.loop, self._end_overrides)
         drops = (self._drops.drop_loop,) if self._drops else ()
         boot = (self._boot.boot_loop,) if self._boot else ()
         for loop in (*follow, *keep, *others, *drops, *boot):
-            threading.Thread(target=self._guarded, args=(loop,), name=loop.__name__.strip("_"), daemon=True).start()
+            threading.Thread(target=self._run_forever, args=(loop,), name=loop.__name__.strip("_"), daemon=True).start()
 
     def stop(self) -> None:
         """Ask every loop to end; returns at once."""
         self._stop.set()
         self._follower.stop()
-        self._later.stop()
+        self._worker.stop()
         if self._drops:
             self._drops.stop()
         if self._boot:
             self._boot.stop()
         self._check.set()
-        self._touched.set()
-        self._drifted.set()
+        self._docker_user_due.set()
+        self._elements_due.set()
         self._changed.set()
-        self._spoken.set()
+        self._overrides_changed.set()
 
     def changed(self) -> None:
         """Report that an endpoint was added or removed."""
         self._changed.set()
 
-    def spoken(self) -> None:
+    def overrides_changed(self) -> None:
         """Report that fwctl set an override or ban with an end."""
-        self._spoken.set()
+        self._overrides_changed.set()
 
     def wake(self) -> None:
         """Check everything now, because a hook saw something that needs it."""
         self._follower.wake()
         self._check.set()
 
-    def note(self) -> None:
+    def write_bridges(self) -> None:
         """Write the host's bridges, as far as they are known, into the table."""
 
         def edit(facts: Facts) -> Facts:
@@ -172,15 +172,15 @@ class Loops:
 
         self._state.observe(edit)
 
-    def _guarded(self, loop: Callable[[], None]) -> None:
+    def _run_forever(self, loop: Callable[[], None]) -> None:
         while not self._stop.is_set():
             try:
                 loop()
             except Exception:
-                log.exception("the %s loop stumbled; going on", loop.__name__.strip("_"))
+                log.exception("the %s loop failed and starts again", loop.__name__.strip("_"))
                 self._stop.wait(1)
 
-    def _keep(self) -> None:
+    def _keep_table(self) -> None:
         # This loop does nothing else: while the rules are missing, everything is open.
         generation = -1
         while not self._stop.is_set():
@@ -189,47 +189,47 @@ class Loops:
             now = self._state.generation()
             if asked or now != generation or self._state.incomplete or self._state.unfinished:
                 generation = now
-                self._mend()
-                self._touched.set()
-                self._drifted.set()
+                self._repair()
+                self._docker_user_due.set()
+                self._elements_due.set()
 
     def _keep_elements(self) -> None:
         # Needed only if the table is not owned. Not in the loop above: with thousands of elements it takes a while.
         while not self._stop.is_set():
-            self._drifted.wait(INTERVAL)
-            self._drifted.clear()
+            self._elements_due.wait(INTERVAL)
+            self._elements_due.clear()
             if self._stop.is_set():
                 return
             try:
                 while (wrong := self._state.sync_elements()) is None and not self._stop.wait(TICK):
                     pass
                 if wrong:
-                    log.warning("somebody changed %d elements of docker-fw's table; they are as they should be", wrong)
+                    log.warning("another program changed docker-fw's table; %d elements are restored", wrong)
             except (NftError, OSError) as error:
-                log.error("elements of docker-fw's table could not be put right: %s", error)
+                log.error("could not restore elements of docker-fw's table: %s", error)
             self._stop.wait(TICK)  # others may change their own tables many times a second
 
-    def _keep_dockers(self) -> None:
+    def _keep_docker_user(self) -> None:
         while not self._stop.is_set():
             # iptables-legacy does not raise the generation, so the rule is also checked now and then without a sign.
-            self._touched.wait(INTERVAL / 6)
-            self._touched.clear()
+            self._docker_user_due.wait(INTERVAL / 6)
+            self._docker_user_due.clear()
             if self._stop.is_set():
                 return
             self._docker_user.ensure()
 
-    def _mend(self) -> None:
-        lacking = self._state.incomplete
+    def _repair(self) -> None:
+        was_incomplete = self._state.incomplete
         try:
             if self._state.repair():
-                removed = "somebody removed docker-fw's rules; they stand again"
-                log.warning("%s", "the kernel takes docker-fw's table again" if lacking else removed)
+                removed = "another program removed docker-fw's rules; they are restored"
+                log.warning("%s", "the kernel accepts docker-fw's table again" if was_incomplete else removed)
             if not self._state.incomplete:
                 self._refused = ""
         except NftError as error:
             if str(error) != self._refused:  # tried again at each tick, reported once
                 self._refused = str(error)
-                log.error("docker-fw's table could not be put back whole; it is tried again: %s", error)
+                log.error("could not restore all of docker-fw's table; docker-fw keeps trying: %s", error)
 
     def _answer_neighbours(self) -> None:
         while not self._stop.is_set():
@@ -239,23 +239,23 @@ class Loops:
 
     def _end_overrides(self) -> None:
         while not self._stop.is_set():
-            self._spoken.wait(self._ends())
-            self._spoken.clear()
+            self._overrides_changed.wait(self._end_expired())
+            self._overrides_changed.clear()
 
     def _follow_links(self) -> None:
         with closing(link_monitor.Changes()) as changes:
             links = link_monitor.links()
             self._see(links)
             if not self._follower.listening:
-                self._guard.doubt()  # departures while this loop did not run are unknown
+                self._tracker.mark_unknown()  # departures while this loop did not run are unknown
             while not self._stop.is_set():
-                for told in changes.read():
-                    self._link(told, links)
-                self.note_proxies()
+                for change in changes.read():
+                    self._link(change, links)
+                self.write_proxies()
                 self._follower.hurry()
                 # A default route may have been added through a bridge that is not classified yet.
                 if self._bridges.waiting():
-                    self.note()
+                    self.write_bridges()
                 if time.monotonic() - self._renewed >= EVERY:
                     self._renewed = time.monotonic()
                     self._renew()
@@ -267,36 +267,36 @@ class Loops:
         that both need: if one of them is stuck, the lease ends.
         """
         if not self._follower.keeps_up():
-            log.error("what Docker told is not done yet; Docker's own networks are closed if that lasts")
+            log.error("docker-fw is behind Docker's events; if that lasts, Docker networks accept no new connections")
             return
         try:
             self._state.renew_lease()
         except NftError as error:
-            log.error("Docker's own networks are closed unless this ends: %s", error)
+            log.error("could not renew the lease; if that lasts, Docker networks accept no new connections: %s", error)
 
-    def note_proxies(self) -> None:
+    def write_proxies(self) -> None:
         """Write the facts about docker-proxy and other listening programs into the table."""
         self._proxies()
 
-    def _link(self, told: Told, links: dict[int, Link]) -> None:
-        if told.link is None:
+    def _link(self, change: LinkChange, links: dict[int, Link]) -> None:
+        if change.link is None:
             links.clear()
             links.update(link_monitor.links())
             before, after, bridge = None, None, None
         else:
-            before = links.pop(told.link.index, None)
-            after = told.link if told.what == "came" else None
+            before = links.pop(change.link.index, None)
+            after = change.link if change.what == "added" else None
             if after:
                 links[after.index] = after
             bridge = links.get(before.master) if before else None
-        if told.link is None or (before != after and (told.link.bridge or (before and before.bridge))):
+        if change.link is None or (before != after and (change.link.bridge or (before and before.bridge))):
             self._see(links)
             self._follower.wake()
         left = bridge is not None and (after is None or after.master != bridge.index)
-        if not self._follower.listening and (told.link is None or left):
+        if not self._follower.listening and (change.link is None or left):
             # A container's link was removed and no event will name its container: another may get its address soon.
-            self._guard.doubt(bridge.name if bridge else None)
+            self._tracker.mark_unknown(bridge.name if bridge else None)
 
     def _see(self, links: Mapping[int, Link]) -> None:
         self._bridges.see(links.values())
-        self.note()
+        self.write_bridges()

@@ -105,7 +105,7 @@ class Plugin:
         )
         docker_user, neighbours = DockerUser(settings.mark), Neighbours(sysctl)
         self._drops = drops = DropLog(self._state, lambda: nft.features.logs)
-        self._guard = EndpointTracker(self._state)
+        self._tracker = EndpointTracker(self._state)
         self._proxies = ProxyPorts(
             self._state, listeners, settings.dockerd_ports, lambda: (nft.features.cgroups, nft.features.listeners)
         )
@@ -113,20 +113,20 @@ class Plugin:
         self._follower = DockerFollower(
             api,
             self._state,
-            self._guard,
+            self._tracker,
             self._bridges,
             self._proxies,
-            note=lambda: self._watcher.note(),  # noqa: PLW0108 (made below)
+            write_bridges=lambda: self._watcher.write_bridges(),  # noqa: PLW0108 (made below)
             forget=self._driver.forget,
-            sighted=lambda: self._watcher.note_proxies(),  # noqa: PLW0108
+            sighted=lambda: self._watcher.write_proxies(),  # noqa: PLW0108
         )
         self._boot = boot = BootTableKeeper(
-            settings, lambda: self._state.state, self._bridges, lambda: list(self._guard.networks.values())
+            settings, lambda: self._state.state, self._bridges, lambda: list(self._tracker.networks.values())
         )
         self._orders = AdminCommands(
             self._state,
             lambda: self._follower.not_guarded,
-            wake=lambda: self._watcher.spoken(),  # noqa: PLW0108 (made below)
+            wake=lambda: self._watcher.overrides_changed(),  # noqa: PLW0108 (made below)
         )
         self._questions = AdminQueries(
             self._state,
@@ -136,14 +136,14 @@ class Plugin:
             api,
             settings,
             read=lambda more: read({**os.environ, **more}),
-            proxy_unidentified=self._blind,
+            proxy_unidentified=self._is_proxy_unidentified,
             held=self._proxies.held,
             boot=lambda: boot.report,
         )
         self._watcher = Loops(
             self._state,
             self._follower,
-            self._guard,
+            self._tracker,
             self._bridges,
             docker_user,
             neighbours,
@@ -158,8 +158,8 @@ class Plugin:
         """Write the table with what was saved and is still true. Return the listening ports of the host."""
         settings = self._settings
         self._state = Reconciler(self._nft, store, settings.defaults, later)
-        kept = expired(store.load(), time.time())
-        state = _survivors(kept)
+        saved = expired(store.load(), time.time())
+        state = _survivors(saved)
         self._bridges = Bridges(self._links.default_route_links, state.unmanaged)
         self._bridges.see(link_monitor.links().values())
         # Read before the table is replaced: ports that listen only since the old one was written do not count as the
@@ -168,7 +168,7 @@ class Plugin:
         facts = saved_facts(state, settings, listeners)
         # Containers that ended while docker-fw was stopped left flows, which later ones with their addresses must not
         # inherit.
-        self._state.start(dataclasses.replace(facts, bridges=self._bridges.facts()), kept)
+        self._state.start(dataclasses.replace(facts, bridges=self._bridges.facts()), saved)
         return listeners
 
     def app(self) -> Flask:
@@ -178,7 +178,7 @@ class Plugin:
         add_route(app, self._drops)
         return app
 
-    def _blind(self) -> bool:
+    def _is_proxy_unidentified(self) -> bool:
         """True if docker-proxy is not identified by its control group: new listening host ports are then blocked."""
         settings = self._settings
         known = dockerd(settings.cgroup, settings.dockerd_cgroup) and shared(settings.cgroup)
@@ -192,12 +192,12 @@ class Plugin:
         self._watcher.start()
         self._watcher.wake()
         self._watcher.changed()
-        if self._blind():
+        if self._is_proxy_unidentified():
             held = self._nft.features.listeners
-            how = "is held until Docker has told whose it is" if held else "is closed once it is seen"
+            how = "stays closed until Docker confirms whose it is" if held else "is closed as soon as docker-fw sees it"
             log.warning(
-                "docker-proxy is not known by its control group (FW_CGROUP, FW_DOCKERD_CGROUP): what begins to "
-                "listen on the host %s",
+                "docker-proxy's control group is unknown (FW_CGROUP, FW_DOCKERD_CGROUP): a new listening  "
+                "port of the host %s",
                 how,
             )
         log.info("docker-fw %s is ready: %d networks", __version__, len(self._state.networks))
@@ -209,7 +209,7 @@ class Plugin:
         Ports that `fwctl` opened for a limited time are closed until docker-fw runs again: no process would close them.
         """
         self._watcher.stop()
-        self._guard.end()
+        self._tracker.end()
         self._state.suspend()
         self._relay.stop()
 
@@ -218,7 +218,7 @@ class Plugin:
         for network in self._state.networks.values():
             try:
                 if self._links.make_bridge(network):
-                    log.info("made bridge %s again", network.bridge)
+                    log.info("recreated bridge %s", network.bridge)
                 # Also to an existing bridge: an older docker-fw did not bind ports to their MACs.
                 self._links.reattach(network, [e for e in self._state.endpoints.values() if e.network_id == network.id])
             except (FwError, OSError) as error:
@@ -226,10 +226,13 @@ class Plugin:
         try:
             self._links.sweep({host_side(e.id) for e in self._state.endpoints.values() if e.joined})
         except OSError as error:
-            log.error("links left behind by a crash stay: %s", error)
+            log.error("could not remove links left by a crash: %s", error)
         for endpoint in self._state.endpoints.values():
             if endpoint.joined and endpoint.published:
                 lost = self._ports.restore(endpoint.id, endpoint.published, addr4=endpoint.addr4, addr6=endpoint.addr6)
                 if lost:
-                    log.error("host ports that another program took meanwhile: %s", ", ".join(map(str, lost)))
+                    log.error(
+                        "host ports are not restored, because another program has taken them: %s",
+                        ", ".join(map(str, lost)),
+                    )
                     self._state.edit_endpoint(endpoint.id, _without(lost))

@@ -61,7 +61,7 @@ class RefusingPlugin:
                 logged = ""
             except (NftError, OSError) as error:
                 if str(error) != logged:  # once, not five times a second
-                    log.error("docker-fw's table was removed and could not be put back: %s", error)
+                    log.error("docker-fw's table was removed, and could not be restored: %s", error)
                 logged = str(error)
 
 

@@ -102,7 +102,7 @@ class Inspections(Attachments):
         The result is None if Docker does not answer: one container that hangs must not delay the others.
         """
         container_id = str(listed["Id"])
-        what = f"container {container_id[:12]} is listed in a way that docker-fw does not understand"
+        what = f"container {container_id[:12]} has an entry in Docker's list that docker-fw cannot read"
         endpoint_ids = understood(parse.endpoint_ids, listed, what=what)
         if endpoint_ids is None:
             return None
@@ -121,7 +121,7 @@ class Inspections(Attachments):
         except DockerUnavailable as error:
             log.debug("%s", error)
             return False
-        what = f"container {container_id[:12]} publishes ports in a way that docker-fw does not understand"
+        what = f"container {container_id[:12]} publishes ports that docker-fw cannot read"
         ports = understood(requested, inspected, what=what)
         if ports is not None:
             if not ports:

@@ -42,7 +42,7 @@ def understood(
     read: Callable[[Any], T],
     raw: Any,
     *errors: type[Exception],
-    what: str = "Docker listed something that docker-fw does not understand; it stays closed",
+    what: str = "Docker lists an object that docker-fw cannot read; it stays closed",
 ) -> T | None:
     """Return one parsed object of many.
 

@@ -74,13 +74,13 @@ def elements(chunks: Iterable[bytes]) -> Iterator[Any]:
     text.more(AT_ONCE)
     if text.ended:
         with suppress(RecursionError):
-            parsed = json.loads(text.held)
+            parsed = json.loads(text.buffer)
             if not isinstance(parsed, list):
-                raise ValueError(f"no list: {text.held[:60]!r}")
+                raise ValueError(f"not a list: {text.buffer[:60]!r}")
             yield from parsed
             return
     if text.next() != "[":
-        raise ValueError(f"no list: {text.held[:60]!r}")
+        raise ValueError(f"not a list: {text.buffer[:60]!r}")
     text.at += 1
     empty = text.next() == "]"
     while not empty:
@@ -89,13 +89,13 @@ def elements(chunks: Iterable[bytes]) -> Iterator[Any]:
             left -= size
         yield cut(text.beginning) if size > LARGEST or (size > SMALL and left < 0) else element
         if (mark := text.next()) not in (",", "]"):
-            raise ValueError(f"no list: {mark!r:.8} after an element")
+            raise ValueError(f"not a list: {mark!r:.8} after an element")
         if mark == "]":
             break
         text.at += 1
     text.at += 1
     if text.next():
-        raise ValueError("there is something after the list")
+        raise ValueError("there is data after the list")
 
 
 def cut(beginning: str) -> Cut:
@@ -131,12 +131,12 @@ def _after_spaces(text: str, at: int) -> int:
 
 
 class _Text:
-    """Chunks as text. `held` is the text read and still needed; `at` is the position of the next value in it."""
+    """Chunks as text. `buffer` is the text read and still needed; `at` is the position of the next value in it."""
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks = iter(chunks)
         self._decoder = codecs.getincrementaldecoder("utf-8")()
-        self.held, self.at, self.ended = "", 0, False
+        self.buffer, self.at, self.ended = "", 0, False
         #: The first characters of the element that was read last, if it is large.
         self.beginning = ""
 
@@ -149,16 +149,16 @@ class _Text:
                 self.ended, chunk = True, b""
             pieces.append(chunk)
             size += len(chunk)
-        self.held = self.held[self.at :] + self._decoder.decode(b"".join(pieces), final=self.ended)
+        self.buffer = self.buffer[self.at :] + self._decoder.decode(b"".join(pieces), final=self.ended)
         self.at = 0
         return size > 0
 
     def next(self) -> str:
         """Return the next character that is not white space; "" at the end."""
         while True:
-            self.at = _after_spaces(self.held, self.at)
-            if self.at < len(self.held):
-                return self.held[self.at]
+            self.at = _after_spaces(self.buffer, self.at)
+            if self.at < len(self.buffer):
+                return self.buffer[self.at]
             if not self.more():
                 return ""
 
@@ -166,13 +166,13 @@ class _Text:
         """Return the next value, and its size. A value longer than `limit` is skipped: then the result is None."""
         self.next()
         while True:
-            known = len(self.held) - self.at
+            known = len(self.buffer) - self.at
             try:
-                value, end = _decode(self.held, self.at)
-                if self.ended or (end < len(self.held) and not self._goes_on(value, end)):
+                value, end = _decode(self.buffer, self.at)
+                if self.ended or (end < len(self.buffer) and not self._goes_on(value, end)):
                     size, self.at = end - self.at, end
                     if size > SMALL:
-                        self.beginning = self.held[end - size : end - size + _BEGINNING]
+                        self.beginning = self.buffer[end - size : end - size + _BEGINNING]
                     return value, size
             except RecursionError:
                 return None, self._skip(limit)
@@ -182,22 +182,22 @@ class _Text:
             if known > limit:
                 return None, self._skip(limit)
             if not self.more(max(known, _PIECE)) and not self.ended:
-                raise ValueError("the list has no end")
+                raise ValueError("the list is incomplete")
 
     def _goes_on(self, value: Any, end: int) -> bool:
         """True if a number may continue at `end`: of `2.5e-7`, `2` can be read alone, and `2.5` too."""
-        return isinstance(value, int | float) and self.held[end] in "0123456789.eE+-"
+        return isinstance(value, int | float) and self.buffer[end] in "0123456789.eE+-"
 
     def _skip(self, limit: int) -> int:
         """Go to the end of an object without keeping it. Returns a size above `limit`: the object is not read."""
-        if self.held[self.at] != "{":
-            raise ValueError(f"no object: {self.held[self.at : self.at + 60]!r}")
-        self.beginning = self.held[self.at : self.at + _BEGINNING]
+        if self.buffer[self.at] != "{":
+            raise ValueError(f"not an object: {self.buffer[self.at : self.at + 60]!r}")
+        self.beginning = self.buffer[self.at : self.at + _BEGINNING]
         depth = 0
         while True:
             if self._over(_PLAIN):
                 continue
-            mark = self.held[self.at]
+            mark = self.buffer[self.at]
             self.at += 1
             if mark == '"':
                 self._skip_string()
@@ -207,8 +207,8 @@ class _Text:
                     return limit + 1
 
     def _skip_string(self) -> None:
-        while self._over(_INSIDE) or self.held[self.at] != '"':
-            if self.at + 1 >= len(self.held):  # a backslash: keep it until its character is read
+        while self._over(_INSIDE) or self.buffer[self.at] != '"':
+            if self.at + 1 >= len(self.buffer):  # a backslash: keep it until its character is read
                 self._must()
         self.at += 1
 
@@ -218,8 +218,8 @@ class _Text:
         A match takes memory for each step, so it covers one piece at a time.
         """
         end = self.at + _PIECE + 2
-        self.at = pattern.match(self.held, self.at, end).end()  # type: ignore[union-attr]
-        if self.at == len(self.held):
+        self.at = pattern.match(self.buffer, self.at, end).end()  # type: ignore[union-attr]
+        if self.at == len(self.buffer):
             self._must()
             return True
         return self.at == end
@@ -227,4 +227,4 @@ class _Text:
     def _must(self) -> None:
         """Read more. Raises ValueError at the end."""
         if not self.more():
-            raise ValueError("the list has no end")
+            raise ValueError("the list is incomplete")

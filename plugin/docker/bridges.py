@@ -38,15 +38,15 @@ class Bridges:
     ) -> None:
         self._uplinks = uplinks
         self._remembered = remembered
-        #: The clock for the moments passed to `told`.
+        #: The clock for the moments passed to `set_listed`.
         self.now = clock
         self._lock = threading.Lock()
         self._seen: dict[int, tuple[Link, float]] = {}
-        self._told: frozenset[str] | None = None
+        self._listed: frozenset[str] | None = None
         self._claimed: set[int] = set()
-        self._foreign: set[int] = set()
+        self._unmanaged: set[int] = set()
         #: The last moment at which the owners of bridges became uncertain.
-        self._doubted = -math.inf
+        self._unknown_since = -math.inf
         self._unsure: set[int] = set()
 
     def see(self, links: Iterable[Link]) -> None:
@@ -55,32 +55,32 @@ class Bridges:
             now = self.now()
             there = {link.index: link for link in links if link.bridge and not link.ours}
             # A remembered bridge counts as unmanaged for long, unless Docker claims it now.
-            old = self._remembered if self._told is None else frozenset()
+            old = self._remembered if self._listed is None else frozenset()
             self._seen = {
                 index: (link, self._seen[index][1] if index in self._seen else now - SETTLE * (link.name in old))
                 for index, link in there.items()
             }
             self._claim()
 
-    def told(self, dockers: frozenset[str], asked: float, *, complete: bool = True) -> None:
+    def set_listed(self, dockers: frozenset[str], asked: float, *, complete: bool = True) -> None:
         """Note the bridges of Docker networks as listed by Docker; it was asked at this moment (of the clock).
 
-        An answer requested before the last `doubt` makes no bridge unmanaged. Nor does one that is not `complete`: it
-        had something that docker-fw does not understand.
+        An answer requested before the last `mark_unknown` makes no bridge unmanaged. Nor does one that is not
+        `complete`: it had something that docker-fw does not understand.
         """
         with self._lock:
-            self._told = dockers
-            if complete and asked >= self._doubted:
+            self._listed = dockers
+            if complete and asked >= self._unknown_since:
                 self._unsure = set()
-                self._foreign |= {index for index, (_, since) in self._seen.items() if asked - since >= SETTLE}
+                self._unmanaged |= {index for index, (_, since) in self._seen.items() if asked - since >= SETTLE}
             self._claim()
 
-    def doubt(self) -> None:
+    def mark_unknown(self) -> None:
         """Note that Docker created a network: any bridge may be its, a new one or an existing one."""
         with self._lock:
-            self._unsure |= self._foreign
-            self._foreign = set()
-            self._doubted = self.now()
+            self._unsure |= self._unmanaged
+            self._unmanaged = set()
+            self._unknown_since = self.now()
 
     def unsure(self) -> frozenset[str]:
         """Return the names of bridges that were left alone, and are not until Docker has been asked."""
@@ -90,7 +90,7 @@ class Bridges:
     def waiting(self) -> bool:
         """True while a bridge is protected that Docker has not claimed: ask Docker again in SETTLE seconds."""
         with self._lock:
-            return bool(self._seen.keys() - self._claimed - self._foreign)
+            return bool(self._seen.keys() - self._claimed - self._unmanaged)
 
     def dockers(self) -> frozenset[str]:
         """Return the names of bridges that are known to be Docker's."""
@@ -115,12 +115,12 @@ class Bridges:
 
     def _claim(self) -> None:
         """Mark bridges as Docker's. They stay so as long as they exist, even if they are renamed."""
-        told = self._told or frozenset()
+        listed = self._listed or frozenset()
         self._claimed &= self._seen.keys()
         self._claimed |= {
-            index for index, (link, _) in self._seen.items() if DOCKERS.fullmatch(link.name) or link.name in told
+            index for index, (link, _) in self._seen.items() if DOCKERS.fullmatch(link.name) or link.name in listed
         }
-        self._foreign &= self._seen.keys() - self._claimed
+        self._unmanaged &= self._seen.keys() - self._claimed
 
     def _names(self, indices: Iterable[int]) -> frozenset[str]:
         """Return the bridges' names.
@@ -131,11 +131,11 @@ class Bridges:
         return frozenset(name for name in names if INTERFACE_NAME.fullmatch(name))
 
     def _exempt(self) -> set[int]:
-        exempt = set(self._foreign)
+        exempt = set(self._unmanaged)
         if unsure := self._seen.keys() - self._claimed - exempt:
             uplinks = self._uplinks()
             for index in unsure:
                 name = self._seen[index][0].name
-                if name in uplinks or (self._told is None and name in self._remembered):
+                if name in uplinks or (self._listed is None and name in self._remembered):
                     exempt.add(index)
         return exempt

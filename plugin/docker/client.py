@@ -76,9 +76,9 @@ class DockerApi:
         Takes HOOK_LIMIT at most, and no time if the API did not answer the last time.
         """
         if not self._answering:
-            raise DockerUnavailable("Docker's API has not answered since the last time it was asked")
+            raise DockerUnavailable("Docker's API has not answered the last request")
         try:
-            with self._connection.answers(f"Docker's API did not tell whose endpoint {endpoint_id[:12]} is"):
+            with self._connection.answers(f"Docker's API did not report the container of endpoint {endpoint_id[:12]}"):
                 return self._hooks.submit(self._find, network_id, endpoint_id).result(HOOK_LIMIT)
         except images.LateError as error:
             raise DockerUnavailable(f"endpoint {endpoint_id[:12]}: {error}") from error
@@ -194,7 +194,7 @@ class DockerApi:
         except FAILED as error:
             log.debug("the event stream ended: %s", error)
         except ValueError as error:
-            log.error("Docker sends an event that docker-fw does not understand, subscribing again: %s", error)
+            log.error("Docker sent an event that docker-fw cannot read; subscribing again: %s", error)
         finally:
             self._connection.lost()
             client.close()

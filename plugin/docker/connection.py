@@ -50,13 +50,13 @@ class Connection:
     def client(self, timeout: Any) -> docker.APIClient:
         """Return this thread's client with this time-out for each read, in seconds."""
         version = self._negotiated(timeout)
-        kept: dict[tuple[str, Any], docker.APIClient] = self._local.__dict__.setdefault("clients", {})
+        clients: dict[tuple[str, Any], docker.APIClient] = self._local.__dict__.setdefault("clients", {})
         key = (version, timeout)
-        if key not in kept:
-            for old in [old for old in kept if old[0] != version]:
-                kept.pop(old).close()
-            kept[key] = self.new_client(timeout)
-        return kept[key]
+        if key not in clients:
+            for old in [old for old in clients if old[0] != version]:
+                clients.pop(old).close()
+            clients[key] = self.new_client(timeout)
+        return clients[key]
 
     def new_client(self, timeout: Any) -> docker.APIClient:
         """Return a client that the caller closes."""

@@ -103,7 +103,7 @@ def _unknown_origin(image_labels: Mapping[str, str], own: Mapping[str, str], unk
     ignored = {key: value for key, value in image_labels.items() if key not in own}
     if not ignored:
         return ()
-    text = f"it is not known whether the image brought this label: {unknown}"
+    text = f"it is unknown whether this label comes from the image: {unknown}"
     problems, keys = parser.parse(ignored).problems, {parser.split(key)[1] for key in ignored}
     closes = any(problem.closes for problem in problems) or any(starmap(_may_close, ignored.items()))
     confines = any(problem.confines for problem in problems) or any(key in KEYS and KEYS[key].confines for key in keys)
@@ -160,14 +160,14 @@ def on_network(labels: ContainerLabels, network: str, key: str = "") -> Containe
 
 
 def _ignored(labels: ContainerLabels) -> Iterator[str]:
-    """Yield notices about labels that came with the image and do not count."""
-    came = "may have come" if labels.unsure else "came"
+    """Yield notices about labels that come from the image and have no effect."""
+    comes = "may come" if labels.unsure else "comes"
     for label, value in labels.image_labels[:_MAX_NOTICES]:
         entry = KEYS.get(parser.split(label)[1])
-        effect = "opens nothing" if entry is None or entry.opens else "counts for nothing"
-        yield f'label {label[:80]}="{value[:80]}" {came} with the image and {effect} (FW_IMAGE_LABELS=trust lets it)'
+        effect = "opens nothing" if entry is None or entry.opens else "is ignored"
+        yield f'label {label[:80]}="{value[:80]}" {comes} from the image and {effect} (FW_IMAGE_LABELS=trust allows it)'
     if (more := len(labels.image_labels) - _MAX_NOTICES) > 0:
-        yield f"{more} more labels {came} with the image and open nothing"
+        yield f"{more} more labels {'may come' if labels.unsure else 'come'} from the image and open nothing"
 
 
 def _unknown_networks(
@@ -179,7 +179,7 @@ def _unknown_networks(
     problems, notices = [], []
     for name, spec in parsed.networks:
         if name not in known:
-            where, text = f"label fw.network.{name}", f"the container is on no network {name[:64]!r}"
+            where, text = f"label fw.network.{name}", f"the container is not on network {name[:64]!r}"
             if _only_opens(spec):
                 notices.append(f"{where} has no effect: {text} (it is on {there})")
             else:

@@ -35,14 +35,14 @@ class DriverSync:
                 self._state.edit_endpoint(endpoint.id, _knows(container))
             except FwError as error:  # a refused update delays no other; it is retried with each full listing
                 if endpoint.id not in self._refused:
-                    log.error("%s (endpoint %s) stays as it was: %s", container.name, endpoint.id[:12], error)
+                    log.error("%s (endpoint %s) keeps its old labels: %s", container.name, endpoint.id[:12], error)
                 self._refused.add(endpoint.id)
                 continue
             self._refused.discard(endpoint.id)
             if endpoint.container is None:
                 for problem in container.problems:
-                    log.error("%s stays closed but for ICMP: %s", container.name, problem)
-                log.info("%s (endpoint %s) is known now", container.name, endpoint.id[:12])
+                    log.error("%s answers on ICMP only: %s", container.name, problem)
+                log.info("%s (endpoint %s) has its labels now", container.name, endpoint.id[:12])
 
     def prune(self, containers: Mapping[str, Container], networks: Collection[str] | None) -> None:
         """Forget endpoints and networks that Docker has not listed for GONE seconds.
@@ -64,7 +64,7 @@ class DriverSync:
                 try:
                     self._forget(missing[each])
                 except FwError as error:  # it delays no other; it is retried with each full listing
-                    log.error("%s is not forgotten yet: %s", each[:12], error)
+                    log.error("could not remove %s, which Docker does not list any more: %s", each[:12], error)
 
 
 def _knows(container: Container) -> Callable[[Endpoint], Endpoint]:

@@ -45,9 +45,9 @@ class EventClock:
     def start_over(self) -> None:
         """Discard departures, because some may have been missed. Answers requested before now are stale."""
         self._gone.clear()
-        self.doubt()
+        self.invalidate()
 
-    def doubt(self) -> None:
+    def invalidate(self) -> None:
         """Make all answers requested before now stale."""
         self._floor = self.tick()
 

@@ -49,9 +49,9 @@ def _object(line: bytes) -> Iterator[dict[str, Any] | None]:
         try:
             event = json.loads(line)
         except RecursionError:
-            raise ValueError("an object too deep to be read") from None
+            raise ValueError("it is nested too deeply") from None
         if not isinstance(event, dict):
-            raise ValueError(f"{event!r:.60} is no event")
+            raise ValueError(f"{event!r:.60} is not an event")
         yield event
 
 

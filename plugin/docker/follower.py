@@ -60,38 +60,38 @@ class Api(Protocol):
 class DockerFollower:
     """Keeps the facts up to date with Docker.
 
-    `note` writes the facts about the host's bridges to the table. `forget` undoes an endpoint or a network of the
-    driver. `sighted` writes the facts about docker-proxy and other listeners on the host to the table.
+    `write_bridges` writes the facts about the host's bridges to the table. `forget` undoes an endpoint or a network of
+    the driver. `sighted` writes the facts about docker-proxy and other listeners on the host to the table.
     """
 
     def __init__(
         self,
         api: Api,
         reconciler: Reconciler,
-        guard: EndpointTracker,
+        tracker: EndpointTracker,
         bridges: Bridges,
         proxies: ProxyPorts,
-        note: Callable[[], None],
+        write_bridges: Callable[[], None],
         forget: Callable[[Endpoint | Network], None] = lambda _: None,
         sighted: Callable[[], None] = lambda: None,
     ) -> None:
         self._api = api
         self._state = reconciler
-        self._guard = guard
+        self._tracker = tracker
         self._bridges = bridges
         self._proxies = proxies
-        self._note = note
-        self._ours = DriverSync(reconciler, forget)
+        self._write_bridges = write_bridges
+        self._driver_sync = DriverSync(reconciler, forget)
         self._sighted = sighted
         self._stop = threading.Event()
-        self._wanted = threading.Condition()
+        self._requested = threading.Condition()
         self._all = False
         self._places: dict[tuple[str, str], None] = {}
         self._started: dict[str, None] = {}
         #: A container may have started while no process followed Docker.
         self._missed = True
         #: Bridges that the log reports as not left alone any more.
-        self._told_unsure: frozenset[str] = frozenset()
+        self._logged_uncertain: frozenset[str] = frozenset()
         #: The time of the last full listing.
         self._looked = 0.0
         #: docker_gwbridge's ID, if there is one.
@@ -110,9 +110,9 @@ class DockerFollower:
 
     def wake(self) -> None:
         """List everything now."""
-        with self._wanted:
+        with self._requested:
             self._all = True
-            self._wanted.notify_all()
+            self._requested.notify_all()
 
     def hurry(self) -> None:
         """List everything soon if the owner of a listener on the host is unknown. To be called often."""
@@ -129,10 +129,10 @@ class DockerFollower:
             try:
                 for event in self._api.events():
                     self._hearing = time.monotonic()
-                    self._told(event)
+                    self._on_event(event)
                     self._hearing = 0.0
-            except DockerUnavailable as silent:
-                log.debug("%s", silent)
+            except DockerUnavailable as error:
+                log.debug("%s", error)
             finally:
                 self.listening, self._hearing = False, 0.0
             wait = SOON if time.monotonic() - began > LATER else min(2 * wait, LATER)
@@ -143,26 +143,26 @@ class DockerFollower:
         hearing = self._hearing
         return not hearing or time.monotonic() - hearing < EVERY
 
-    def _told(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         if not event.complete:
-            log.error("Docker tells of a %s, but not whose: everybody is looked at", event.action)
-            self._guard.doubt()
+            log.error("Docker reports a %s without its container; docker-fw lists all containers", event.action)
+            self._tracker.mark_unknown()
             self.wake()
             return
         match event.action:
             case "subscribed":
-                self._guard.start_over()
+                self._tracker.start_over()
                 self._missed = True
                 self.listening = True
                 self.wake()
             case "container die":
-                self._guard.leaves("", event.id)
+                self._tracker.leaves("", event.id)
             case "container destroy":
-                self._guard.forget(event.id)
+                self._tracker.forget(event.id)
                 self._proxies.forget(event.id)
             case "container start":
-                self._guard.returns("", event.id)
-                self._want(started=event.id)
+                self._tracker.returns("", event.id)
+                self._request(started=event.id)
             case "container create":
                 self._proxies.created(event.id)
                 self._sighted()  # a program of the host may have had its port until now
@@ -170,51 +170,51 @@ class DockerFollower:
             case "container rename":
                 self.wake()
             case _:
-                self._told_of_network(event)
+                self._on_network_event(event)
 
-    def _told_of_network(self, event: Event) -> None:
+    def _on_network_event(self, event: Event) -> None:
         match event.action:
             case "network connect" if event.network_type in ("bridge", ""):
-                self._guard.returns(event.id, event.container)
-                self._want(place=(event.id, event.container))
+                self._tracker.returns(event.id, event.container)
+                self._request(place=(event.id, event.container))
             case "network connect" if event.network_type == "overlay":
                 # A container on an overlay has a second endpoint, on docker_gwbridge, that no event reports.
                 self.wake()
             case "network connect":
-                self._want()
+                self._request()
             case "network disconnect":
-                self._guard.leaves(event.id, event.container)
+                self._tracker.leaves(event.id, event.container)
             case "network create":
-                self._bridges.doubt()
-                self._note()
+                self._bridges.mark_unknown()
+                self._write_bridges()
                 self.wake()
             case "network destroy":
-                self._guard.network_gone(event.id)
+                self._tracker.network_gone(event.id)
 
-    def _want(self, place: tuple[str, str] | None = None, started: str = "") -> None:
-        with self._wanted:
+    def _request(self, place: tuple[str, str] | None = None, started: str = "") -> None:
+        with self._requested:
             if place:
                 self._places[place] = None
             if started:
                 self._started[started] = None
             # Driver endpoints whose labels are unknown can be found only in the full list.
             self._all |= any(e.joined and e.container is None for e in list(self._state.endpoints.values()))
-            self._wanted.notify_all()
+            self._requested.notify_all()
 
     # --- look-ups -------------------------------------------------------------------------------------------------
 
     def place_loop(self) -> None:
         """Until `stop`: look up the containers that events named, one by one. A full listing delays none of them."""
         while not self._stop.is_set():
-            with self._wanted:
+            with self._requested:
                 while not (self._places or self._started or self._stop.is_set()):
-                    self._wanted.wait()
+                    self._requested.wait()
                 places, self._places = self._places, {}
                 started, self._started = self._started, {}
             try:
-                self._look_at(places, started)
-            except DockerUnavailable as silent:
-                log.debug("%s", silent)
+                self._look_up(places, started)
+            except DockerUnavailable as error:
+                log.debug("%s", error)
                 # If Docker stopped, the stream of events ends too, and a full listing follows the next subscription.
                 if self.listening:
                     self.wake()
@@ -223,31 +223,31 @@ class DockerFollower:
         """Until `stop`: list everything when it was requested, and at intervals."""
         next_all = time.monotonic()
         while not self._stop.is_set():
-            with self._wanted:
+            with self._requested:
                 if not self._all:
-                    self._wanted.wait_for(lambda: self._all, max(0.0, next_all - time.monotonic()))
+                    self._requested.wait_for(lambda: self._all, max(0.0, next_all - time.monotonic()))
                 self._all = False
             if self._stop.is_set():
                 return
             next_all = time.monotonic() + INTERVAL
             try:
-                self._look()
-            except DockerUnavailable as silent:
-                log.debug("%s", silent)
-                self._tell_unsure()
+                self._list_all()
+            except DockerUnavailable as error:
+                log.debug("%s", error)
+                self._log_uncertain()
                 next_all = time.monotonic() + RETRY if self.listening else next_all
             if self._bridges.waiting():
                 next_all = min(next_all, time.monotonic() + SETTLE + 0.05)
-            if self._owing() or (self.listening and self._guard.unsure()):
+            if self._is_unsaved() or (self.listening and self._tracker.unsure()):
                 next_all = min(next_all, time.monotonic() + UNSURE)
 
-    def _tell_unsure(self) -> None:
-        if (unsure := self._bridges.unsure()) and unsure != self._told_unsure:
-            self._told_unsure = unsure
-            why = "Docker made a network, which may be on a bridge that was left alone"
+    def _log_uncertain(self) -> None:
+        if (unsure := self._bridges.unsure()) and unsure != self._logged_uncertain:
+            self._logged_uncertain = unsure
+            why = "Docker created a network, which may use a bridge that was unmanaged"
             log.warning("%s; closed until Docker's API answers: %s", why, ", ".join(sorted(unsure)))
 
-    def _owing(self) -> bool:
+    def _is_unsaved(self) -> bool:
         """True while the state cannot be saved on disk: saving is retried each time."""
         try:
             self._state.save_again()
@@ -255,29 +255,29 @@ class DockerFollower:
             log.debug("%s", error)
         return bool(self._state.unsaved_reason)
 
-    def _look_at(self, places: Mapping[tuple[str, str], None], started: Mapping[str, None]) -> None:
-        asked, took = self._guard.now(), []
+    def _look_up(self, places: Mapping[tuple[str, str], None], started: Mapping[str, None]) -> None:
+        asked, accepted = self._tracker.now(), []
         for network_id, container_id in places:
             if found := self._api.guest(network_id, container_id):
-                took.append(self._guard.put(found[0], [found[1]], listed=False, asked=asked, sure=found[2]))
+                accepted.append(self._tracker.put(found[0], [found[1]], listed=False, asked=asked, sure=found[2]))
                 started = {**started, container_id: None}  # it may run already: Docker also connects running containers
         for container_id in started:
             if running := self._api.running(container_id):
-                took.append(self._guard.put(None, running, listed=True, asked=asked))
+                accepted.append(self._tracker.put(None, running, listed=True, asked=asked))
                 # A container on an overlay publishes its ports at its endpoint on docker_gwbridge.
                 if self._gwbridge and (found := self._api.guest(self._gwbridge, container_id)):
                     place = replace(found[1], published=running[0].published, unlisted=False)
-                    took.append(self._guard.put(found[0], [place], listed=True, asked=asked))
-        if not all(took):
+                    accepted.append(self._tracker.put(found[0], [place], listed=True, asked=asked))
+        if not all(accepted):
             self.wake()  # the answer was too old when it arrived
 
-    def _look(self) -> None:
+    def _list_all(self) -> None:
         self._looked = time.monotonic()
-        asked, moment, then = self._bridges.now(), self._guard.now(), self._proxies.now()
+        asked, moment, then = self._bridges.now(), self._tracker.now(), self._proxies.now()
         bridges, complete = self._api.bridges()
-        self._bridges.told(bridges, asked, complete=complete)
-        self._told_unsure = frozenset()
-        self._note()
+        self._bridges.set_listed(bridges, asked, complete=complete)
+        self._logged_uncertain = frozenset()
+        self._write_bridges()
         look = self._api.look()
         self._proxies.judge(look, then)
         self._sighted()
@@ -287,7 +287,7 @@ class DockerFollower:
         existing = look.container_ids
         if not look.complete:  # then no container counts as removed: what fwctl denied stays denied
             existing |= {each.container for each in self._state.state.overrides} | self._state.state.proxied.keys()
-        if not self._guard.replace(look.networks, look.endpoints, existing, asked=moment, unsure=look.unconfirmed):
+        if not self._tracker.replace(look.networks, look.endpoints, existing, asked=moment, unsure=look.unconfirmed):
             self.wake()  # the answer was too old when it arrived
             return
         self._gwbridge = next((network.id for network in look.networks if network.name == "docker_gwbridge"), "")
@@ -295,8 +295,8 @@ class DockerFollower:
             self._missed = False
             self._state.cut_closed()
         self.not_guarded = look.not_guarded
-        self._ours.update_labels(look.containers)
-        self._ours.prune(look.containers, look.network_ids)
+        self._driver_sync.update_labels(look.containers)
+        self._driver_sync.prune(look.containers, look.network_ids)
         driver = {network.bridge for network in list(self._state.networks.values())}
         there = driver | self._bridges.dockers() | {network.bridge for network in look.networks}
         unmanaged = self._bridges.unmanaged()

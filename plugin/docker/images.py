@@ -78,7 +78,7 @@ class Images:
             return container_labels.read(listed, None, unknown=str(error))
         except APIError as error:
             if hook:
-                raise LateError(f"Docker does not tell of the image ({error.explanation})") from error
+                raise LateError(f"Docker does not report the image ({error.explanation})") from error
             raise
         except UnknownLabels as error:
             return container_labels.read(listed, None, unknown=str(error))
@@ -95,20 +95,22 @@ class Images:
         wanted = variant(listed)
         if wanted not in self._known:
             if time.monotonic() < self._late.get(wanted, (0.0, 0.0))[0]:
-                raise LateError("Docker did not show the image in time; it is asked again later")
+                raise LateError("Docker did not report the image in time; docker-fw asks again later")
             try:
                 labels = self._inspect(client, wanted)
             except NotFound as error:
-                raise UnknownLabels(f"the image is gone ({error.explanation}); pull the image again") from error
+                raise UnknownLabels(
+                    f"the image does not exist any more ({error.explanation}); pull the image again"
+                ) from error
             except APIError as error:
                 if not error.is_client_error():
                     raise
                 # A refusal is about this image, which may cause it: it must not end the look-up of other containers.
-                raise UnknownLabels(f"Docker does not tell of the image ({error.explanation})") from error
+                raise UnknownLabels(f"Docker does not report the image ({error.explanation})") from error
             except (RequestException, request.TooLongError) as error:
                 if not request.late(error):
                     raise
-                raise LateError("Docker did not show the image in time; it is asked again later") from error
+                raise LateError("Docker did not report the image in time; docker-fw asks again later") from error
             self._late.pop(wanted, None)
             if sum(len(key) + len(str(value)) for key, value in labels.items()) > _LARGE:
                 return labels
@@ -121,7 +123,7 @@ class Images:
         version = tuple(map(int, str(client.api_version).split(".")))
         if _API_STORE <= version < _API_MANIFEST and self._in_containerd(client):
             raise UnknownLabels(
-                "this Docker keeps its images in containerd's store and does not tell which variant of its image a "
+                "this Docker keeps its images in containerd's store and does not report which variant of its image a "
                 f"container was created from; upgrade Docker to 28.1 or newer, {_TRUST}"
             )
         query = {"platform": wanted.platform} if wanted.platform and version >= _API_PLATFORM else {}
@@ -134,7 +136,7 @@ class Images:
             except APIError as error:
                 if not error.is_client_error():
                     raise
-                why = f"Docker does not tell in which store it keeps its images ({error.explanation})"
+                why = f"Docker does not report where it stores its images ({error.explanation})"
                 raise UnknownLabels(f"{why}; let docker-fw ask GET /info, {_TRUST}") from error
         return self._containerd
 
@@ -161,7 +163,8 @@ def variant(listed: Mapping[str, Any]) -> Variant:
     parameter = json.dumps(platform, sort_keys=True) if isinstance(platform, dict) else ""
     if not isinstance(digest, str) or not digest or not parameter or len(parameter) > _MAX_PLATFORM:
         raise UnknownLabels(
-            f"Docker does not tell which variant of its image it was created from; create it again, {_TRUST}"
+            "Docker does not report which variant of its image the container was created from; "
+            f"create it again, {_TRUST}"
         )
     return Variant(listed["ImageID"], digest, parameter)
 
@@ -173,19 +176,20 @@ def image_labels(wanted: Variant, inspected: Mapping[str, Any]) -> Mapping[str, 
     """
     described = inspected.get("Descriptor")
     if described is None and (wanted.manifest or inspected.get("Id") != wanted.image):
-        raise UnknownLabels(f"Docker shows another image than the container's; pull the image again, {_TRUST}")
+        raise UnknownLabels(f"Docker reports a different image than the container's; pull the image again, {_TRUST}")
     if described is not None:
         if not wanted.manifest:
             raise UnknownLabels(
-                f"Docker does not tell which variant of its image it was created from; create it again, {_TRUST}"
+                "Docker does not report which variant of its image the container was created from; "
+                f"create it again, {_TRUST}"
             )
         if described.get("digest") != wanted.manifest:
             raise UnknownLabels(
-                "Docker shows another variant of the image than the container's "
+                "Docker reports a different variant of the image than the container's "
                 f"(Docker 28.1 and newer show each platform's): create it again, {_TRUST}"
             )
         if not inspected.get("Os") or not inspected.get("Architecture"):
-            raise UnknownLabels(f"Docker does not have that variant of the image whole; pull the image again, {_TRUST}")
+            raise UnknownLabels(f"Docker has only a part of that variant of the image; pull the image again, {_TRUST}")
     labels = (inspected.get("Config") or {}).get("Labels") or {}
     return {key: value for key, value in labels.items() if container_labels.is_relevant(key)}
 
@@ -197,5 +201,5 @@ def in_containerd(info: Mapping[str, Any]) -> bool:
     """
     driver, status = info.get("Driver"), info.get("DriverStatus")
     if not isinstance(driver, str) or not driver or not isinstance(status, list | None):
-        raise UnknownLabels(f"Docker does not tell in which store it keeps its images, {_TRUST}")
+        raise UnknownLabels(f"Docker does not report where it stores its images, {_TRUST}")
     return any(isinstance(pair, list) and pair[:1] == ["driver-type"] for pair in status or ())

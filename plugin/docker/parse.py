@@ -27,7 +27,7 @@ _MANY = 100
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 CONNECTING = {"network connect", "network disconnect"}
 #: The action of an event that was too large to be read, and whose beginning does not identify it.
-UNREAD = "larger event than is read"
+UNREAD = "too large event"
 #: Events that name a container or a network, which docker-fw acts on.
 ABOUT = {
     UNREAD,
@@ -154,7 +154,7 @@ def needed(raw: Any) -> Any:
 def many(raw: Any) -> list[Any]:
     """Return a list from Docker. Raises ValueError if it is no list, or if no element has an ID."""
     if not isinstance(raw, list) or (raw and not any(map(_has_id, raw))):
-        raise ValueError(f"no list of anything of Docker's: {raw!r:.60}")
+        raise ValueError(f"not a list of Docker objects: {raw!r:.60}")
     return raw
 
 
@@ -255,9 +255,9 @@ def not_guarded(raw: Mapping[str, Any]) -> str:
     """Return why a container has no network of its own, for people; "" if it has one."""
     mode = str((raw.get("HostConfig") or {}).get("NetworkMode") or "")
     if mode == "host":
-        return "has the host's network: it answers like any program of the host"
+        return "has the host's network, which docker-fw does not filter"
     if mode.startswith("container:"):
-        return f"shares the network of {mode[10:22]}: that container's labels count, not its own"
+        return f"shares the network of {mode[10:22]}: that container's labels apply, not its own"
     return ""
 
 

@@ -57,7 +57,7 @@ class ProxyPorts:
         #: By container, the ports of dockerd that it requests; most request none.
         self._claims = {k: found for k, ports in self._asked.items() if (found := claimed(dockerd, ports))}
         self._warned: frozenset[Port] = frozenset()
-        self._blind = False
+        self._unidentified = False
         #: The time of the last poll.
         self._looked = -IDLE
         #: For the facts. An edit reads the newest of it, without the lock, whichever thread has found it.
@@ -122,7 +122,7 @@ class ProxyPorts:
         left = own_ports(self._dockerd, ()) - taken
         if closed := taken - self._warned:
             ports = ", ".join(sorted({str(number) for _, number in closed}))
-            log.warning("containers ask for ports of dockerd's own, which are closed therefore: %s", ports)
+            log.warning("containers request ports of dockerd itself, which are therefore closed: %s", ports)
             self._warned |= closed
         if self._unknown:
             self._look_around()
@@ -131,8 +131,8 @@ class ProxyPorts:
 
     def _publish(self) -> None:
         def keep(state: SavedState) -> SavedState:
-            kept = self._kept
-            return state if kept == state.asked else replace(state, asked=kept)
+            requested = self._kept
+            return state if requested == state.asked else replace(state, asked=requested)
 
         def edit(facts: Facts) -> Facts:
             left = self._open
@@ -161,7 +161,7 @@ class ProxyPorts:
         groups, holds = self._kinds()
         proxy_unidentified = not groups or proxies.holding
         with self._lock:
-            self._blind = proxy_unidentified
+            self._unidentified = proxy_unidentified
             # If no listener is blocked, the poll prepares for the case that this changes: listeners since the last
             # poll are new then.
             if proxy_unidentified or self._listeners.now() - self._looked >= IDLE:
@@ -183,7 +183,7 @@ class ProxyPorts:
         try:
             self._listening = self._listeners.poll()
         except OSError as error:
-            log.error("could not see who listens on the host's ports: %s", error)
+            log.error("could not list the listeners on the host's ports: %s", error)
 
     def now(self) -> float:
         """Return the current moment. Take it before a request to Docker, and pass it on with the answer."""
@@ -192,12 +192,12 @@ class ProxyPorts:
     def waiting(self) -> bool:
         """True if a listener is blocked, and Docker has not been asked since it appeared."""
         with self._lock:
-            return self._blind and self._listeners.waiting()
+            return self._unidentified and self._listeners.waiting()
 
     def held(self) -> list[Published]:
         """Return the host ports that are blocked, and not known to belong to a container."""
         with self._lock:
-            return self._listeners.held() if self._blind else []
+            return self._listeners.held() if self._unidentified else []
 
 
 def own_ports(dockerd: Collection[Rule], asked: Iterable[RequestedPorts]) -> frozenset[Port]:

@@ -106,4 +106,4 @@ def _in_time(chunks: Iterator[bytes]) -> Iterator[bytes]:
     for chunk in chunks:
         yield chunk
         if time.monotonic() > end:
-            raise TooLongError(f"Docker took more than {LONGEST:.0f} s for an answer")
+            raise TooLongError(f"Docker did not answer within {LONGEST:.0f} s")

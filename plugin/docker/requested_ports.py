@@ -44,7 +44,7 @@ def _binding(proto: Proto, binding: Any) -> list[RequestedPorts]:
         raise ValueError(f"HostPort: {text!r:.40} is neither a port nor a range")
     first, last = (int(part) for part in (text.split("-") * 2)[:2])
     if not 0 <= first <= last <= 65535:
-        raise ValueError(f"HostPort: {text} is no range of ports")
+        raise ValueError(f"HostPort: {text} is not a range of ports")
     if not last:
         return [_choice(proto)]
     host = binding.get("HostIp")

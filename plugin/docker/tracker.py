@@ -31,7 +31,7 @@ class EndpointTracker:
         #: The moment each network was reported alone, not in a list of all; and the moment each endpoint was reported.
         self._networks_since: dict[str, int] = {}
         self._since: dict[str, int] = {}
-        self._goodbyes = EventClock()
+        self._clock = EventClock()
         #: The facts' endpoints, indexed by container and by address.
         self._guests = Guests()
         self._mirrored: Mapping[str, TrackedEndpoint] | None = None
@@ -55,7 +55,7 @@ class EndpointTracker:
 
     def now(self) -> int:
         """Return the current moment. Take it before a request to Docker, and pass it on with the answer."""
-        return self._goodbyes.now
+        return self._clock.now
 
     # --- endpoints that leave -------------------------------------------------------------------------------------
 
@@ -63,7 +63,7 @@ class EndpointTracker:
         """Discard earlier events, because some may have been missed: only the next list counts."""
 
         def edit(facts: Facts) -> Facts:
-            self._goodbyes.start_over()
+            self._clock.start_over()
             new = {k: dataclasses.replace(g, listed=True) for k, g in facts.guests.items() if not g.listed}
             return self._with(facts, new)
 
@@ -73,7 +73,7 @@ class EndpointTracker:
         """Note that Docker connects the container to the network."""
 
         def edit(facts: Facts) -> Facts:
-            self._goodbyes.returns(network_id, container_id)
+            self._clock.returns(network_id, container_id)
             return facts
 
         self._state.observe(edit)
@@ -85,7 +85,7 @@ class EndpointTracker:
         """
 
         def edit(facts: Facts) -> Facts:
-            self._goodbyes.leaves(network_id, container_id)
+            self._clock.leaves(network_id, container_id)
             places = self._mirror(facts).of(container_id)
             return self._with(facts, {}, [g.endpoint.id for g in places if network_id in ("", g.endpoint.network_id)])
 
@@ -95,7 +95,7 @@ class EndpointTracker:
         """Forget a container that does not exist any more."""
 
         def edit(facts: Facts) -> Facts:
-            self._goodbyes.forget(container_id)
+            self._clock.forget(container_id)
             return facts.keeping(lambda state: _without_ports(without(state, {container_id}), [container_id]))
 
         self._state.observe(edit)
@@ -115,19 +115,19 @@ class EndpointTracker:
 
         def edit(facts: Facts) -> Facts:
             self._ended = True
-            return self._doubted(facts, None)
+            return self._marked_unknown(facts, None)
 
         self._state.observe(edit)
 
-    def doubt(self, bridge: str | None = None) -> None:
+    def mark_unknown(self, bridge: str | None = None) -> None:
         """Mark the endpoints on a bridge (or on all) as not current: what their addresses accept is not known now."""
-        self._state.observe(lambda facts: self._doubted(facts, bridge))
+        self._state.observe(lambda facts: self._marked_unknown(facts, bridge))
 
-    def _doubted(self, facts: Facts, bridge: str | None) -> Facts:
-        self._goodbyes.doubt()
+    def _marked_unknown(self, facts: Facts, bridge: str | None) -> Facts:
+        self._clock.invalidate()
         wanted = {network.id for network in facts.networks.values() if bridge in (None, network.bridge)}
-        doubted = {k: g for k, g in facts.guests.items() if g.sure and g.endpoint.network_id in wanted}
-        return self._with(facts, {k: dataclasses.replace(guest, sure=False) for k, guest in doubted.items()})
+        unknown = {k: g for k, g in facts.guests.items() if g.sure and g.endpoint.network_id in wanted}
+        return self._with(facts, {k: dataclasses.replace(guest, sure=False) for k, guest in unknown.items()})
 
     # --- endpoints that are there ---------------------------------------------------------------------------------
 
@@ -139,28 +139,28 @@ class EndpointTracker:
         `asked` is from `now`. If it is too old, the caller must ask again. If not `sure`, the endpoints are not
         completely known, and they stay closed.
         """
-        took = False
+        accepted = False
 
         def edit(facts: Facts) -> Facts:
-            nonlocal took
-            if self._ended or self._goodbyes.too_old(asked):
+            nonlocal accepted
+            if self._ended or self._clock.too_old(asked):
                 return facts
-            took, moment = True, self._goodbyes.tick()
+            accepted, moment = True, self._clock.tick()
             if network is not None:
                 facts = facts.with_networks({network.id: network})
                 self._networks_since[network.id] = moment
-            seen = _Seen(self._mirror(facts), self._since)
+            reported = _Reported(self._mirror(facts), self._since)
             self._mirrored = None  # invalid until the edit is complete
             for endpoint in found:
                 if endpoint.network_id in facts.networks and not self._has_left(endpoint, asked):
-                    seen.put(endpoint, asked, moment, listed=listed, sure=sure)
-            self._since |= seen.since
-            facts = self._with(facts, seen.new, seen.gone)
+                    reported.put(endpoint, asked, moment, listed=listed, sure=sure)
+            self._since |= reported.since
+            facts = self._with(facts, reported.new, reported.gone)
             self._mirrored = facts.guests
             return facts
 
         self._state.observe(edit)
-        return took
+        return accepted
 
     def replace(
         self,
@@ -179,16 +179,16 @@ class EndpointTracker:
         listed, found = {network.id: network for network in networks}, list(found)
         # A list of thousands is compared before the lock is acquired.
         candidate = self._candidate(self._state.facts, listed, found, asked, unsure)
-        took = False
+        accepted = False
 
         def edit(facts: Facts) -> Facts:
-            nonlocal took, candidate
-            if self._ended or self._goodbyes.too_old(asked):
+            nonlocal accepted, candidate
+            if self._ended or self._clock.too_old(asked):
                 return facts
-            took = True
-            if not candidate.still(facts, self._goodbyes.now):  # an event arrived meanwhile
+            accepted = True
+            if not candidate.still(facts, self._clock.now):  # an event arrived meanwhile
                 candidate = self._candidate(facts, listed, found, asked, unsure)
-            self._goodbyes.list_came(asked)
+            self._clock.list_came(asked)
             self._networks_since = {k: when for k, when in self._networks_since.items() if k in candidate.newer}
             self._since = candidate.since
             after = self._with(facts, candidate.new, candidate.gone)
@@ -197,7 +197,7 @@ class EndpointTracker:
             return dataclasses.replace(after.keeping(lambda state: self._retained(state, there)), listed=True)
 
         self._state.observe(edit)
-        return took
+        return accepted
 
     def _candidate(
         self,
@@ -208,24 +208,24 @@ class EndpointTracker:
         unsure: Collection[str],
     ) -> _Candidate:
         """Return the facts' changes by a full list."""
-        now, since = self._goodbyes.now, self._networks_since
+        now, since = self._clock.now, self._networks_since
         newer = {k: network for k, network in facts.networks.items() if since.get(k, 0) > asked}
         there = {**newer, **listed}
         # An endpoint that was just connected is not listed yet, nor is one that was reported meanwhile.
         stay = (g for k, g in facts.guests.items() if not g.listed or self._since.get(k, 0) > asked)
-        seen = _Seen(Guests(guest for guest in stay if guest.endpoint.network_id in there), self._since)
+        reported = _Reported(Guests(guest for guest in stay if guest.endpoint.network_id in there), self._since)
         for endpoint in found:
             if endpoint.network_id in there and not self._has_left(endpoint, asked):
-                seen.put(endpoint, asked, now, listed=True, sure=endpoint.id not in unsure)
-        guests = {guest.endpoint.id: guest for guest in seen.guests}
+                reported.put(endpoint, asked, now, listed=True, sure=endpoint.id not in unsure)
+        guests = {guest.endpoint.id: guest for guest in reported.guests}
         new = {k: guest for k, guest in guests.items() if facts.guests.get(k) != guest}
-        when = {k: seen.since.get(k, self._since.get(k, 0)) for k in guests}
+        when = {k: reported.since.get(k, self._since.get(k, 0)) for k in guests}
         gone = [key for key in facts.guests if key not in guests]
         return _Candidate(facts, now, there, frozenset(newer.keys() - listed.keys()), new, gone, when)
 
     def _has_left(self, endpoint: Endpoint, asked: int) -> bool:
         container = endpoint.container.id if endpoint.container else ""
-        return self._goodbyes.has_left(endpoint.network_id, container, asked)
+        return self._clock.has_left(endpoint.network_id, container, asked)
 
     def _retained(self, state: SavedState, there: Collection[str]) -> SavedState:
         """Return the state without data of containers that do not exist.
@@ -254,15 +254,15 @@ class EndpointTracker:
             self._logged.pop(key, None)
             self._since.pop(key, None)
         for guest in new.values():
-            self._tell(guest.endpoint)
+            self._log_problems(guest.endpoint)
         return facts.with_guests(new, gone)
 
-    def _tell(self, endpoint: Endpoint) -> None:
+    def _log_problems(self, endpoint: Endpoint) -> None:
         problems = endpoint.container.problems if endpoint.container else ()
         if endpoint.container and problems != self._logged.get(endpoint.id, ()):
             self._logged[endpoint.id] = problems
             for problem in problems:
-                rest = "ICMP only" if problem.closes else "only what stands without it"
+                rest = "ICMP only" if problem.closes else "the ports of its other labels only"
                 log.error("%s answers on %s: %s", endpoint.container.name, rest, problem)
 
 
@@ -284,7 +284,7 @@ class _Candidate(NamedTuple):
         return facts.guests is self.facts.guests and facts.networks is self.facts.networks and now == self.now
 
 
-class _Seen:
+class _Reported:
     """Reported endpoints, added one after the other to the known ones."""
 
     def __init__(self, guests: Guests, known_since: Mapping[str, int]) -> None:

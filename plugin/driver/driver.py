@@ -165,7 +165,7 @@ class Driver:
         network = self._network(endpoint.network_id)
         self._forget_others(endpoint)
         self._forward(network)
-        self._mend_bridge(network)
+        self._restore_bridge(network)
         self._links.attach(network, endpoint)
         try:
             container = self._find(endpoint)
@@ -237,8 +237,8 @@ class Driver:
     def _find(self, endpoint: Endpoint) -> Container | None:
         try:
             return self._api.find(endpoint.network_id, endpoint.id)
-        except DockerUnavailable as silent:
-            log.info("endpoint %s answers on ICMP only until its labels are known: %s", endpoint.id[:12], silent)
+        except DockerUnavailable as error:
+            log.info("endpoint %s answers on ICMP only until its labels are known: %s", endpoint.id[:12], error)
             return None
 
     def _close(self, endpoint: Endpoint) -> None:
@@ -259,7 +259,9 @@ class Driver:
         An endpoint that has changed meanwhile stays: a call about it did arrive.
         """
         if isinstance(gone, Network):
-            log.warning("network %s is gone without a word from Docker; removing its bridge", gone.id[:12])
+            log.warning(
+                "Docker does not list network %s any more, and did not delete it; removing its bridge", gone.id[:12]
+            )
             self.delete_network({"NetworkID": gone.id})
         else:
             self._forget_endpoint(gone)
@@ -274,7 +276,7 @@ class Driver:
 
         def undo() -> None:
             if forgotten:
-                log.warning("endpoint %s is gone without a word from Docker; its addresses are closed", gone.id[:12])
+                _log_obsolete(gone)
                 self._release(gone)
 
         self._state.commit(lambda facts: facts.keeping(edit), undo)
@@ -298,12 +300,12 @@ class Driver:
             if other.network_id == endpoint.network_id and other.id != endpoint.id:
                 gone = other.joined and other.mac == endpoint.mac != "" and not exists(host_side(other.id))
                 if gone or mine & {other.addr4, other.addr6}:
-                    log.warning("endpoint %s is gone without a word from Docker; closing its addresses", other.id[:12])
+                    _log_obsolete(other)
                     self._remove(other)
 
-    def _mend_bridge(self, network: Network) -> None:
+    def _restore_bridge(self, network: Network) -> None:
         if not exists(network.bridge):
-            log.warning("bridge %s is gone; making it again", network.bridge)
+            log.warning("bridge %s is missing; recreating it", network.bridge)
             self._links.make_bridge(network)
             self._links.reattach(network, [e for e in self._state.endpoints.values() if e.network_id == network.id])
 
@@ -337,6 +339,12 @@ class Driver:
         return endpoint
 
 
+def _log_obsolete(endpoint: Endpoint) -> None:
+    log.warning(
+        "Docker does not list endpoint %s any more, and did not delete it; closing its addresses", endpoint.id[:12]
+    )
+
+
 def _unknown(endpoint_id: str, network_id: str) -> FwError:
     return FwError(
         f"docker-fw does not know endpoint {endpoint_id[:12]} on network {network_id[:12]}; restart the container"
@@ -359,5 +367,5 @@ def _admitted(network: Network, known: Mapping[str, Network]) -> Network:
 def _refuse_outside(network: Network, endpoint: Endpoint) -> None:
     for address, gateway in ((endpoint.addr4, network.gateway4), (endpoint.addr6, network.gateway6)):
         if address and (gateway is None or address not in gateway.network):
-            subnet = f"outside {gateway.network}" if gateway else "of a family that the network has not"
-            raise FwError(f"address {address} is {subnet}; choose another --ip or --ip6")
+            where = f"is outside {gateway.network}" if gateway else "has no subnet on the network"
+            raise FwError(f"address {address} {where}; choose another --ip or --ip6")

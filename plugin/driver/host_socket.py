@@ -114,7 +114,7 @@ def ephemeral_ports() -> tuple[int, int, set[int]]:
             low, _, high = part.partition("-")
             reserved.update(range(int(low), int(high or low) + 1))
     except (OSError, ValueError) as error:
-        _LOG.info("no reserved ports known: %s", error)
+        _LOG.info("could not read the reserved ports: %s", error)
     return first, last, reserved
 
 

@@ -25,7 +25,7 @@ Family = TypeVar("Family", IPv4Interface, IPv6Interface)
 
 def identifier(body: Any, key: str) -> str:
     """Return a Docker ID from a request."""
-    return jsonio.matching(body, key, jsonio.ID, "an ID of Docker's")
+    return jsonio.matching(body, key, jsonio.ID, "a Docker ID")
 
 
 def create_network(body: Any, default_bridge: Callable[[str], str]) -> Network:
@@ -37,7 +37,7 @@ def create_network(body: Any, default_bridge: Callable[[str], str]) -> Network:
     gateway4 = _gateway(body, "IPv4Data", IPv4Interface)
     gateway6 = _gateway(body, "IPv6Data", IPv6Interface)
     if gateway4 is None and gateway6 is None:
-        raise FwError("the network has no addresses at all; give it a --subnet, or --ipv6")
+        raise FwError("the network has no subnet; give it a --subnet, or --ipv6")
     return Network(
         id=network_id,
         bridge=_text_option(generic, _BRIDGE + "name", jsonio.INTERFACE_NAME, _NAME) or default_bridge(network_id),
@@ -111,7 +111,7 @@ def _gateway(body: Any, key: str, kind: type[Family]) -> Family | None:
     if not subnets:
         return None
     if len(subnets) > 1:
-        raise FwError(f"{key} has {len(subnets)} subnets; a network of docker-fw has one for each family")
+        raise FwError(f"{key} has {len(subnets)} subnets; a docker-fw network has one of each family")
     gateway = jsonio.stated(subnets[0], "Gateway", jsonio.only(kind, jsonio.interface), where=key)
     if gateway is None:
         raise FwError(f"{key} has no gateway; give one with --gateway")
@@ -138,10 +138,10 @@ def _mtu(generic: Mapping[str, Any], least: int) -> int:
 def _masquerade(generic: Mapping[str, Any]) -> bool:
     mode4, mode6 = (generic.get(f"{_BRIDGE}gateway_mode_ipv{version}") or "" for version in (4, 6))
     if mode4 not in ("", "nat", "routed"):
-        raise jsonio.wrong(generic, _BRIDGE + "gateway_mode_ipv4", "nat or routed on a network of docker-fw")
+        raise jsonio.wrong(generic, _BRIDGE + "gateway_mode_ipv4", "nat or routed on a docker-fw network")
     if mode6 not in ("", "routed"):
         right = "routed (IPv6 is always routed on docker-fw networks)"
         raise jsonio.wrong(generic, _BRIDGE + "gateway_mode_ipv6", right)
     if not jsonio.switch(generic, _BRIDGE + "enable_icc", True):
-        raise FwError(f"{_BRIDGE}enable_icc=false is not possible: containers of one network of docker-fw talk freely")
+        raise FwError(f"{_BRIDGE}enable_icc=false is not possible: containers on one docker-fw network talk freely")
     return mode4 != "routed" and jsonio.switch(generic, _BRIDGE + "enable_ip_masquerade", True)

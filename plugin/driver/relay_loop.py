@@ -95,7 +95,7 @@ class Relay:
         From now on the relay owns the socket; `drop` closes it. Raises RuntimeError if not started.
         """
         if self._running is None:
-            raise RuntimeError("the relay serves nothing before start()")
+            raise RuntimeError("the relay is not started yet")
         self._running.loop.call_soon_threadsafe(self._running.serve, sock, (str(host), port))
 
     def drop(self, socks: Iterable[socket.socket] | None) -> None:

@@ -78,7 +78,7 @@ class TcpPort:
             except OSError as error:
                 if error.errno not in _OUT_OF_RESOURCES:
                     return  # that one connection broke (accept(2))
-                _LOG.warning("the relay takes no connection for %s for a while: %s", self._target, error)
+                _LOG.warning("the relay accepts no connections to %s for a moment: %s", self._target, error)
                 self._loop.remove_reader(self._sock)
                 self._retry = self._loop.call_later(_RETRY_ACCEPT, self._listen)
                 return

@@ -19,8 +19,8 @@ NET_BIND_SERVICE, NET_ADMIN, NET_RAW = 10, 12, 13
 #: The capabilities that are kept, and the effect if one was not granted.
 NEEDED = {
     NET_ADMIN: "",
-    NET_BIND_SERVICE: "host ports below 1024 cannot be published on docker-fw's own networks",
-    NET_RAW: "where dockerd uses iptables-legacy, its firewall drops what labels open",
+    NET_BIND_SERVICE: "host ports below 1024 cannot be published on docker-fw networks",
+    NET_RAW: "where dockerd uses iptables-legacy, its firewall drops traffic that labels allow",
 }
 _NAMES = {NET_BIND_SERVICE: "CAP_NET_BIND_SERVICE", NET_ADMIN: "CAP_NET_ADMIN", NET_RAW: "CAP_NET_RAW"}
 _VERSION_3 = 0x20080522
@@ -43,13 +43,13 @@ def keep() -> None:
     for number, loss in NEEDED.items():
         if loss and not there >> number & 1:
             log.warning("%s is missing: %s", _NAMES[number], loss)
-    kept = there & sum(1 << number for number in NEEDED)
+    needed = there & sum(1 << number for number in NEEDED)
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_CAP_AMBIENT, _AMBIENT_CLEAR_ALL, 0, 0, 0)
     # A program started by root gets all capabilities in the bounding set.
     bounding = (number for number in range(64) if libc.prctl(_CAPBSET_READ, number, 0, 0, 0) == 1)
-    all(_done(libc.prctl(_CAPBSET_DROP, number, 0, 0, 0)) for number in bounding if not kept >> number & 1)
-    low, high = kept & 0xFFFFFFFF, kept >> 32
+    all(_done(libc.prctl(_CAPBSET_DROP, number, 0, 0, 0)) for number in bounding if not needed >> number & 1)
+    low, high = needed & 0xFFFFFFFF, needed >> 32
     data = struct.pack("=6I", low, low, 0, high, high, 0)  # effective, permitted, inheritable
     _done(libc.capset(struct.pack("=Ii", _VERSION_3, 0), data))
     _done(libc.prctl(_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
@@ -63,5 +63,5 @@ def _permitted() -> int:
 def _done(status: int) -> bool:
     """Log a capability that cannot be dropped (no CAP_SETPCAP): that is no reason to leave containers without rules."""
     if status:
-        log.warning("docker-fw keeps rights that it does not need: %s", os.strerror(ctypes.get_errno()))
+        log.warning("could not drop capabilities that docker-fw does not need: %s", os.strerror(ctypes.get_errno()))
     return not status

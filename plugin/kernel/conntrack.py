@@ -52,8 +52,8 @@ class Cut:
 #: Linux before 6.4 (and 6.1.32, 5.15.115) answers EBUSY. Newer kernels delete such an entry, and its packets pass the
 #: rules again from then on (flow_offload_lookup).
 _OFFLOADED = (
-    "a flow table of this host's (flow offload) has them, and this kernel does not give them back: their packets pass "
-    "by every rule until they end or the flow table is deleted"
+    "they are in a flow table of this host (flow offload), and this kernel cannot remove them from it: their packets "
+    "bypass every rule until they end or the flow table is deleted"
 )
 
 
@@ -212,16 +212,16 @@ def _flows(sock: socket.socket, version: int, marks: Collection[bytes]) -> Itera
 
 def _parsed(raw: dict[int, bytes], version: int) -> Flow:
     source, target = _IP[version]
-    (way, asked), (back, told) = (_tuple(raw[kind]) for kind in (_ORIGINAL, _REPLY))
+    (way, asked), (back, reply) = (_tuple(raw[kind]) for kind in (_ORIGINAL, _REPLY))
     return Flow(
         source=way.get(source, b""),
         source_port=_number(asked.get(_SOURCE_PORT)),
         addressed=way.get(target, b""),
         addressed_port=_number(asked.get(_TARGET_PORT)),
         responder=back.get(source, b""),
-        responder_port=_number(told.get(_SOURCE_PORT)),
+        responder_port=_number(reply.get(_SOURCE_PORT)),
         answered=back.get(target, b""),
-        proto=_number(told.get(_NUMBER)),
+        proto=_number(reply.get(_NUMBER)),
         icmp_type=_number(asked.get(_ICMP_TYPE[version])),
     )
 

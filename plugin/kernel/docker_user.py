@@ -30,7 +30,7 @@ class DockerUser:
 
     def ensure(self) -> list[str]:
         """Insert the rule if DOCKER-USER lacks it; return the commands for which it is active now."""
-        standing = []
+        active = []
         for command in self._commands():
             rules = self._rules(command)
             if rules is None:
@@ -38,8 +38,8 @@ class DockerUser:
             if self._at(rules) != self._want(rules) and not self._place(command, rules):
                 continue
             self._remove(command, self._former)
-            standing.append(command)
-        return standing
+            active.append(command)
+        return active
 
     def remove(self) -> None:
         """Remove the rule, at any position and with any mark."""
@@ -67,7 +67,7 @@ class DockerUser:
         if done and old:
             _run(command, "-D", CHAIN, str(old))
         if done:
-            log.info("%s: %s lets through what docker-fw accepted", command, CHAIN)
+            log.info("%s: chain %s accepts the packets that docker-fw accepted", command, CHAIN)
         return done
 
     def _rule(self) -> list[str]:

@@ -15,8 +15,8 @@ def claim(docker_socket: str) -> int:
     The lock is the kernel's (flock), so a killed process leaves none behind. Docker's /run/docker is accessible to
     root only, so no other user can lock it. Raises FwError if another docker-fw runs.
     """
-    beside = Path(docker_socket).parent
-    directory = beside / "docker" if (beside / "docker").is_dir() else beside
+    run = Path(docker_socket).parent
+    directory = run / "docker" if (run / "docker").is_dir() else run
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:

@@ -42,13 +42,13 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """A report from the kernel: a link was added ("came") or removed ("went").
+class LinkChange:
+    """A report from the kernel: a link was added ("added") or removed ("removed").
 
     "all": something was missed; list everything.
     """
 
-    what: Literal["came", "went", "all"]
+    what: Literal["added", "removed", "all"]
     link: Link | None = None
 
 
@@ -65,7 +65,7 @@ def addresses() -> set[bytes]:
     with nl.open_socket(_ROUTE) as sock:
         answers = nl.request(sock, _GETADDR, nl.NLM_F_DUMP, bytes(8))
     found = (nl.attributes(body[8:]) for _, body in answers)
-    return {told.get(_LOCAL, told.get(_ADDRESS, b"")) for told in found}
+    return {fields.get(_LOCAL, fields.get(_ADDRESS, b"")) for fields in found}
 
 
 class Changes:
@@ -81,7 +81,7 @@ class Changes:
         """Close the socket."""
         self._sock.close()
 
-    def read(self) -> Iterator[Told]:
+    def read(self) -> Iterator[LinkChange]:
         """Yield reports until there is none for 0.2 s, or after many.
 
         Raises OSError; an overrun yields "all" instead.
@@ -89,30 +89,30 @@ class Changes:
         try:
             for count, (kind, _, body) in enumerate(nl.replies(self._sock)):
                 if count == _MANY:
-                    yield Told("all")  # the rest of the same message is lost
+                    yield LinkChange("all")  # the rest of the same message is lost
                     return
                 if kind in (_NEWLINK, _DELLINK):
                     # The bridge's own reports on its ports and neighbours (AF_BRIDGE) do not mean that a link was
                     # added or removed.
                     if body[0] == socket.AF_UNSPEC and (link := _read(body)):
-                        yield Told("came" if kind == _NEWLINK else "went", link)
+                        yield LinkChange("added" if kind == _NEWLINK else "removed", link)
                 else:
-                    yield Told("all")
+                    yield LinkChange("all")
         except TimeoutError:
             return
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
-            yield Told("all")
+            yield LinkChange("all")
 
 
 def _read(body: bytes) -> Link | None:
     (index,) = struct.unpack_from("=i", body, 4)
-    told = nl.attributes(body[16:])
-    name = told.get(_NAME, b"").rstrip(b"\0").decode("utf-8", "replace")
+    fields = nl.attributes(body[16:])
+    name = fields.get(_NAME, b"").rstrip(b"\0").decode("utf-8", "replace")
     if not name:
         return None
-    kind = nl.attributes(told.get(_LINKINFO, b"")).get(_KIND, b"").rstrip(b"\0")
-    ours = told.get(_GROUP, b"") == struct.pack("=I", GROUP)
-    master = struct.unpack("=I", told[_MASTER])[0] if _MASTER in told else 0
+    kind = nl.attributes(fields.get(_LINKINFO, b"")).get(_KIND, b"").rstrip(b"\0")
+    ours = fields.get(_GROUP, b"") == struct.pack("=I", GROUP)
+    master = struct.unpack("=I", fields[_MASTER])[0] if _MASTER in fields else 0
     return Link(index, name, kind == b"bridge", ours, master)

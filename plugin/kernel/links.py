@@ -117,7 +117,7 @@ class Links:
         """
         bridge = _index(network.bridge)
         if bridge is None:
-            raise FwError(f"the bridge {network.bridge} of network {network.id[:12]} is gone; recreate the network")
+            raise FwError(f"the bridge {network.bridge} of network {network.id[:12]} is missing; recreate the network")
         outer, inner = host_side(endpoint.id), container_side(endpoint.id)
         self.delete(outer)
         try:
@@ -249,12 +249,12 @@ class Links:
             address = message.get("address")
             if name in (None, network.bridge) or not address:
                 continue
-            held = _subnet(address, message["prefixlen"])
+            existing = _subnet(address, message["prefixlen"])
             for subnet in network.subnets:
-                if held.version != subnet.version:
+                if existing.version != subnet.version:
                     continue
                 inside = _in(address, subnet)
-                if inside or (subnet.version == 4 and _overlaps(held, subnet)):
+                if inside or (subnet.version == 4 and _overlaps(existing, subnet)):
                     return f"{subnet} overlaps {address}/{message['prefixlen']} on {name}"
         return None
 

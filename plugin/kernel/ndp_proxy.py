@@ -43,9 +43,9 @@ class Neighbours:
         subnets = {n.id: n.gateway6.network for n in networks.values() if n.gateway6 and not n.internal}
         links: dict[str, list[int]] = {}
         ours = {network.bridge for network in networks.values()}
-        for index, held in self._on_link(ours):
+        for index, on_link in self._on_link(ours):
             for network_id, subnet in subnets.items():
-                if subnet.subnet_of(held.network):
+                if subnet.subnet_of(on_link.network):
                     links.setdefault(network_id, []).append(index)
         wanted = {
             (index, endpoint.addr6)
@@ -53,17 +53,17 @@ class Neighbours:
             if endpoint.joined and endpoint.addr6
             for index in links.get(endpoint.network_id, ())
         }
-        standing = {
+        present = {
             (index, address)
             for index, address in self._proxied()
             if any(address in subnet for subnet in subnets.values())
         }
         for index in {index for index, _ in wanted}:
             self._switch_on(index)
-        for index, address in wanted - standing:
+        for index, address in wanted - present:
             self._neigh("replace", index, address)
         # Only entries that docker-fw added: an administrator may have entries of his own within these subnets.
-        for index, address in (standing & self._added) - wanted:
+        for index, address in (present & self._added) - wanted:
             self._neigh("del", index, address)
         self._added = wanted
 
@@ -93,7 +93,7 @@ class Neighbours:
         try:
             self._sysctl.proxy_ndp(socket.if_indextoname(index))
         except (OSError, FwError) as error:
-            log.warning("neighbours on link %d are not answered for our containers: %s", index, error)
+            log.warning("could not answer neighbour discovery for containers on link %d: %s", index, error)
 
     def _neigh(self, command: str, index: int, address: IPv6Address) -> None:
         try:

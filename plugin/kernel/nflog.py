@@ -90,14 +90,14 @@ class NfLog:
 
 
 def _read(body: bytes) -> Logged:
-    told = nl.attributes(body[4:])
-    header = told.get(_HEADER, b"")
+    fields = nl.attributes(body[4:])
+    header = fields.get(_HEADER, b"")
     return Logged(
-        told.get(_PAYLOAD, b""),
+        fields.get(_PAYLOAD, b""),
         header[2] if len(header) > 2 else 0,
-        _number(told.get(_INDEV)),
-        _number(told.get(_OUTDEV)),
-        _number(told.get(_MARK)),
+        _number(fields.get(_INDEV)),
+        _number(fields.get(_OUTDEV)),
+        _number(fields.get(_MARK)),
     )
 
 

@@ -57,10 +57,10 @@ def listening() -> set[Listener]:
                 # struct inet_diag_req_v2: family, protocol, extensions, padding, states, and a socket's identity (any).
                 asked = struct.pack("=BBBBI", family, protocol.number, 0, 0, _STATES[protocol.socket]) + bytes(48)
                 try:
-                    told = nl.request(sock, _BY_FAMILY, nl.NLM_F_DUMP, asked)
+                    replies = nl.request(sock, _BY_FAMILY, nl.NLM_F_DUMP, asked)
                 except FileNotFoundError:  # a kernel without this protocol has no sockets of it
                     continue
-                for _, body in told:
+                for _, body in replies:
                     found.update(_read(protocol.name, family, body))
     return found
 
@@ -115,10 +115,10 @@ class Listeners:
         self._hosts &= there
         self._others = {each: since for each, since in self._others.items() if each in there}
         self._proxies &= self._others.keys()
-        beside = {each.port for each in self._hosts}
+        host_ports = {each.port for each in self._hosts}
         for each in there - self._hosts - self._others.keys():
             # A port is shared only by sockets that all agree to it, which docker-proxy does not.
-            if not each.root or each.port in beside or (self._first and self._before(each.port)):
+            if not each.root or each.port in host_ports or (self._first and self._before(each.port)):
                 self._hosts.add(each)
             else:
                 self._others[each] = now

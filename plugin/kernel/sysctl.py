@@ -87,4 +87,4 @@ class Sysctl:
                     f"could not set net.{name.replace('/', '.')}={value}: {error.strerror}; "
                     f"docker-fw needs the host's /proc/sys/net writable at {self._root}"
                 ) from error
-            log.info("left %s as it is: %s", name, error)
+            log.info("could not set %s: %s", name, error)

@@ -17,15 +17,15 @@ def parse(text: str) -> int:
         raise ValueError(f"{text[:40]!r} is not a time ({_RIGHT})")
     seconds = sum(int(number) * _SECONDS[unit] for number, unit in parts)
     if not 0 < seconds <= LONGEST:
-        raise ValueError(f"{text[:40]!r} is not from 1s to 3650d; for ever is without --for")
+        raise ValueError(f"{text[:40]!r} is not from 1s to 3650d; without --for there is no time limit")
     return seconds
 
 
 def left(seconds: float) -> str:
     """Return the remaining time in its two greatest units."""
-    whole = max(0, round(seconds))
+    rounded = max(0, round(seconds))
     for name, unit, smaller, small in (("d", 86400, "h", 3600), ("h", 3600, "min", 60)):
-        if whole >= unit:
-            rest = whole % unit // small
-            return f"{whole // unit} {name}" + (f" {rest} {smaller}" if rest else "")
-    return f"{whole // 60} min" if whole >= 120 else f"{whole} s"
+        if rounded >= unit:
+            rest = rounded % unit // small
+            return f"{rounded // unit} {name}" + (f" {rest} {smaller}" if rest else "")
+    return f"{rounded // 60} min" if rounded >= 120 else f"{rounded} s"

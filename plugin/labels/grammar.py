@@ -126,7 +126,7 @@ def _list(text: str, read: Callable[[str], T | str], example: str) -> tuple[list
         else:
             found.append(result)
     if sum(map(elements, found)) > MAX_ELEMENTS:
-        return [], [f"means more than {MAX_ELEMENTS} rules: ports times peers; use rounder ranges and prefixes"]
+        return [], [f"expands to more than {MAX_ELEMENTS} rules: ports times peers; use rounder ranges and prefixes"]
     return found, mistakes
 
 
@@ -175,7 +175,7 @@ def _with_peers(part: str, word: str) -> Rule | str:
     if isinstance(rule, str):
         return rule
     if not found:
-        return f'"{_cut(part)}" names nobody; write {word} and {_PEER_RIGHT}'
+        return f'"{_cut(part)}" names no peer; write {word} and {_PEER_RIGHT}'
     if Peer("any") in found:
         return rule
     return Rule(rule.proto, rule.first, rule.last, tuple(sorted(found, key=attrgetter("kind", "value"))))
@@ -183,7 +183,8 @@ def _with_peers(part: str, word: str) -> Rule | str:
 
 def _denied(part: str) -> Rule | str:
     if _split(part, "from")[1]:
-        return f'"{_cut(part)}": a port is denied to everybody; for some write fw.allow: "22 from 2001:db8::/32"'
+        right = 'to open it to some, write fw.allow: "22 from 2001:db8::/32"'
+        return f'"{_cut(part)}": a denied port is closed to all sources; {right}'
     return _what(part)
 
 
@@ -207,7 +208,7 @@ def _what(part: str) -> Rule | str:
     if not (1 <= first <= 65535 and 1 <= last <= 65535):
         return f'"{_cut(part)}" is not {_PORTS_RIGHT}'
     if first > last:
-        return f'"{_cut(part)}": the range runs backwards; did you mean {last}-{first}?'
+        return f'"{_cut(part)}": the range is reversed; did you mean {last}-{first}?'
     return Rule(proto, first, last)
 
 
@@ -215,7 +216,7 @@ def _peer(token: str) -> Peer | str:
     kind, colon, name = token.partition(":")
     if colon and (named := NAMED.get(kind.lower())):
         if not named.pattern.fullmatch(name):
-            return f'"{_cut(token)}" has no {named.what} behind the colon'
+            return f'"{_cut(token)}" has no {named.what} after the colon'
         return Peer(named.kind, name)
     if token.lower() in ("host", "any"):
         return Peer(token.lower())
@@ -233,11 +234,11 @@ def parse_prefix(token: str) -> Peer | str:
         if "host bits" in str(error):
             return f'"{token}" has bits beyond its length; did you mean {ip_network(token, strict=False)}?'
         return f'"{_cut(token)}" is not {_PEER_RIGHT}'
-    whole = prefix.prefixlen == prefix.max_prefixlen
+    is_address = prefix.prefixlen == prefix.max_prefixlen
     if isinstance(prefix, IPv6Network) and (mapped := prefix.network_address.ipv4_mapped) is not None:
-        right = str(mapped) if whole else f"{mapped}/{prefix.prefixlen - 96}"
-        return f'"{_cut(token)}" is IPv4 in IPv6\'s clothes; write {right}'
-    return Peer("prefix", str(prefix.network_address if whole else prefix))
+        right = str(mapped) if is_address else f"{mapped}/{prefix.prefixlen - 96}"
+        return f'"{_cut(token)}" is an IPv4-mapped IPv6 address; write {right}'
+    return Peer("prefix", str(prefix.network_address if is_address else prefix))
 
 
 def _rate(part: str) -> Rate | str:

@@ -305,11 +305,11 @@ def _incomplete() -> str:
     fields = {each.name for each in dataclasses.fields(PolicySpec)}
     for key in _ENTRIES:
         if key.field not in fields:
-            return f"{key.name} says PolicySpec.{key.field}, which plugin.model has not"
+            return f"{key.name} sets PolicySpec.{key.field}, which plugin.model does not have"
         if key.name != key.name.lower() or not key.name.startswith(PREFIX) or key.name.startswith(ONE_NETWORK):
             return f"{key.name} is not a name for a key"
     if missing := fields - {key.field for key in _ENTRIES}:
-        return f"no label key says PolicySpec.{min(missing)}"
+        return f"no label key sets PolicySpec.{min(missing)}"
     alike = len(KEYS) != len(_ENTRIES) or len(fields) != len(KEYS)
     return "two label keys have the same name or field" if alike else ""
 

@@ -49,7 +49,7 @@ def parse(pairs: Mapping[str, object], where: str = "label ") -> ParsedLabels:
         value = pairs[key]
         shown = _short(value if isinstance(value, str) else repr(value))
         if why := reading.too_many(number):
-            what = f"was not read, nor what follows: {why}"
+            what = f"was not read, nor the keys after it: {why}"
             reading.problems.append(Problem(_short(where + key), shown, what, confines=True))
             break
         if wrong := _wrong_key(where, key, shown):
@@ -78,7 +78,7 @@ class _Reading:
         if self._rules > MAX_RULES:
             return f"there are more than {MAX_RULES} rules before it"
         if self._elements > MAX_ALL:
-            return f"what stands before it means more than {MAX_ALL} rules: ports times peers"
+            return f"the keys before it expand to more than {MAX_ALL} rules: ports times peers"
         return ""
 
     def add(self, key: str, value: object, shown: str) -> None:

@@ -67,7 +67,7 @@ _ENTRIES = (
     PeerKind(
         kind="container",
         pattern=_DOCKER_NAME,
-        what="name of Docker's",
+        what="valid Docker name",
         of=lambda container: ("", container.name),
         meant=_anywhere,
         networks=False,
@@ -75,7 +75,7 @@ _ENTRIES = (
     PeerKind(
         kind="service",
         pattern=_DOCKER_NAME,
-        what="name of Docker's",
+        what="valid Docker name",
         of=lambda container: (container.project, container.service if container.project else ""),
         meant=_in_project,
         networks=False,
@@ -83,7 +83,7 @@ _ENTRIES = (
     PeerKind(
         kind="project",
         pattern=_DOCKER_NAME,
-        what="name of Docker's",
+        what="valid Docker name",
         of=lambda container: ("", container.project),
         meant=_anywhere,
         networks=False,
@@ -91,7 +91,7 @@ _ENTRIES = (
     PeerKind(
         kind="network",
         pattern=_DOCKER_NAME,
-        what="name of Docker's",
+        what="valid Docker name",
         of=lambda container: ("", container.network),
         meant=_network,
         networks=True,

@@ -64,9 +64,9 @@ def piece_count(prefix: Prefix) -> int:
 
 def masked(version: int, length: int, end: str = "saddr") -> str:
     """Return nft's expression for the prefix of this length that contains a packet's address."""
-    whole = 32 if version == 4 else 128
+    bits = 32 if version == 4 else 128
     ip, kind = ("ip", IPv4Address) if version == 4 else ("ip6", IPv6Address)
-    return f"{ip} {end}" + ("" if length == whole else f" & {kind(((1 << length) - 1) << (whole - length))}")
+    return f"{ip} {end}" + ("" if length == bits else f" & {kind(((1 << length) - 1) << (bits - length))}")
 
 
 def length_and_prefix(version: int, length: int, end: str = "saddr") -> str:

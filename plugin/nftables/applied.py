@@ -66,7 +66,7 @@ class AppliedElements:
             else:
                 self._owned.pop(owner, None)
 
-    def going(
+    def departing(
         self, gone: Iterable[ElementOwner], lost: Mapping[Address, Collection[ElementOwner]]
     ) -> dict[ElementOwner, set[Element]]:
         """Return by owner the elements that must not let anything pass any more.
@@ -76,32 +76,32 @@ class AppliedElements:
         `gone`: owners whose openings all end. `lost`: by address, the owners whose rules do not name its container any
         more.
         """
-        going = {owner: {e for e in self.of(owner) if _opens(e) or spec_of(e.set).departs} for owner in gone}
+        departing = {owner: {e for e in self.of(owner) if _opens(e) or spec_of(e.set).departs} for owner in gone}
         for address, owners in lost.items():
             for owner, elements in self._passing.get(address, {}).items():
                 if owner in owners:
-                    going.setdefault(owner, set()).update(elements)
-        return {owner: elements for owner, elements in going.items() if elements}
+                    departing.setdefault(owner, set()).update(elements)
+        return {owner: elements for owner, elements in departing.items() if elements}
 
-    def closing(self, going: Mapping[ElementOwner, Collection[Element]]) -> Change:
+    def closing(self, departing: Mapping[ElementOwner, Collection[Element]]) -> Change:
         """Return the change that removes these elements of these owners.
 
         If dockerd's control group is not known, an element closes a docker-proxy port: it is added when the element
         that kept the port open is removed.
         """
-        count = Counter(element for elements in going.values() for element in elements)
+        count = Counter(element for elements in departing.values() for element in elements)
         remove = tuple(element for element, n in count.items() if self._count[element] == n)
-        shut = (_shut(element) for element in remove if spec_of(element.set).closed_as)
-        return Change(remove, tuple(element for element in shut if not self._count[element]))
+        closed = (_closed(element) for element in remove if spec_of(element.set).closed_as)
+        return Change(remove, tuple(element for element in closed if not self._count[element]))
 
     def without(
-        self, going: Mapping[ElementOwner, Collection[Element]], closing: Change
+        self, departing: Mapping[ElementOwner, Collection[Element]], closing: Change
     ) -> dict[ElementOwner, frozenset[Element]]:
         """Return the elements of these owners after `closing`."""
-        shut = {element: _shut(element) for element in closing.remove if spec_of(element.set).closed_as}
+        closed = {element: _closed(element) for element in closing.remove if spec_of(element.set).closed_as}
         return {
-            owner: self.of(owner).difference(elements).union(shut[e] for e in elements if e in shut)
-            for owner, elements in going.items()
+            owner: self.of(owner).difference(elements).union(closed[e] for e in elements if e in closed)
+            for owner, elements in departing.items()
         }
 
     def _index(self, owner: ElementOwner, less: Iterable[Element], more: Iterable[Element]) -> None:
@@ -171,6 +171,6 @@ def _passes_one(element: Element) -> bool:
     return spec.peer == "address"
 
 
-def _shut(served: Element) -> Element:
+def _closed(served: Element) -> Element:
     """Return the element that closes the docker-proxy port that another element keeps open."""
     return Element(spec_of(served.set).closed_as, served.key)

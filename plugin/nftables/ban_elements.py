@@ -14,8 +14,8 @@ _SOON = 2
 
 
 def _element(piece: Prefix) -> Element:
-    v, whole = piece.version, piece.prefixlen == piece.max_prefixlen
-    return Element(f"banned{v}" if whole else f"banned{v}_{piece.prefixlen}", (piece.network_address,))
+    v, is_address = piece.version, piece.prefixlen == piece.max_prefixlen
+    return Element(f"banned{v}" if is_address else f"banned{v}_{piece.prefixlen}", (piece.network_address,))
 
 
 def _asking(prefix: Prefix) -> tuple[Element, ...]:

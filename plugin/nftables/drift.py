@@ -12,7 +12,7 @@ from plugin.nftables.fields import CGROUP, Value
 from plugin.nftables.sets import SETS, TABLE, Change, Element, spec_of
 from plugin.policy.view import PolicyView
 
-Told = dict[str, Any]
+DriftLine = dict[str, Any]
 #: The name of the container or network with an address or the name of a bridge.
 Names = Mapping[Value, str]
 
@@ -57,36 +57,36 @@ class TableDump:
 def drift(
     wanted: Collection[Element],
     timed: Collection[Element],
-    standing: TableDump,
+    kernel: TableDump,
     text: str,
     put: Collection[Line],
     who: Names,
-) -> list[Told]:
+) -> list[DriftLine]:
     """Return the differences that would correct the kernel's table.
 
     `text`: the rules as they were written, `put` as they were read back then. `timed`: elements that remain until they
     expire.
     """
-    if not standing.sets:
-        return [told("+", "table", f"table inet {TABLE}: it is not there", "")]
+    if not kernel.sets:
+        return [drift_line("+", "table", f"table inet {TABLE} is missing", "")]
     binds = "table bridge" in text
     there = {
         name
         for name, spec in SETS.items()
-        if name in standing.sets or (CGROUP not in spec.key and (binds or not spec.bridge))
+        if name in kernel.sets or (CGROUP not in spec.key and (binds or not spec.bridge))
     }
     should = {element for element in wanted if element.set in there or element.set not in SETS}
     sets = there | {element.set for element in should}
-    found = [told("+", "set", f"set {name}", "") for name in sorted(sets - standing.sets)]
-    stray = {name for name in standing.sets if name.partition("__")[0] not in (*SETS, *_METERS)}
-    found += [told("-", "set", f"set {name}", "") for name in sorted(stray)]
+    found = [drift_line("+", "set", f"set {name}", "") for name in sorted(sets - kernel.sets)]
+    stray = {name for name in kernel.sets if name.partition("__")[0] not in (*SETS, *_METERS)}
+    found += [drift_line("-", "set", f"set {name}", "") for name in sorted(stray)]
     too_much = {
         e
-        for e in standing.elements - should - set(timed) - standing.leaving
+        for e in kernel.elements - should - set(timed) - kernel.leaving
         if not (e.set in SETS and spec_of(e.set).meter)
     }
-    found += elements(Change(tuple(too_much), tuple((should | set(timed)) - standing.elements)), who)
-    return [*found, *_rules(text, put, standing.lines)]
+    found += elements(Change(tuple(too_much), tuple((should | set(timed)) - kernel.elements)), who)
+    return [*found, *_rules(text, put, kernel.lines)]
 
 
 #: Sets that belong to rates, with the sources of packets.
@@ -95,11 +95,11 @@ _METERS = tuple(
 )
 
 
-def elements(change: Change, who: Names) -> list[Told]:
+def elements(change: Change, who: Names) -> list[DriftLine]:
     """Return the lines of a change, sorted so that removed and added elements of one set are together."""
     both = [("-", element) for element in change.remove] + [("+", element) for element in change.add]
     return [
-        told(sign, "element", f"{element.set} {_text(element)}", who_is(element, who))
+        drift_line(sign, "element", f"{element.set} {_text(element)}", who_is(element, who))
         for sign, element in sorted(both, key=lambda each: (each[1].set, _text(each[1]), each[0]))
     ]
 
@@ -116,12 +116,12 @@ def _text(element: Element) -> str:
     return " . ".join(map(str, element.key)) if spec_of(element.set).raw else element_text(element)
 
 
-def told(sign: str, what: str, text: str, who: str) -> Told:
+def drift_line(sign: str, what: str, text: str, who: str) -> DriftLine:
     """Return one line of a difference as data."""
     return {"sign": sign, "what": what, "text": text, "who": who}
 
 
-def _rules(text: str, put: Collection[Line], now: Iterable[Line]) -> Iterator[Told]:
+def _rules(text: str, put: Collection[Line], now: Iterable[Line]) -> Iterator[DriftLine]:
     """Yield missing rules as docker-fw's text, and another program's rules by their position."""
     ours, there = {each.raw for each in put}, list(now)
     left = {line.raw for line in there}
@@ -131,12 +131,12 @@ def _rules(text: str, put: Collection[Line], now: Iterable[Line]) -> Iterator[To
         at = number[line.chain] = number.get(line.chain, -1) + 1
         if line.raw not in left:
             of = words.get(line.chain, [])
-            yield told("+", "rule", f"chain {line.chain}: {of[at] if at < len(of) else f'rule {at + 1}'}", "")
+            yield drift_line("+", "rule", f"chain {line.chain}: {of[at] if at < len(of) else f'rule {at + 1}'}", "")
     for line in there:
         if line.raw not in ours:
             where = f"nft -a list chain {line.family} {TABLE} {line.chain}"
             stray = f"a rule that is not docker-fw's, handle {line.handle} ({where})"
-            yield told("-", "rule", f"chain {line.chain}: {stray}", "")
+            yield drift_line("-", "rule", f"chain {line.chain}: {stray}", "")
 
 
 def _by_chain(text: str) -> dict[str, list[str]]:

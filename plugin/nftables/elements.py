@@ -147,8 +147,8 @@ def bridge_elements(bridges: BridgeFacts) -> frozenset[Element]:
 
 def proxy_elements(proxies: ProxyFacts) -> frozenset[Element]:
     """Return the elements for docker-proxy. If its control group is not known, any new listener is blocked at first."""
-    held = (Element("proxy_unidentified", (family,)) for family in AF.values()) if proxies.holding else ()
-    return frozenset((*(Element("docker_proxy", (number,)) for number in proxies.cgroups), *held))
+    waiting = (Element("proxy_unidentified", (family,)) for family in AF.values()) if proxies.holding else ()
+    return frozenset((*(Element("docker_proxy", (number,)) for number in proxies.cgroups), *waiting))
 
 
 def guest_elements(
@@ -161,12 +161,12 @@ def guest_elements(
     """
     addresses = (endpoint.addr4, endpoint.addr6)
     elements = {e for a in addresses if a for e in address_elements(network.bridge, a, policy)}
-    shut = frozenset(closed_ports(policy, endpoint) if closed is None else closed)
+    closed_here = frozenset(closed_ports(policy, endpoint) if closed is None else closed)
     for port in endpoint.published:
         if port.host_ip.is_loopback:
             continue
-        elements.add(proxied_element(port, "host_closed" if port in shut else "host_open"))
-        if port in shut:
+        elements.add(proxied_element(port, "host_closed" if port in closed_here else "host_open"))
+        if port in closed_here:
             elements.update(_via(port, policy.accepts))
         elements.update(_rated_host(endpoint, port, policy.rates))
         if network.flat:

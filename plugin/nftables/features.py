@@ -61,18 +61,18 @@ PROBES = (
     Probe(
         "owned",
         f"create table inet {_TRY} {{ {OWNED_FLAGS}; }}\ndelete table inet {_TRY}\n",
-        "the tables cannot be owned here, they are watched",
+        "the tables cannot be owned, so docker-fw watches them",
     ),
     Probe(
         "bridge",
         f"create table bridge {_TRY}\n"
         f"add chain bridge {_TRY} try {{ type filter hook prerouting priority filter; }}\n"
         f"delete table bridge {_TRY}\n",
-        "containers of one network may take each other's addresses",
+        "containers on one network can use each other's addresses",
     ),
     Probe(
         "listeners",
         f"create table inet {_TRY} {{ chain try {{ socket transparent 0; }}; }}\ndelete table inet {_TRY}\n",
-        "new listening ports cannot be closed until it is known whose they are",
+        "new listening ports cannot be closed until their owner is known",
     ),
 )

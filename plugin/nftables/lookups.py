@@ -114,7 +114,7 @@ def quarantine(version: int) -> str:
     rules = []
     for name in QUARANTINE_SETS[version]:
         key = " . ".join(spec_of(name).key)
-        rules.append(f"{key} @{name} update @{name} {{ {key} timeout {sets.HELD}s }} goto deny")
+        rules.append(f"{key} @{name} update @{name} {{ {key} timeout {sets.QUARANTINE_SECONDS}s }} goto deny")
     return _lines(rules)
 
 

@@ -30,7 +30,7 @@ SHORT = 60
 #: New sources accepted at once, and again in the time that they are remembered; and the same for one network.
 NEW, NEW_OF_ONE = 4096, 1024
 #: Maximum number of proven sources, and of networks, that are remembered.
-KEPT, NETWORKS = 4096, 1024
+PROVEN, NETWORKS = 4096, 1024
 _IP = {4: "ip", 6: "ip6"}
 #: A source: an address, for IPv6 its /64, which belongs to one customer at least. And the source's network.
 _SOURCE = {4: "ip saddr", 6: "ip6 saddr & ffff:ffff:ffff:ffff::"}
@@ -38,7 +38,7 @@ _NETWORK = {4: "ip saddr & 255.255.255.0", 6: "ip6 saddr & ffff:ffff:ffff::"}
 #: An element that is added to a new set and deleted again, which makes the kernel shrink the set's buckets.
 _NONE = {4: "0.0.0.0", 6: "::"}
 #: A segment of an open connection. (Of established flows, only TCP reaches this rule.)
-_STANDS = "ct state established tcp flags & (fin | syn | rst | ack) != syn"
+_ESTABLISHED = "ct state established tcp flags & (fin | syn | rst | ack) != syn"
 _HOOKS = {
     RATING: ("type filter hook forward priority filter; policy accept;", "goto rate_limit"),
     RATING_HOST: ("type filter hook input priority filter; policy accept;", "goto rate_limit_host"),
@@ -73,30 +73,30 @@ def _one(chain: str, version: int, rate: str) -> Limit:
     memory = remembered(int(count), unit, int(burst))
     short = min(memory, SHORT)
     of, ip = chain.removeprefix("limit"), _IP[version]
-    seen, wide, kept = f"sources{of}", f"networks{of}", f"proven{of}"
+    sources, networks, proven_sources = f"sources{of}", f"networks{of}", f"proven{of}"
     typed, key = ("meta l4proto", "th dport", f"{ip} saddr"), f"meta l4proto . th dport . {_SOURCE[version]}"
     sets = {
-        seen: SetSpec(typed, comment="sources of a moment ago", meter=short, size=0),
-        wide: SetSpec((f"{ip} saddr",), comment="the networks that they come from", meter=short, size=NETWORKS),
+        sources: SetSpec(typed, comment="recent sources", meter=short, size=0),
+        networks: SetSpec((f"{ip} saddr",), comment="networks of recent sources", meter=short, size=NETWORKS),
     }
     of_one = f"{_NETWORK[version]} limit rate over {NEW_OF_ONE // short}/second burst {NEW_OF_ONE} packets"
     rules = (
-        f"{key} != @{seen} update @{wide} {{ {of_one} }} goto {DENIED}",
-        f"{key} != @{seen} limit rate over {NEW // short}/second burst {NEW} packets goto {DENIED}",
-        f"update @{seen} {{ {key} limit rate {limited} }} return",
+        f"{key} != @{sources} update @{networks} {{ {of_one} }} goto {DENIED}",
+        f"{key} != @{sources} limit rate over {NEW // short}/second burst {NEW} packets goto {DENIED}",
+        f"update @{sources} {{ {key} limit rate {limited} }} return",
         f"goto {DENIED}",
     )
     if memory <= SHORT:
-        return Limit(sets, {chain: (f"{_STANDS} return", *rules)})
-    sets[kept] = SetSpec(typed, comment="sources that have completed a handshake", meter=memory, size=KEPT)
+        return Limit(sets, {chain: (f"{_ESTABLISHED} return", *rules)})
+    sets[proven_sources] = SetSpec(typed, comment="sources that have completed a handshake", meter=memory, size=PROVEN)
     # A look-up that finds an element also counts against its limit; one that finds none does not.
-    over = f"@{kept} {{ {key} limit rate over {limited} }}"
+    over = f"@{proven_sources} {{ {key} limit rate over {limited} }}"
     proven = (
-        f"{_STANDS} {key} != @{kept} add {over}",
-        f"{_STANDS} return",
-        f"{key} != @{kept} goto {chain}.short",
+        f"{_ESTABLISHED} {key} != @{proven_sources} add {over}",
+        f"{_ESTABLISHED} return",
+        f"{key} != @{proven_sources} goto {chain}.short",
         f"update {over} goto {DENIED}",
-        f"{key} != @{kept} goto {DENIED}",
+        f"{key} != @{proven_sources} goto {DENIED}",
     )
     return Limit(sets, {chain: proven, f"{chain}.short": rules})
 

@@ -26,11 +26,11 @@ class Quota:
         self.moved: list[ElementOwner] = []
         #: The owners whose rates did not fit, so that their ports with one are closed; in the order of waiting.
         self.refused: dict[ElementOwner, None] = {}
-        self._kept: set[str] = set()
+        self._restored: set[str] = set()
         self._wanted: dict[ElementOwner, frozenset[Element]] = {}
         #: The chains that each owner wants: thousands of ports may share a few.
         self._needs: dict[ElementOwner, frozenset[str]] = {}
-        self._held: set[ElementOwner] = set()
+        self._admitted: set[ElementOwner] = set()
         #: By port of an address, the owners with a rate for it: Docker gives an address to one container at a time.
         self._claims: dict[_Key, set[ElementOwner]] = {}
         self._chains: Counter[str] = Counter()
@@ -39,12 +39,12 @@ class Quota:
     @property
     def keeping(self) -> bool:
         """True if chains of an earlier table still count against the quota."""
-        return bool(self._kept)
+        return bool(self._restored)
 
     def keep(self, chains: Iterable[str]) -> None:
         """Reserve the room of chains that existed when docker-fw started, until `settle`."""
-        self._kept = set(chains) - self._chains.keys()
-        self._used += sum(map(size, self._kept))
+        self._restored = set(chains) - self._chains.keys()
+        self._used += sum(map(size, self._restored))
 
     def change(self, wanted: Mapping[ElementOwner, frozenset[Element]]) -> list[ElementOwner]:
         """Set the elements of `sets.RATED` that these owners want.
@@ -59,7 +59,7 @@ class Quota:
             return []
         others = {other for owner in new for other in self._forget(owner)}
         # Owners with chains from before come first.
-        for owner in sorted(new, key=lambda each: not (_chains(new[each]) & self._kept)):
+        for owner in sorted(new, key=lambda each: not (_chains(new[each]) & self._restored)):
             others |= self._want(owner, new[owner])
         self.moved = list((others | self._next()) - new.keys())
         return self.moved
@@ -69,19 +69,19 @@ class Quota:
 
         all earlier owners have been seen by now. Return the owners that get the reserved room.
         """
-        self._used -= sum(map(size, self._kept))
-        self._kept.clear()
+        self._used -= sum(map(size, self._restored))
+        self._restored.clear()
         self.moved += self._next()
         return self.moved
 
     def within(self, owner: ElementOwner, elements: frozenset[Element]) -> frozenset[Element]:
         """Return the owner's elements; a rate that does not fit closes its ports."""
         rated = rates(elements)
-        if not rated or (owner in self._held and self._wanted[owner] == rated):
+        if not rated or (owner in self._admitted and self._wanted[owner] == rated):
             return elements
         # If another owner limits the same port of the same address, that limit applies.
         closed = (
-            e._replace(data=(DENIED,)) for e in rated if not self._claims.get(_key(e), set()) & self._held - {owner}
+            e._replace(data=(DENIED,)) for e in rated if not self._claims.get(_key(e), set()) & self._admitted - {owner}
         )
         return elements - rated | frozenset(closed)
 
@@ -98,12 +98,12 @@ class Quota:
 
     def _admit(self, owner: ElementOwner) -> bool:
         elements, chains = self._wanted[owner], self._needs[owner]
-        more = sum(size(chain) for chain in chains if chain not in self._chains and chain not in self._kept)
-        if self._used + more > MOST or any(self._claims[_key(element)] & self._held for element in elements):
+        more = sum(size(chain) for chain in chains if chain not in self._chains and chain not in self._restored)
+        if self._used + more > MOST or any(self._claims[_key(element)] & self._admitted for element in elements):
             return False
-        self._held.add(owner)
+        self._admitted.add(owner)
         del self.refused[owner]
-        self._kept -= chains
+        self._restored -= chains
         self._chains.update(chains)
         self._used += more
         return True
@@ -118,8 +118,8 @@ class Quota:
             others |= claims
             if not claims:
                 del self._claims[_key(element)]
-        if owner in self._held:
-            self._held.discard(owner)
+        if owner in self._admitted:
+            self._admitted.discard(owner)
             self._chains -= Counter(chains)
             self._used -= sum(size(chain) for chain in chains if chain not in self._chains)
         return others

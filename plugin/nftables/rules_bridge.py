@@ -22,8 +22,8 @@ def bridge() -> str:
     that container's.
     """
     return f"""\
-	# Behind the port of a container that is known, only frames from its own MAC and addresses pass: IPv4, IPv6 and ARP.
-	# Not VLANs, nor anything else that would pass the rules by.
+	# Each known container may send frames only from its own MAC and IP addresses: IPv4, IPv6 and ARP. VLAN tags and
+	# other frame types are dropped, because they would bypass the rules.
 	chain frames {{
 		type filter hook prerouting priority filter; policy accept;
 		iifname "{PORT_PREFIX}*" goto bridge_port
@@ -38,7 +38,7 @@ def bridge() -> str:
 		goto stray
 	}}
 
-	# A probe (RFC 5227 section 1.1) says nothing of who has the address.
+	# An ARP probe (RFC 5227 section 1.1) claims no address, so it may have the source 0.0.0.0.
 	chain bridge_port_arp {{
 		arp htype != 1 goto stray
 		{_FROM}arp saddr ip @bound4 iifname . arp saddr ether . arp saddr ip @bound4 accept
@@ -46,9 +46,9 @@ def bridge() -> str:
 		goto stray
 	}}
 
-	# Nobody but the host is a router here, nor asks for groups: a query that just the bridge sees would make it forget
-	# who is in which group, and neighbours would be found no more (RFC 4541). Before it has an address a link may ask
-	# whether somebody has it, and join groups (RFC 4862 section 5.4.2, RFC 3810 section 5.2.13).
+	# Only the host is a router and a multicast querier here. A query that reaches only the bridge would make it forget
+	# group members, and neighbour discovery would fail (RFC 4541). A link without an address may probe for duplicates
+	# and join groups (RFC 4862 section 5.4.2, RFC 3810 section 5.2.13).
 	chain bridge_port_icmp6 {{
 		icmpv6 type {{ nd-router-advert, nd-redirect, mld-listener-query, {_ROUTER6} }} goto stray
 		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} ip6 nexthdr != ipv6-icmp goto stray

@@ -13,7 +13,7 @@ _ICMP = "destination-unreachable, time-exceeded, parameter-problem, echo-request
 #: on any port that one end announces to the other: it needs a rule like any flow.
 ERRORS = "meta l4proto { icmp, ipv6-icmp } ct state related"
 #: The first segment of a connection that replaces one that has ended.
-BEGINS_ANEW = "ct state established ct direction original tcp flags & (fin | syn | rst | ack) == syn"
+NEW_SYN = "ct state established ct direction original tcp flags & (fin | syn | rst | ack) == syn"
 #: Only the host has its own addresses as source. Linux checks this for IPv4 alone (martians). A host address is in
 #: each of its networks, from which a port may be open.
 NOT_OWN = "meta nfproto ipv6 fib saddr type local goto deny"
@@ -31,9 +31,9 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
     """
     passes = f"meta mark set meta mark | {mark:#010x} return"
     return f"""\
-	# Going out to one of our bridges, by the group that it is made with: closed before anybody knows the network. So is
-	# every bridge of Docker's; one counts as such until it is known to be somebody else's.
-	# The mark lets a packet pass Docker's own firewall, by one rule in DOCKER-USER or Docker's --bridge-accept-fwmark.
+	# docker-fw's bridges are matched by their device group, so they are closed before their network is known. Every
+	# other bridge is filtered as one of Docker's until it is known not to be Docker's. The mark lets a packet pass
+	# Docker's own firewall, by one rule in DOCKER-USER or Docker's --bridge-accept-fwmark.
 	chain forward {{
 		type filter hook forward priority filter - 1; policy accept;
 		meta mark set meta mark & {0xFFFFFFFF ^ mark:#010x}
@@ -51,19 +51,21 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 		meta nfproto @no_transit goto transit
 	}}
 
-	# A packet that belongs to no flow comes from where its source belongs (RFC 3704 section 2.2). From outside, the
-	# source is no container's: otherwise the answer to a forged packet would be an established flow to a closed port of
-	# that container. From a bridge, the host has a route to the source through that bridge: otherwise a container has
-	# what is opened for another address. Routers and VPNs that do not masquerade need such a route.
+	# A packet of no established flow must enter through the link that its source belongs to (RFC 3704 section 2.2).
+	# From outside, a container's address is not a valid source: otherwise the reply to a forged packet would make an
+	# established flow to a closed port of that container. From a bridge, the host must have a route to the source
+	# through that bridge: otherwise a container could use what is open to another address. Routers and VPNs in
+	# containers that do not masquerade need such a route.
 	chain reverse_path {{
 		iifgroup {GROUP:#x} goto reverse_path_bridge
 		meta iifkind "bridge" iif != @unmanaged{no_in} goto reverse_path_bridge
 		fib saddr oifname @protected_bridges fib saddr . iif oif missing goto deny
 	}}
 
-	# A neighbour is looked for from any address, and from none. DHCP's 0.0.0.0 is not missing (nft_fib4_eval).
-	# Within one network anybody may be the source, unless not all may leave it: what answers a packet that a container
-	# forged from outside, to itself by way of the host, would leave as established. Link-local sources do not.
+	# Neighbour discovery uses any source address, or none. DHCP's 0.0.0.0 is not missing (nft_fib4_eval). Within one
+	# network any source passes, unless egress from it is restricted: a container could forge a packet from an outside
+	# address to itself through the host, and its reply would leave as established. Replies to link-local sources stay
+	# on the network.
 	chain reverse_path_bridge {{
 		icmpv6 type {{ {LINK6} }} return
 		ip6 saddr fe80::/10 iifname . oifname @same_bridge return
@@ -71,7 +73,7 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 		fib saddr . iif oif missing goto deny
 	}}
 
-	# Nothing from them and nothing to them, before everything.
+	# Packets from and to banned addresses are dropped before any other rule.
 	chain banned {{
 		meta nfproto @loading jump loading
 {lookups.bans(nets=False)}
@@ -82,16 +84,16 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 {lookups.bans(nets=True)}
 	}}
 
-	# Neighbour discovery is the host's own; a lost packet of anything else is sent again.
+	# While the table is being loaded, new flows are dropped: their senders retry. The host needs neighbour discovery.
 	chain loading {{
-		{BEGINS_ANEW} goto deny
+		{NEW_SYN} goto deny
 		ct state established return
 		icmpv6 type {{ nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert }} return
 		goto deny
 	}}
 
-	# A flow that was cut has no state left, so that the next packet of who answered in it would begin one of its own
-	# the other way round, in which all that comes back is established. TCP is not among them: it begins with a SYN.
+	# A cut flow has no conntrack entry. The responder's next packet would create one in the reverse direction, and the
+	# initiator's packets would be established in it. TCP needs no quarantine: a connection starts with a SYN.
 	chain quarantine {{
 		meta l4proto {{ tcp, icmp, ipv6-icmp }} return
 		meta nfproto ipv6 goto quarantine6
@@ -106,24 +108,25 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 {lookups.quarantine(4)}
 	}}
 
-	# Docker accepts the established packets of its own networks by itself. A connection begins with a SYN: one from the
-	# same port as a connection that the other side reset is of the old one to conntrack (tcp_conntracks, sIG).
+	# Docker itself accepts established packets of Docker networks. A SYN opens a new connection, but if it reuses the
+	# port of a connection that the peer reset, conntrack assigns it to the old one (tcp_conntracks, sIG).
 	chain established {{
-		{BEGINS_ANEW} return
+		{NEW_SYN} return
 		oifgroup {GROUP:#x} goto accept_marked
 		iifgroup {GROUP:#x} goto established_outbound
 		accept
 	}}
 
-	# Docker's drop is overruled where a network's own addresses are to be reached, but never between two of Docker's.
+	# The mark overrides Docker's drop if a network is reached by container addresses, but never between Docker
+	# networks.
 	chain to_docker {{
 		meta iifkind "bridge" iif != @unmanaged{no_in} goto inbound
 		meta nfproto . oifname @routed meta mark set meta mark | {mark:#010x}
 		goto inbound
 	}}
 
-	# A redirect counts as related to its flow, but none that is forwarded is right (RFC 1812 section 5.2.7.2).
-	# What Docker's networks accept stands while docker-fw follows Docker: nobody else tells when a container goes.
+	# A redirect is related to its flow, but must not be forwarded (RFC 1812 section 5.2.7.2). Docker networks have
+	# exceptions only while docker-fw receives Docker's events, which report that a container leaves.
 	chain inbound {{
 		iifname . oifname @same_bridge accept
 		oifgroup {GROUP:#x} meta iifkind "bridge" iif != @unmanaged{no_in} jump from_container
@@ -159,7 +162,7 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 		goto deny
 	}}
 
-	# What is accepted from some: the port first, then from whom.
+	# Ports that are open to some sources only: first the port is looked up, then the source.
 	chain peer_ports6 {{
 {lookups.peer_ports(6)}
 	}}
@@ -174,10 +177,10 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 		accept
 	}}
 
-	# Accepted, but a source may open just so many flows in a time. This is reached by a chain that is there only while
-	# ports have a rate (plugin.limits), and comes after the chain above: what that drops is not counted.
+	# Limits the new flows that each source may open to a port with fw.rate. A base chain that exists only while ports
+	# have a rate jumps here. It has a later priority than `forward`, so packets dropped there do not count.
 	chain rate_limit {{
-		{BEGINS_ANEW} goto rate_limit_new
+		{NEW_SYN} goto rate_limit_new
 		ct state established goto rate_limit_known
 		goto rate_limit_new
 	}}
@@ -188,7 +191,7 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 		goto rate_limit4
 	}}
 
-	# Which sources have completed a handshake.
+	# Sources that have completed a handshake are recorded as proven.
 	chain rate_limit_known {{
 		meta l4proto != tcp accept
 		ct direction reply accept
@@ -205,8 +208,8 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 {lookups.rate_limit(4)}
 	}}
 
-	# On a network where not everybody may begin everything, nobody may who is not known to. Our bit of the mark says
-	# that a rule was found.
+	# On a network with restricted egress, a container may open only what a rule allows. The mark's bit is set by a rule
+	# that matches.
 	chain egress {{
 		iifname . oifname @same_bridge return
 		{ERRORS} return
@@ -234,7 +237,7 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 
 {lookups.peer_chains(6, "egress_to", passes)}
 {lookups.peer_chains(4, "egress_to", passes)}
-	# RFC 4890 section 4.3: errors come before `invalid`, for path MTU discovery must work.
+	# ICMP errors are accepted before `invalid` is dropped: path MTU discovery needs them (RFC 4890 section 4.3).
 	chain icmp_in {{
 		meta nfproto ipv4 icmp type {{ {_ICMP} }} goto to_known_address
 		goto deny
@@ -254,29 +257,29 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 		goto accept_marked
 	}}
 
-	# What goes to one of Docker's bridges is Docker's to decide.
+	# Packets to a bridge of Docker's are not marked, so Docker's own rules apply to them too.
 	chain established_outbound {{
 		meta oifkind "bridge" oif != @unmanaged{no_out} accept
 		goto accept_marked
 	}}
 
-	# A connection begins with a SYN: the next segment of one that was cut would otherwise bring it back as the
-	# container's own (nf_conntrack_tcp_loose).
+	# A connection must start with a SYN. Otherwise the next segment of a cut connection would reopen it, as one that
+	# the container initiated (nf_conntrack_tcp_loose).
 	chain from_container {{
 		ct state new tcp flags & (fin | syn | rst | ack) != syn goto no_syn
 		icmp type redirect goto deny
 		icmpv6 type {{ nd-router-advert, nd-redirect }} goto deny
 	}}
 
-	# A container is told, so that it connects again at once. Who is on a bridge that nobody has claimed yet may be a
-	# virtual machine, and its connection passes when that is known.
+	# A container receives a reset, so that it reconnects at once. A bridge that may not be Docker's gets none: it may
+	# belong to a virtual machine, whose connection continues once that is known.
 	chain no_syn {{
 		iifgroup {GROUP:#x} counter name "drops" reject with tcp reset
 		iifname @dockers counter name "drops" reject with tcp reset
 		goto deny
 	}}
 
-	# What was never forwarded before docker-fw switched forwarding on stays so.
+	# docker-fw enabled forwarding: links that did not forward before do not forward now.
 	chain transit {{
 		iifname @dockers accept
 		goto deny
@@ -286,15 +289,16 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 		meta mark set meta mark | {mark:#010x} accept
 	}}
 
-	# Accepted where a container is known to have the address. Any other address is a new entry in the host's neighbour
-	# table (RFC 6583), so few packets go there. `!=` leaves an element's counter alone; `==` would count a drop.
+	# Packets to a known container's address are accepted. Any other address makes an entry in the host's neighbour
+	# table (RFC 6583), so these packets are limited. `!=` does not change an element's counter; a match would count a
+	# drop.
 	chain to_known_address {{
 		ip6 daddr != @ingress_drops6 goto to_unknown_address
 		ip daddr != @ingress_drops4 goto to_unknown_address
 		accept
 	}}
 
-	# A limit for each network, and one for all together: the kernel keeps 1,024 entries by default, of all links.
+	# One limit for each network, and one for all networks: by default the kernel keeps 1,024 entries for all links.
 	chain to_unknown_address {{
 		update @unknown_address_limit {{ oifname limit rate 10/second burst 50 packets }} goto to_unknown_limited
 		goto deny
@@ -305,7 +309,7 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 		goto deny
 	}}
 
-	# Counted for whom it was, and told to who listens, a few for each container in a second.
+	# Drops are counted for each container, and logged to nfnetlink_log, a few a second for each container.
 	chain deny {{
 		ip6 daddr @ingress_drops6 goto deny_inbound
 		ip daddr @ingress_drops4 goto deny_inbound

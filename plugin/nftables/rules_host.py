@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from plugin.kernel.names import GROUP
 from plugin.nftables import lookups
-from plugin.nftables.rules_forward import BEGINS_ANEW, ERRORS, LINK6, NOT_OWN
+from plugin.nftables.rules_forward import ERRORS, LINK6, NEW_SYN, NOT_OWN
 from plugin.protocols import PROTOCOLS
 
 #: The protocols that docker-proxy serves.
@@ -19,10 +19,9 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
     """
     passes = f"meta mark set meta mark | {mark:#010x} return"
     return f"""\
-	# What is for a bridge itself (IEEE 802.1D table 7-10) comes as from its port, past all that is said of the bridge;
-	# no IP packet has such a target.
-	# A container is no router for its host. And docker-proxy listens on published ports: what is not sent on
-	# by DNAT arrives here, and is as closed as the container's port.
+	# A frame to a reserved bridge address (IEEE 802.1D table 7-10) arrives from the bridge port, not from the bridge,
+	# so the rules for bridges would not match it. No valid IP packet has such a destination. docker-proxy listens on
+	# published ports: traffic to them without DNAT arrives here, and the container's rules apply.
 	chain input {{
 		type filter hook input priority filter - 1; policy accept;
 		iifname "lo" accept
@@ -35,7 +34,7 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 		ip daddr . meta l4proto . th dport @host_closed4 goto host_closed
 		ip6 daddr . meta l4proto . th dport @host_closed6 goto host_closed
 		ct state new goto new_to_host
-		{BEGINS_ANEW} goto new_to_host
+		{NEW_SYN} goto new_to_host
 		ct state invalid,untracked tcp flags & (fin | syn | rst | ack) == syn goto new_to_host
 	}}
 
@@ -43,6 +42,7 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 		meta nfproto != @lease jump lease_expired
 {unknown}	}}
 
+	# A container is not a router for the host, so it may not send redirects or router advertisements.
 	chain container_to_host {{
 		icmp type redirect goto deny
 		icmpv6 type {{ nd-router-advert, nd-redirect }} goto deny
@@ -80,14 +80,14 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 		goto host_from4
 	}}
 
-	# What the host says to itself in a VRF comes by the VRF's link.
+	# Packets from the host to itself in a VRF arrive from the VRF's link.
 	chain not_own_address {{
 		meta iifkind "vrf" return
 		{NOT_OWN}
 	}}
 
 	chain host_established {{
-		{BEGINS_ANEW} return
+		{NEW_SYN} return
 		accept
 	}}
 
@@ -105,10 +105,10 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 		accept
 	}}
 
-	# As `rating` is for what is forwarded.
+	# Like `rate_limit`, for ports of the host.
 	chain rate_limit_host {{
 		iifname "lo" accept
-		{BEGINS_ANEW} goto rate_limit_host_new
+		{NEW_SYN} goto rate_limit_host_new
 		ct state established goto rate_limit_host_known
 		goto rate_limit_host_new
 	}}
@@ -131,7 +131,8 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 		ip6 daddr . meta l4proto . th dport vmap @rate_limit_host6
 	}}
 
-	# Nobody tells when the container goes whose port it is, however docker-proxy is known.
+	# While docker-fw does not receive Docker's events, it does not see that a container with a published port leaves.
+	# So these ports are closed, however docker-proxy is identified.
 	chain lease_expired {{
 {_neighbours("return")}
 		meta nfproto . meta l4proto . th dport @host_open goto deny_host
@@ -139,8 +140,8 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 		ip6 daddr . meta l4proto . th dport @host_open6 goto deny_host
 	}}
 
-	# docker-proxy is not known by its control group here: whatever listens on a port of the host may be one, but for
-	# the host's own programs. A flow that is under way began before, or was asked for.
+	# docker-proxy is not identified by its control group here: any listener may be docker-proxy, except the host's own
+	# known programs. A segment without SYN belongs to an accepted connection, or to one that the host opened.
 	chain new_listener {{
 		tcp flags & (fin | syn | rst | ack) != syn return
 		meta nfproto . meta l4proto . th dport @host_own return
@@ -149,7 +150,7 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 		goto unlisted_proxy
 	}}
 
-	# docker-proxy is known by its control group before anybody knows for what it listens.
+	# docker-proxy is identified by its control group before it is known which container it serves.
 	chain unlisted_proxy {{
 		meta nfproto . meta l4proto . th dport @host_open accept
 		ip daddr . meta l4proto . th dport @host_open4 accept
@@ -159,14 +160,14 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 		goto deny_host
 	}}
 
-	# A published port is the host's: whose it is, is known by the port.
+	# A published port is on a host address, so drops are logged for each port, not for each container.
 	chain deny_host {{
 		{lookups.logged("log_limit_host", "meta l4proto . th dport", log)}
 		counter name "drops" drop
 	}}
 
-	# docker-proxy's listening side begins nothing: what it says after its flow was cut would bring the flow back. Nor
-	# do the host's programs bring back what a container began and may not any more.
+	# docker-proxy opens no connection from a published port: its packets after the flow was cut would reopen the flow.
+	# Nor may the host's programs reopen a flow that a container initiated and may not open any more.
 	chain output_filter {{
 		type filter hook output priority filter - 1; policy accept;
 		ct state new oifname != "lo" jump quarantine
@@ -204,9 +205,9 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 		meta nfproto ipv6 dnat ip6 to meta l4proto . th dport map @publish6_any
 	}}
 
-	# Hairpin: a container that reaches its own network by a published port must see the answers come back
-	# through the host (self: with br_netfilter the bridge hands the packet on, and there is no iifname here).
-	# Otherwise only IPv4 is masqueraded; IPv6 leaves as it is.
+	# Hairpin: if a container reaches its own network by a published port, the replies must return through the host.
+	# With br_netfilter there is no iifname here for a container that reaches itself, so that is matched by address.
+	# Other traffic to outside is masqueraded for IPv4 only; IPv6 keeps its source.
 	chain postrouting {{
 		type nat hook postrouting priority srcnat - 1; policy accept;
 		ct status dnat iifname . oifname @same_bridge masquerade

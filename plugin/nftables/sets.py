@@ -27,7 +27,7 @@ FORMER = "fw"
 #: Seconds for which a cut flow stays in quarantine after the last packet of its responder. This is as long as
 #: conntrack remembers a silent flow of any protocol but TCP (nf_conntrack_generic_timeout is the longest); after that
 #: the packet would start a new flow anyway.
-HELD = 600
+QUARANTINE_SECONDS = 600
 
 #: The levels at which a socket's control group is looked up: openrc.docker is at level 1, system.slice/docker.service
 #: at level 2. A group's number is unique across all levels.
@@ -85,7 +85,7 @@ def _family(v: int) -> dict[str, SetSpec]:
         **_outbound(v, source, target, by),
         f"banned{v}": SetSpec(
             (source,),
-            comment="banned addresses: nothing from or to them, before any other rule",
+            comment="banned addresses: packets from and to them are dropped before any other rule",
             timed=True,
             effect="closes",
         ),
@@ -94,10 +94,10 @@ def _family(v: int) -> dict[str, SetSpec]:
             for n in BAN_LENGTHS[v]
         },
         f"ingress_drops{v}": SetSpec(
-            (target,), comment="known containers, and how many packets to each were dropped", counted=True
+            (target,), comment="known containers, with a count of dropped packets to each", counted=True
         ),
         f"egress_drops{v}": SetSpec(
-            (source,), comment="known containers, and how many packets from each were dropped", counted=True
+            (source,), comment="known containers, with a count of dropped packets from each", counted=True
         ),
         f"log_limit{v}": SetSpec((target,), comment="rate limit of logged drops, by container", meter=10),
         f"log_limit_egress{v}": SetSpec(
@@ -105,35 +105,38 @@ def _family(v: int) -> dict[str, SetSpec]:
         ),
         **_host(v, source, to),
         f"quarantine{v}": SetSpec(
-            flow, comment="flows that were cut: their responders may not open them again", meter=HELD, effect="closes"
+            flow, comment="cut flows: their responders may not reopen them", meter=QUARANTINE_SECONDS, effect="closes"
         ),
         f"quarantine{v}_pairs": SetSpec(
-            (source, "meta l4proto", target), comment="the same, protocols without ports", meter=HELD, effect="closes"
+            (source, "meta l4proto", target),
+            comment="cut flows of protocols without ports",
+            meter=QUARANTINE_SECONDS,
+            effect="closes",
         ),
         f"quarantine{v}_ports_from": SetSpec(
             by[:2] + ("th sport",),
             comment="too many cut flows to list: ports that may not open flows",
-            meter=HELD,
+            meter=QUARANTINE_SECONDS,
             effect="closes",
         ),
         f"quarantine{v}_ports_to": SetSpec(
-            to, comment="the same: ports to which no flow may be opened", meter=HELD, effect="closes"
+            to, comment="the same: ports to which no flow may be opened", meter=QUARANTINE_SECONDS, effect="closes"
         ),
         f"quarantine{v}_all_from": SetSpec(
             (source, "meta l4proto"),
-            comment="too many ports: containers that may not open flows",
-            meter=HELD,
+            comment="too many ports to list: containers that may not open flows",
+            meter=QUARANTINE_SECONDS,
             effect="closes",
         ),
         f"quarantine{v}_all_to": SetSpec(
             (target, "meta l4proto"),
             comment="the same: containers to which no flow may be opened",
-            meter=HELD,
+            meter=QUARANTINE_SECONDS,
             effect="closes",
         ),
         f"hairpin{v}": SetSpec(
             (source, target),
-            comment="containers with published ports, which may reach themselves through them",
+            comment="containers that may reach themselves through their published ports",
             departs=True,
         ),
         f"publish{v}": SetSpec(to, (target, "th dport"), "ports published on one address of the host", departs=True),
@@ -170,7 +173,7 @@ def _inbound(v: int, source: str, target: str, to: tuple[str, ...]) -> dict[str,
             to, VERDICT, "the same, ports published on one address of the host", effect="closes"
         ),
         f"rate_proven{v}": SetSpec(
-            (target,), comment="containers with a rate that remembers sources with a handshake longer", effect="closes"
+            (target,), comment="containers with a rate whose proven sources are remembered longer", effect="closes"
         ),
         f"allow_published{v}": SetSpec(
             to, comment="ports open to everyone through a published port (FW_PUBLISHED=allow)", effect="opens"
@@ -242,19 +245,19 @@ SETS: dict[str, SetSpec] = {
     "same_bridge": SetSpec(
         ("iifname", "oifname"), comment="traffic within one bridge, seen here with br_netfilter", effect="opens"
     ),
-    "protected_bridges": SetSpec(
-        ("fib saddr oifname",), comment="every bridge but those left alone (unmanaged)", effect="closes"
+    "protected_bridges": SetSpec(("fib saddr oifname",), comment="every bridge except unmanaged ones", effect="closes"),
+    "internal": SetSpec(
+        ("oifname",), comment="bridges of internal networks: no traffic enters or leaves", effect="closes"
     ),
-    "internal": SetSpec(("oifname",), comment="bridges of internal networks: nothing in, nothing out", effect="closes"),
     "egress_restricted": SetSpec(
         ("iifname",),
-        comment="bridges on which a container has fw.egress: others need to be listed",
+        comment="bridges on which a container has fw.egress: other containers must be listed in egress_all",
         effect="closes",
         ends_flows="always",
     ),
-    "masqueraded": SetSpec(("iifname",), comment="bridges whose outbound IPv4 gets the host's address"),
+    "masqueraded": SetSpec(("iifname",), comment="bridges whose outbound IPv4 traffic is masqueraded"),
     "unmanaged": SetSpec(
-        ("oif",), comment="bridges of neither docker-fw nor Docker, left alone (by index)", effect="opens"
+        ("oif",), comment="bridges of neither docker-fw nor Docker, which are not filtered (by index)", effect="opens"
     ),
     "dockers": SetSpec(
         ("iifname",), comment="bridges of Docker networks, which forward as Docker decides", effect="opens"
@@ -263,7 +266,10 @@ SETS: dict[str, SetSpec] = {
         ("meta nfproto", "oifname"), comment="Docker networks that are reached by container addresses", effect="opens"
     ),
     "lease": SetSpec(
-        ("meta nfproto",), comment="docker-fw follows Docker: without it exceptions end", timed=True, effect="opens"
+        ("meta nfproto",),
+        comment="docker-fw receives Docker's events; otherwise ports of Docker networks are closed",
+        timed=True,
+        effect="opens",
     ),
     "host_closed": SetSpec(
         _ANY, comment="published ports of the host, not open to everyone", effect="closes", ends_flows="owned"
@@ -275,7 +281,9 @@ SETS: dict[str, SetSpec] = {
         _ANY, comment="ports of the host on which its own programs listen, not docker-proxy", effect="opens"
     ),
     "proxy_unidentified": SetSpec(
-        ("meta nfproto",), comment="docker-proxy is not known by its control group: new listeners wait", effect="closes"
+        ("meta nfproto",),
+        comment="docker-proxy's control group is unknown: new listening ports stay closed",
+        effect="closes",
     ),
     "rate_limit_host": SetSpec(_ANY, VERDICT, "published ports with a limit of new flows by source", effect="closes"),
     "log_limit_host": SetSpec(
@@ -353,10 +361,10 @@ WATCHED = tuple(Element("lease", (family,)) for family in AF.values())
 
 
 #: A table that is created without its elements lets no new flow pass until the elements are there.
-SHUT = (*(Element("loading", (family,)) for family in AF.values()), Element("loading_ports", (1,)))  # 1: ARPHRD_ETHER
-#: Seconds until a table stops being shut by itself: no error locks the owner of the host out permanently.
-SHUT_SECONDS = 60
-#: The elements that lead packets to the bans, and to the rules of a shut table.
+LOADING = (*(Element("loading", (f,)) for f in AF.values()), Element("loading_ports", (1,)))  # 1: ARPHRD_ETHER
+#: Seconds until a loading table opens by itself: no error locks the owner of the host out permanently.
+LOADING_SECONDS = 60
+#: The elements that lead packets to the bans, and to the rules of a table that is being loaded.
 BANNING = tuple(Element("ban_families", (family,)) for family in AF.values())
 
 

@@ -19,7 +19,7 @@ from plugin.nftables.codec import NFPROTO_BRIDGE, NFPROTO_INET, counted
 from plugin.nftables.document import named, replace, skeleton
 from plugin.nftables.features import PROBES, Features, Probe
 from plugin.nftables.ruleset import Header, Table
-from plugin.nftables.sets import BANNING, SHUT, SHUT_SECONDS, TABLE, Change, Element, limiting, spec_of
+from plugin.nftables.sets import BANNING, LOADING, LOADING_SECONDS, TABLE, Change, Element, limiting, spec_of
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class KernelTable:
 
         If the table exists, it is exchanged in one transaction. If it does not, or if another program changed its
         rules, something may be open, and thousands of elements take seconds as text. So the rules are written first,
-        within milliseconds, and the table is shut (`sets.SHUT`). A second transaction adds the elements and ends that.
+        within milliseconds, and drop new flows (`sets.LOADING`). A second transaction adds the elements and ends that.
         The same applies if there are elements that nft has no syntax for: nothing that closes is missing at any time.
         """
         with self._exclusive():
@@ -85,10 +85,10 @@ class KernelTable:
             self.incomplete = True
             if closed:
                 rest = tuple(element for element in elements if spec_of(element.set).raw)
-                self._write(elements, timed, rates, shut=bool(rest))
+                self._write(elements, timed, rates, loading=bool(rest))
             else:
                 rest = elements
-                self._write((), {}, (), shut=True)
+                self._write((), {}, (), loading=True)
                 if rates:  # takes a while if there are many
                     self._client.run_again(named(rate_chains.added(rates), self._name))
             self._rates = rates
@@ -213,12 +213,12 @@ class KernelTable:
         return True
 
     def _write(
-        self, elements: Sequence[Element], timed: Mapping[Element, int], rates: Iterable[str], *, shut: bool
+        self, elements: Sequence[Element], timed: Mapping[Element, int], rates: Iterable[str], *, loading: bool
     ) -> None:
-        """Write the table as text with these elements; `shut` if more are to be added."""
-        if shut:
+        """Write the table as text with these elements; `loading` if more are to be added."""
+        if loading:
             elements = [*elements, *BANNING]
-            timed = {**timed, **dict.fromkeys(SHUT, SHUT_SECONDS)}
+            timed = {**timed, **dict.fromkeys(LOADING, LOADING_SECONDS)}
         removed = self._remove_former()
         tries = self._feature_sets()
         for attempt, features in enumerate(tries, 1):
@@ -228,7 +228,7 @@ class KernelTable:
             except NftError as error:
                 if attempt == len(tries):
                     raise
-                log.warning("this kernel does not take all of the table: %s", error)
+                log.warning("this kernel does not support all of the table: %s", error)
             else:
                 self.features = features
                 return
@@ -253,14 +253,14 @@ class KernelTable:
         return "".join(f"delete table {table}\n" for table in found.ours if table.name != self._name)
 
     def _fill(self, add: tuple[Element, ...], timed: Mapping[Element, int], wanted: Collection[Element]) -> None:
-        """Add the elements of a shut table and open it."""
+        """Add the elements of a table that is being loaded, and open it."""
         asking = tuple(element for element in BANNING if element not in wanted)
         try:
-            self._send(Change((*SHUT, *asking), add), timed)
-        except NftError:  # the shut elements expired on a very busy machine, or the kernel refused only once
+            self._send(Change((*LOADING, *asking), add), timed)
+        except NftError:  # the loading elements expired on a very busy machine, or the kernel refused only once
             self._send(Change(asking, add), timed)
             with suppress(NftError):
-                self._send(Change(SHUT))
+                self._send(Change(LOADING))
 
     def _send(self, change: Change, timed: Mapping[Element, int] = MappingProxyType({})) -> None:
         """Send the elements whose sets this kernel has."""
@@ -307,12 +307,12 @@ class KernelTable:
             removed = {*self._rules_of(name for rate in unused for name in rate_chains.limit(rate).chains)}
             self._client.run_again(named(rate_chains.removed(unused), self._name))
         except (NftError, OSError) as error:
-            log.warning("rates that are not used any more stay in the table for now: %s", error)
+            log.warning("could not remove unused rates from the table yet: %s", error)
             return
         for name in unused:
             del self._rates[name]
-        kept = (rule for rule in self._written[NFPROTO_INET].rules if rule not in removed)
-        self._written = _with_rules(self._written, kept)
+        remaining = (rule for rule in self._written[NFPROTO_INET].rules if rule not in removed)
+        self._written = _with_rules(self._written, remaining)
 
     def _seen_unchanged(self) -> int:
         """Return the count of other programs' changes.

@@ -29,7 +29,7 @@ def read(text: str) -> Prefix:
         raise FwError(f"cannot ban: {why}" + (" or a prefix like 2001:db8::/32" if others else ""))
     prefix = ip_network(peer.value)
     if prefix.is_loopback or prefix.is_multicast or prefix.is_unspecified or prefix.is_link_local:
-        raise FwError(f"cannot ban {text}: it is no address of anybody's on the Internet")
+        raise FwError(f"cannot ban {text}: it is not an address on the Internet")
     if prefix.prefixlen < WIDEST[prefix.version]:
         raise FwError(f"cannot ban {text}: it is too wide, at most /8 of IPv4 and /40 of IPv6")
     if len(pieces(prefix)) > MAX_PIECES:  # of a length between two that are looked up
@@ -46,7 +46,7 @@ def written(prefix: Prefix) -> str:
     return str(prefix.network_address if prefix.prefixlen == prefix.max_prefixlen else prefix)
 
 
-def told(prefix: Prefix, until: float) -> dict[str, object]:
+def as_data(prefix: Prefix, until: float) -> dict[str, object]:
     """Return a ban as JSON for programs; `until` is None for a permanent one."""
     return {"address": written(prefix), "until": until or None}
 
@@ -67,12 +67,12 @@ def pieces(prefix: Prefix) -> list[Prefix]:
 
     For a prefix that is too wide these are MAX_PIECES + 1, never more.
     """
-    whole, lengths = prefix.max_prefixlen, BAN_LENGTHS[prefix.version]
-    if prefix.prefixlen == whole:
+    longest, lengths = prefix.max_prefixlen, BAN_LENGTHS[prefix.version]
+    if prefix.prefixlen == longest:
         return [prefix]
     if prefix.version == 6 and prefix.prefixlen > max(lengths):
         return [prefix.supernet(new_prefix=max(lengths))]
-    length = min((n for n in lengths if n >= prefix.prefixlen), default=whole)
+    length = min((n for n in lengths if n >= prefix.prefixlen), default=longest)
     if 1 << (length - prefix.prefixlen) > MAX_PIECES:
         return [prefix] * (MAX_PIECES + 1)
     return list(prefix.subnets(new_prefix=length))

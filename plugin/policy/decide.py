@@ -76,7 +76,7 @@ def of(
     )
 
 
-def in_doubt(policy: Policy) -> Policy:
+def unconfirmed(policy: Policy) -> Policy:
     """Return the policy while it is unknown which container has the addresses: closed; restricted egress is none."""
     return Policy(egress=None if policy.egress is None else (), log=policy.log)
 

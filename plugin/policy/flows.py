@@ -57,20 +57,20 @@ def _ends(flow: Flow) -> _Ends:
     return _Ends(flow.source, flow.responder, flow.proto, port, flow.icmp_type, published)
 
 
-def ways(flow: Flow, guarded: Mapping[bytes, AddressPolicy]) -> Iterator[Way]:
+def ways(flow: Flow, protected: Mapping[bytes, AddressPolicy]) -> Iterator[Way]:
     """Yield the ways in which a packet of the responder would open the connection again, if any.
 
-    `guarded`: the protected containers' addresses, packed; they decide which end is the container's.
+    `protected`: the containers' addresses, packed; they decide which end is the container's.
     """
     ends = _ends(flow)
     source, peer = ip_address(flow.responder), ip_address(flow.source)
-    whose = source if flow.responder in guarded else peer
+    whose = source if flow.responder in protected else peer
     if flow.proto not in _BEGIN:
         ports = (flow.responder_port, flow.source_port) if flow.proto in TRACKED_BY_PORT else (0, 0)
         yield Way(source, flow.proto, ports[0], peer, ports[1], whose)
     # Over IPv6 conntrack looks behind an authentication header and does not report it; rules see only that header.
     if source.version == 6 and (
-        not guarded or _judged_closed(ends._replace(number=NUMBER["ah"], port=0), guarded, set())
+        not protected or _judged_closed(ends._replace(number=NUMBER["ah"], port=0), protected, set())
     ):
         yield Way(source, NUMBER["ah"], 0, peer, 0, whose)
 
@@ -91,12 +91,12 @@ def closed_flow(flow: Flow) -> ClosedFlow:
     return ClosedFlow(ip_address(flow.source), ip_address(flow.responder), proto, flow.responder_port)
 
 
-def let_through(ways: Collection[Way], guarded: Mapping[Address, AddressPolicy], local: set[bytes]) -> list[Way]:
+def let_through(ways: Collection[Way], protected: Mapping[Address, AddressPolicy], local: set[bytes]) -> list[Way]:
     """Return the ways that would be allowed now, of those in which flows were answered.
 
     It is unknown which flows were opened to a published port, so the others' rules apply.
     """
-    packed = {address.packed: what for address, what in guarded.items()}
+    packed = {address.packed: what for address, what in protected.items()}
 
     def ends(way: Way) -> _Ends:
         return _Ends(
@@ -106,17 +106,17 @@ def let_through(ways: Collection[Way], guarded: Mapping[Address, AddressPolicy],
     return [way for way in ways if not _judged_closed(ends(way), packed, local)]
 
 
-def is_closed(flow: Flow, guarded: Mapping[bytes, AddressPolicy], local: set[bytes]) -> bool:
+def is_closed(flow: Flow, protected: Mapping[bytes, AddressPolicy], local: set[bytes]) -> bool:
     """Return whether the connection would not be accepted now. `local`: the host's addresses, packed as all are."""
-    return _judged_closed(_ends(flow), guarded, local)
+    return _judged_closed(_ends(flow), protected, local)
 
 
-def _judged_closed(ends: _Ends, guarded: Mapping[bytes, AddressPolicy], local: set[bytes]) -> bool:
+def _judged_closed(ends: _Ends, protected: Mapping[bytes, AddressPolicy], local: set[bytes]) -> bool:
     """True if one of these addresses accepted or opened the flow, and it would not be allowed now."""
-    comes, goes = guarded.get(ends.to), guarded.get(ends.by)
-    if comes is not None and ends.by not in local and not _accepts(comes, ends):
+    inbound, outbound = protected.get(ends.to), protected.get(ends.by)
+    if inbound is not None and ends.by not in local and not _accepts(inbound, ends):
         return True
-    return goes is not None and not _may_open(goes, ends, to_host=ends.to in local)
+    return outbound is not None and not _may_open(outbound, ends, to_host=ends.to in local)
 
 
 def _accepts(responder: AddressPolicy, ends: _Ends) -> bool:
@@ -150,7 +150,7 @@ def _may_open(initiator: AddressPolicy, ends: _Ends, *, to_host: bool) -> bool:
     return to_host and any(rule.proto == proto and rule.first <= ends.port <= rule.last for rule in hosts)
 
 
-def is_strange(flow: Flow, prefixes: Collection[Prefix], known: set[bytes]) -> bool:
+def is_from_unknown(flow: Flow, prefixes: Collection[Prefix], known: set[bytes]) -> bool:
     """Return whether an unknown address within the prefixes opened the connection to another network."""
     if flow.source in known:
         return False

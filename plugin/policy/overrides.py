@@ -78,15 +78,15 @@ def expired(state: SavedState, now: float) -> SavedState:
     return swept(lapsed(lapsed(state, now, deny=False), now, deny=True), now)
 
 
-def unwatched(state: SavedState) -> SavedState:
+def suspended(state: SavedState) -> SavedState:
     """Return the state to apply while no process checks the time: ports opened for a limited time are closed.
 
     A port opened to some peers for a limited time was closed to all others, and stays closed to them.
     """
-    return dataclasses.replace(state, overrides=tuple(_unwatched(state)))
+    return dataclasses.replace(state, overrides=tuple(_suspended(state)))
 
 
-def _unwatched(state: SavedState) -> Iterator[Overriding]:
+def _suspended(state: SavedState) -> Iterator[Overriding]:
     for each in state.overrides:
         if each.deny or not each.until:
             yield each

@@ -6,6 +6,6 @@ from __future__ import annotations
 MOST = 2048
 #: Why a container's ports are closed, for a message with its name.
 FULL = (
-    f"fw.rate found no room: this host limits {MOST} rates already, each address's counted; "
-    "ports with a rate are closed to new flows until others end"
+    f"fw.rate does not fit: this host has {MOST} rate limits already, counted for each address; "
+    "ports with a rate are closed to new flows until other limits end"
 )

@@ -23,6 +23,7 @@ from plugin.model import (
     Prefix,
     Published,
     Rule,
+    TrackedEndpoint,
 )
 from plugin.policy import decide as policy
 from plugin.policy import overrides
@@ -142,7 +143,7 @@ class PolicyView:
         owners = list(owners)
         saved = self.facts.saved
         egress_restricted = saved.egress_restricted | self._restricted(before, owners)
-        proxied = self._closed_ports(owners)
+        proxied = self._closed_ports(before, owners)
         if egress_restricted == saved.egress_restricted and proxied is saved.proxied:
             return self.facts
         return replace(self.facts, saved=replace(saved, egress_restricted=egress_restricted, proxied=proxied))
@@ -175,21 +176,32 @@ class PolicyView:
             return endpoint.joined and bool(endpoint.addresses) and self.decide(network, endpoint).egress is not None
         return self.confines(network)
 
-    def _closed_ports(self, owners: Iterable[ElementOwner]) -> Mapping[str, tuple[Published, ...]]:
+    def _closed_ports(self, before: Facts, owners: Iterable[ElementOwner]) -> Mapping[str, tuple[Published, ...]]:
         """Return closed published ports by container.
 
-        A stopped container keeps its ports: docker-proxy may listen again before Docker reports the new start.
+        A stopped container keeps its ports: docker-proxy may listen again before Docker reports the new start. A port
+        that is closed only because docker-fw stopped following Docker is not among them: the next start would cut its
+        connections.
         """
-        guests = (self.facts.guests.get(owner.id) for owner in owners if owner.kind is Kind.TRACKED)
-        containers = {guest.container_id for guest in guests if guest and guest.listed and guest.container_id}
+        containers: dict[str, None] = {}
+        for owner in owners:
+            guest = self.facts.guests.get(owner.id) if owner.kind is Kind.TRACKED else None
+            if guest and guest.listed and guest.container_id:
+                same = _same_but_doubted(before.guests.get(owner.id), guest)
+                if not same or all(each.sure for each in self._guests(guest.container_id)):
+                    containers[guest.container_id] = None
         proxied = frozen(self.state.proxied)
         closed = {each: tuple(sorted(self.closed(each), key=str)) for each in containers}
         more = {each: ports for each, ports in closed.items() if ports and ports != proxied.get(each)}
         return proxied.replace(more, [each for each, ports in closed.items() if not ports])
 
+    def _guests(self, container_id: str) -> list[TrackedEndpoint]:
+        """Return the container's endpoints on Docker networks."""
+        return [g for o in self.places(container_id) if o.kind is Kind.TRACKED and (g := self.facts.guests.get(o.id))]
+
     def closed(self, container_id: str) -> frozenset[Published]:
         """Return the container's published ports on Docker networks that are not open to all sources."""
-        guests = [g for o in self.places(container_id) if o.kind is Kind.TRACKED and (g := self.facts.guests.get(o.id))]
+        guests = self._guests(container_id)
         places = [
             frozenset(policy.closed_ports(self.decide(network, guest.as_known), guest.endpoint))
             for guest in guests
@@ -332,7 +344,7 @@ class PolicyView:
     def effective(self, owner: ElementOwner, network: Network | BridgeNetwork, endpoint: Endpoint) -> Policy:
         """Return the policy that holds for an owner's endpoint: closed while its container is unknown."""
         resolved = self.resolved(network, endpoint)
-        return policy.in_doubt(resolved) if self.doubted(owner) else resolved
+        return policy.unconfirmed(resolved) if self.doubted(owner) else resolved
 
     def rates_refused(self, owner: ElementOwner) -> bool:
         """True if the owner's rates do not fit into the table, or if that is unknown: its ports with one are closed."""
@@ -376,8 +388,13 @@ def evaluated(defaults: Defaults, facts: Facts) -> PolicyView:
     return made
 
 
+def _same_but_doubted(before: TrackedEndpoint | None, now: TrackedEndpoint) -> bool:
+    """True if nothing changed but that the endpoint may have left."""
+    return before is not None and replace(before, sure=now.sure) == now and before.sure >= now.sure
+
+
 def _in_force(facts: Facts) -> Mapping[str, Override]:
-    return overrides.in_force(overrides.unwatched(facts.saved) if facts.suspended else facts.saved)
+    return overrides.in_force(overrides.suspended(facts.saved) if facts.suspended else facts.saved)
 
 
 def _index(facts: Facts) -> dict[str, dict[ElementOwner, None]]:

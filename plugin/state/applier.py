@@ -36,7 +36,7 @@ class TableApplier:
     """Call under the reconciler's lock. `later` queues long work and must return at once."""
 
     def __init__(self, nft: KernelTable, known: PolicyView, later: Callable[[Callable[[], object]], object]) -> None:
-        self.books = AppliedElements()
+        self.applied = AppliedElements()
         self.cuts = FlowCutter(nft, known, later)
         self.lease = Lease(nft)
         self._nft = nft
@@ -46,21 +46,21 @@ class TableApplier:
         #: rules name was added or removed. True: flows may be established that would not be accepted any more.
         self.behind: dict[ElementOwner, bool] = {}
         #: Already logged by owner: rules with too many elements, and rates without room.
-        self._told: dict[ElementOwner, frozenset[str]] = {}
+        self._warned: dict[ElementOwner, frozenset[str]] = {}
         #: When to try a refused table again, if its rules are in place.
         self._again = 0.0
-        #: True after an unexpected error: the kernel may have elements that the books lack.
+        #: True after an unexpected error: the kernel may have elements that are not recorded.
         self._distrusted = False
 
     def start(self) -> None:
         """Write the whole table from the facts. Raises NftError."""
         self._compiler.start(self._nft.rate_chains())
-        self.books.start({owner: self._compiler.elements(owner) for owner in self._known.owners()})
+        self.applied.start({owner: self._compiler.elements(owner) for owner in self._known.owners()})
         self.behind.clear()
         self._caught_up(self._known.owners())
         self.lease.begin()
         self.cuts.take_over()
-        self._replace(self.books)
+        self._replace(self.applied)
         self.cuts.everywhere()
 
     def owe(self, owners: Iterable[ElementOwner], *, narrower: bool = False) -> dict[ElementOwner, None]:
@@ -93,21 +93,21 @@ class TableApplier:
         owners = list(dict.fromkeys(owners))
         closed = self.close_first({owner: self._known.who(owner) for owner in owners})
         new = {owner: self._compiler.elements(owner) for owner in self._at_once(owners, everybody=not closed)}
-        narrower = [o for o, elements in new.items() if self.behind.get(o) or self.books.narrower(o, elements)]
-        wider = [owner for owner, elements in new.items() if self.books.wider(owner, elements)]
-        change = self.books.change(new)
+        narrower = [o for o, elements in new.items() if self.behind.get(o) or self.applied.narrower(o, elements)]
+        wider = [owner for owner, elements in new.items() if self.applied.wider(owner, elements)]
+        change = self.applied.change(new)
         banned, timed = ban_change(*bans, time.time()) if bans[0] is not bans[1] else (Change(), {})
         both = Change((*change.remove, *banned.remove), (*change.add, *banned.add))
         try:
             self._nft.change(both, timed)
         except NftError as error:
             # Another program changed the table meanwhile, or the kernel rejects a part of the change itself.
-            log.warning("the kernel refused a change, so the whole table is put there: %s", error)
+            log.warning("the kernel refused a change; docker-fw writes the whole table: %s", error)
             self._close(new, Change(add=banned.add), timed)
-            self._replace(self.books.after(new))
+            self._replace(self.applied.after(new))
             self.cuts.everywhere()
         self._vacate(new)
-        self.books.write(new)
+        self.applied.write(new)
         self._caught_up(new)
         self.cuts.later(narrower)
         self.cuts.release(wider)
@@ -121,17 +121,17 @@ class TableApplier:
         `apply` follows, and adds again what another rule allows. After a refusal the removal is part of the difference
         that `apply` makes.
         """
-        going = self.books.going(*self._known.directory.losing(now))
-        if not going:
+        departing = self.applied.departing(*self._known.directory.losing(now))
+        if not departing:
             return True
-        change = self.books.closing(going)
+        change = self.applied.closing(departing)
         try:
             self._nft.change(change)
         except NftError as error:
-            log.warning("what closes could not go before the rest: %s", error)
+            log.warning("could not close addresses before the rest of the change: %s", error)
             return False
-        self.books.write(self.books.without(going, change))
-        self.behind.update(dict.fromkeys(going, True))
+        self.applied.write(self.applied.without(departing, change))
+        self.behind.update(dict.fromkeys(departing, True))
         return True
 
     def _at_once(self, owners: list[ElementOwner], *, everybody: bool) -> list[ElementOwner]:
@@ -145,8 +145,8 @@ class TableApplier:
         # Where one owner gets the rate limit that another had, no port may lack its limit in between.
         found, left = list(dict.fromkeys((*owners, *self._compiler.moved))), AT_ONCE
         others = set(introduced).difference(found)
-        for owner in sorted(others, key=lambda owner: (len(self.books.of(owner)), owner)):
-            left -= len(self.books.of(owner)) + 1
+        for owner in sorted(others, key=lambda owner: (len(self.applied.of(owner)), owner)):
+            left -= len(self.applied.of(owner)) + 1
             if everybody or (left > 0 and not self.behind.get(owner)):
                 found.append(owner)
         return found
@@ -155,7 +155,7 @@ class TableApplier:
         """Return some out-of-date owners, so few that no other change waits for long."""
         found, left = list[ElementOwner](), A_BIT
         for owner in self.behind:
-            left -= len(self.books.of(owner)) + 1
+            left -= len(self.applied.of(owner)) + 1
             if found and left < 0:
                 break
             found.append(owner)
@@ -170,52 +170,52 @@ class TableApplier:
             return False
         if any(e.joined and not was.endpoints[e.id].joined for e in now.endpoints.values()):
             return False
-        return all(self.books.only_closes(owner, self._compiler.elements(owner)) for owner in owners)
+        return all(self.applied.only_closes(owner, self._compiler.elements(owner)) for owner in owners)
 
     def _caught_up(self, owners: Iterable[ElementOwner]) -> None:
         for owner in owners:
             self.behind.pop(owner, None)
-            told, full = self._told.pop(owner, frozenset()), self._known.rates_refused(owner)
+            warned, full = self._warned.pop(owner, frozenset()), self._known.rates_refused(owner)
             sentences = (*self._known.too_many(owner), *([FULL] if full else ()))
             # The number of peers changes with each of them; only a change of the rules concerned is logged.
             if now := frozenset(sentence.partition(":")[0] for sentence in sentences):
-                self._told[owner] = now
-                for sentence in sentences if now != told else ():
+                self._warned[owner] = now
+                for sentence in sentences if now != warned else ():
                     log.error("%s: %s", self._known.called(owner), sentence)
 
     def _vacate(self, new: Mapping[ElementOwner, frozenset[Element]]) -> None:
         """Vacate addresses that no container has any more: those whose counters of drops are removed."""
-        gone = (element for owner, elements in new.items() for element in self.books.of(owner) - elements)
-        self.cuts.vacate([e.key[0] for e in gone if e.set in ("ingress_drops4", "ingress_drops6")])  # type: ignore[misc]
+        gone = (element for owner, elements in new.items() for element in self.applied.of(owner) - elements)
+        self.cuts.mark_departed([e.key[0] for e in gone if e.set in ("ingress_drops4", "ingress_drops6")])  # type: ignore[misc]
 
     def _close(
         self, new: Mapping[ElementOwner, frozenset[Element]], bans: Change, timed: Mapping[Element, int]
     ) -> None:
         """Apply at once the closing part of a refused change: it must not wait for the whole table, which may fail."""
         less = {
-            owner: elements & self.books.of(owner)
+            owner: elements & self.applied.of(owner)
             | {e for e in elements if e.set not in RATED and spec_of(e.set).effect == "closes"}
-            | {e for e in self.books.of(owner) if e.set in RATED}
+            | {e for e in self.applied.of(owner) if e.set in RATED}
             for owner, elements in new.items()
         }
         try:
-            self._nft.change(self.books.change(less))
+            self._nft.change(self.applied.change(less))
             self._nft.change(bans, timed)
         except NftError as error:
-            log.warning("what closes could not be done alone: %s", error)
+            log.warning("could not apply the closing part of a change alone: %s", error)
         else:
-            self.books.write(less)
+            self.applied.write(less)
             self.cuts.later(list(less))
 
     def whole(self, owners: Iterable[ElementOwner]) -> None:
         """Write the whole table with these owners' current elements; never raises NftError."""
         new = {owner: self._compiler.elements(owner) for owner in self._compiler.reindex(owners)}
-        self.books.write(new)
+        self.applied.write(new)
         self._caught_up(new)
         try:
-            self._replace(self.books)
+            self._replace(self.applied)
         except NftError:  # `repair` tries again, and cuts all flows that are not accepted
-            log.exception("could not put the table there; the kernel's table remains as it is")
+            log.exception("could not write the table; the kernel's table is unchanged")
         else:
             self.cuts.later(list(new))
 
@@ -228,7 +228,7 @@ class TableApplier:
         if self._nft.intact() and not (self._distrusted or (self._nft.incomplete and began >= self._again)):
             return False
         try:
-            self._replace(self.books)
+            self._replace(self.applied)
         except NftError:
             now = time.monotonic()
             self._again = now + _PATIENCE * (now - began)
@@ -242,7 +242,7 @@ class TableApplier:
         `found` must be current. An owned table needs no such check. Raises NftError.
         """
         lasting, timed = self._besides()
-        known = {e for e in self.books if e.set in found.sets or e.set not in SETS}
+        known = {e for e in self.applied if e.set in found.sets or e.set not in SETS}
         should = known | lasting
         missing = should - found.elements
         extra = {
@@ -258,11 +258,11 @@ class TableApplier:
 
     def _replace(self, elements: Iterable[Element]) -> None:
         lasting, timed = self._besides()
-        with self.cuts.kept() as held:
-            self._nft.replace((*elements, *lasting), timed | held)
+        with self.cuts.for_rewrite() as quarantined:
+            self._nft.replace((*elements, *lasting), timed | quarantined)
         self._distrusted = False
 
     def _besides(self) -> tuple[set[Element], dict[Element, int]]:
-        """Return the elements in addition to the books: permanent ones, and timed ones with their seconds."""
+        """Return the elements in addition to the recorded ones: permanent ones, and timed ones with their seconds."""
         lasting, timed = ban_elements(self._known.state.bans, time.time())
         return lasting, timed | self.lease.left()

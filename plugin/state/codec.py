@@ -45,7 +45,7 @@ def overriding(raw: Any) -> Overriding:
 def moment(value: Any) -> float:
     """Return a Unix time (up to 1e11 s, about the year 5138). Raises ValueError."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e11:
-        raise ValueError(f"{value!r} is no moment")
+        raise ValueError(f"{value!r} is not a Unix time")
     return value
 
 
@@ -82,7 +82,7 @@ def _peer(raw: Any) -> Peer:
         if parse_prefix(value) != Peer(kind, value):
             raise ValueError(f"{value!r} is not a prefix")
     elif kind != HOST and kind not in NAMED:
-        raise ValueError(f"{kind!r} is no kind of peer")
+        raise ValueError(f"{kind!r} is not a kind of peer")
     return Peer(kind, value)
 
 
@@ -103,11 +103,11 @@ def _rate(raw: Any) -> Rate:
     return found
 
 
-def _word(*words: str) -> Callable[[Any, str], str]:
+def _one_of(*words: str) -> Callable[[Any, str], str]:
     def read(raw: Any, key: str) -> str:
         value = text(raw, key)
         if value not in ("", *words):
-            raise ValueError(f"{key} {value!r} is not of the language")
+            raise ValueError(f"{key} {value!r} is not a known value")
         return value
 
     return read
@@ -117,10 +117,10 @@ def _word(*words: str) -> Callable[[Any, str], str]:
 _FIELDS: dict[str, Callable[[Any, str], Any]] = {
     "allow": _rules,
     "deny": _rules,
-    "policy": _word(*POLICIES),
+    "policy": _one_of(*POLICIES),
     "egress": lambda raw, key: None if raw[key] is None else _rules(raw, key),
     "rate": lambda raw, key: None if raw[key] is None else tuple(map(_rate, items(raw, key))),
-    "log": _word(*LOGS),
+    "log": _one_of(*LOGS),
 }
 #: Fields that every file of version 2 has. A field added later is unset in a file of a former release.
 _ALWAYS = frozenset(("allow", "deny", "policy", "egress", "rate", "log"))

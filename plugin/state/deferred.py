@@ -66,7 +66,9 @@ class Behind:
                 except (NftError, OSError) as error:
                     self._running, self.failed = False, True
                     self._again = time.monotonic() + max(_PATIENCE, _TIMES * (time.monotonic() - began))
-                    log.error("what the kernel refused is not up to date: %s", error)
+                    log.error(
+                        "the kernel refused a part of the table, which is out of date until the next try: %s", error
+                    )
                 except BaseException:
                     self._running, self.failed = False, True
                     self._again = time.monotonic() + max(_PATIENCE, _TIMES * (time.monotonic() - began))

@@ -41,18 +41,18 @@ class FlowCutter:
 
     def __init__(self, nft: KernelTable, known: PolicyView, later: Callable[[Callable[[], object]], object]) -> None:
         self._nft = nft
-        self._known = known
+        self._view = known
         self._later = later
         #: Elements that the kernel may have in quarantine, and when each was added last. Packets renew them in the
         #: kernel, which docker-fw does not see.
-        self._held: dict[Element, float] = {}
-        self._holding = threading.Lock()
+        self._quarantined: dict[Element, float] = {}
+        self._quarantine_lock = threading.Lock()
         #: Addresses with quarantined flows whose container has left.
-        self._vacated: set[Address] = set()
+        self._departed: set[Address] = set()
 
     def everywhere(self) -> None:
         """Cut flows of all owners: flows opened while the rules were missing, or wider, would stay established."""
-        for cut in self.of(self._known.owners()):
+        for cut in self.of(self._view.owners()):
             cut()
 
     def later(self, owners: list[ElementOwner]) -> None:
@@ -66,18 +66,16 @@ class FlowCutter:
         The owner `EGRESS` stands for the flows that unknown containers opened on bridges with restricted egress.
         """
         owners = list(owners)
-        strangers = EGRESS in owners and bool(self._known.state.egress_restricted)
-        if strangers:
-            owners += self._unknown_on_restricted()
-        answers, (ports, stays) = self.answers(owners), self._known.through_proxy(owners)
+        restricted = EGRESS in owners and bool(self._view.state.egress_restricted)
+        if restricted:
+            owners += self._without_labels()
+        answers, (ports, stays) = self.answers(owners), self._view.through_proxy(owners)
         cuts: list[Callable[[], None]] = []
         if answers:
-            cuts.append(partial(closed_flows.cut_closed, answers, self.hold))
+            cuts.append(partial(closed_flows.cut_closed, answers, self.quarantine))
         if ports:
             cuts.append(partial(conntrack.cut_published, ports, stays))
-        if strangers:
-            cuts += self._strangers()
-        return cuts
+        return cuts + self._of_unknown_addresses() if restricted else cuts
 
     def departed(self, before: Facts, after: Facts, owners: Iterable[ElementOwner]) -> list[Callable[[], None]]:
         """Return calls that cut the flows of containers that left these endpoints, so that no container inherits them.
@@ -85,13 +83,13 @@ class FlowCutter:
         They cut flows of the endpoint's addresses and, on Docker networks, of ports that docker-proxy served for it.
         """
         owners = list(owners)
-        here = {(owner, address): who for owner in owners for address, who in _holders(after, owner)}
-        whose = {(address, who) for (_, address), who in here.items() if who}
+        present = {(owner, address): who for owner in owners for address, who in _holders(after, owner)}
+        whose = {(address, who) for (_, address), who in present.items() if who}
         addresses: dict[Address, None] = {}
         ports: dict[Published, None] = {}
         for owner in owners:
             for address, who in _holders(before, owner):
-                if (owner, address) not in here and (address, who) not in whose:
+                if (owner, address) not in present and (address, who) not in whose:
                     addresses[address] = None
             if owner.kind is Kind.TRACKED and owner.id not in after.guests and (guest := before.guests.get(owner.id)):
                 ports |= dict.fromkeys(guest.endpoint.published)
@@ -126,72 +124,73 @@ class FlowCutter:
             cuts.append(partial(conntrack.cut_prefixes, banned))
         return cuts
 
-    def _unknown_on_restricted(self) -> list[ElementOwner]:
+    def _without_labels(self) -> list[ElementOwner]:
         """Return the owners on bridges with restricted egress whose labels are unknown: they may open nothing there."""
-        bridges, found = self._known.state.egress_restricted, list[ElementOwner]()
-        for owner in self._known.owners():
-            place = self._known.endpoint(owner)
-            if place and place[0].bridge in bridges and self._known.who(owner) is None:
+        bridges, found = self._view.state.egress_restricted, list[ElementOwner]()
+        for owner in self._view.owners():
+            place = self._view.endpoint(owner)
+            if place and place[0].bridge in bridges and self._view.who(owner) is None:
                 found.append(owner)
         return found
 
-    def _strangers(self) -> list[Callable[[], None]]:
+    def _of_unknown_addresses(self) -> list[Callable[[], None]]:
         """Return calls that cut flows that unknown addresses on bridges with restricted egress opened."""
-        bridges = self._known.state.egress_restricted
-        networks = [network for network in self._known.networks() if network.bridge in bridges]
+        bridges = self._view.state.egress_restricted
+        networks = [network for network in self._view.networks() if network.bridge in bridges]
         prefixes = [subnet for network in networks for subnet in network.subnets]
         if not prefixes:
             return []
-        known = frozenset(self.answers(self._known.owners()))
-        return [partial(closed_flows.cut_strangers, prefixes, known, self.hold)]
+        known = frozenset(self.answers(self._view.owners()))
+        return [partial(closed_flows.cut_unknown, prefixes, known, self.quarantine)]
 
     def answers(self, owners: Iterable[ElementOwner]) -> dict[Address, AddressPolicy]:
         """Return the policies of these owners' addresses."""
-        return self._known.answers_of(owners)
+        return self._view.answers_of(owners)
 
     # --- quarantine: cut flows do not come back -------------------------------------------------------------------
 
-    def hold(self, ways: Collection[Way]) -> None:
+    def quarantine(self, ways: Collection[Way]) -> None:
         """Keep the responder's next packet from opening cut flows again."""
         left = list(ways)
-        with self._holding:
-            if len(self._held) + len(left) > _MOST:
-                self._look()
-            for level in (_element, _port, _whole):
-                left = self._hold_at(level, left)
+        with self._quarantine_lock:
+            if len(self._quarantined) + len(left) > _MOST:
+                self._forget_expired()
+            for level in (_element, _port, _all_ports):
+                left = self._quarantine_at(level, left)
                 if not left:
                     return
-            log.error("cut flows may come back: %d could not be held", len(left))
+            log.error("cut flows may open again: %d did not fit into the quarantine", len(left))
 
-    def _hold_at(self, level: Callable[[Way], Element], ways: list[Way]) -> list[Way]:
+    def _quarantine_at(self, level: Callable[[Way], Element], ways: list[Way]) -> list[Way]:
         """Quarantine these ways at one level of detail. Return those for which there was no room."""
         wanted = {level(way) for way in ways}
-        many = Counter(element.set for element in self._held.keys() | wanted)
-        fit = {element for element in wanted if many[element.set] <= _MOST}
+        many = Counter(element.set for element in self._quarantined.keys() | wanted)
+        fitting = {element for element in wanted if many[element.set] <= _MOST}
         try:
-            self._put(fit)
+            self._put(fitting)
         except NftError as error:
-            log.error("cut flows are not held: %s", error)
+            log.error("could not quarantine cut flows: %s", error)
             # Where there is no table, the next one includes them.
-            return ways if all(self._kernels(element.set) is not None for element in list(fit)[:1]) else []
-        if fit and level is not _element:
-            some = "; ".join(map(_words, list(fit)[:8])) + (f"; and {len(fit) - 8} more" if len(fit) > 8 else "")
+            return ways if all(self._kernels(element.set) is not None for element in list(fitting)[:1]) else []
+        if fitting and level is not _element:
+            more = f"; and {len(fitting) - 8} more" if len(fitting) > 8 else ""
+            some = "; ".join(map(_described, list(fitting)[:8])) + more
             log.error(
-                "too many cut flows to hold one by one: until none was tried for %d s, new flows are dropped %s",
-                sets.HELD,
+                "too many cut flows to quarantine one by one: until none was tried for %d s, new flows are dropped %s",
+                sets.QUARANTINE_SECONDS,
                 some,
             )
-        return [way for way in ways if level(way) not in fit]
+        return [way for way in ways if level(way) not in fitting]
 
     def _put(self, elements: set[Element]) -> None:
         if not elements:
             return
-        again = tuple(self._held.keys() & elements)
+        again = tuple(self._quarantined.keys() & elements)
         # Recorded first: if the table is missing, it is written again with all elements recorded here.
-        self._held.update(dict.fromkeys(elements, time.monotonic()))
-        self._nft.change(Change(), dict.fromkeys(elements, sets.HELD))
+        self._quarantined.update(dict.fromkeys(elements, time.monotonic()))
+        self._nft.change(Change(), dict.fromkeys(elements, sets.QUARANTINE_SECONDS))
         if again:  # existing elements kept their old timeouts
-            timed = dict.fromkeys(again, sets.HELD)
+            timed = dict.fromkeys(again, sets.QUARANTINE_SECONDS)
             try:
                 self._nft.change(Change(again), timed)
             except NftError:  # one has just expired
@@ -199,70 +198,70 @@ class FlowCutter:
 
     def take_over(self) -> None:
         """Read what the last docker-fw had in quarantine. Call before the table is replaced."""
-        with self._holding:
+        with self._quarantine_lock:
             for name in chain.from_iterable(QUARANTINE_SETS.values()):
                 for there in (name, FORMER_SETS[name]):
-                    self._held.update(dict.fromkeys(self._kernels(name, there) or (), time.monotonic()))
+                    self._quarantined.update(dict.fromkeys(self._kernels(name, there) or (), time.monotonic()))
 
     @contextmanager
-    def kept(self) -> Iterator[dict[Element, int]]:
+    def for_rewrite(self) -> Iterator[dict[Element, int]]:
         """Yield the quarantine of a table about to be written, with its timeouts. Nothing is added meanwhile."""
-        with self._holding:
-            self._look()
-            yield dict.fromkeys(self._held, sets.HELD)
+        with self._quarantine_lock:
+            self._forget_expired()
+            yield dict.fromkeys(self._quarantined, sets.QUARANTINE_SECONDS)
 
     def release(self, owners: Iterable[ElementOwner]) -> None:
         """Release flows that these owners allow again, and flows of the last owners of their addresses."""
         owners = list(owners)
-        held = list(self._held)
-        if not owners or not (held or self._vacated):
+        quarantined = list(self._quarantined)
+        if not owners or not (quarantined or self._departed):
             return
         answers = self.answers(owners)
-        new = self._vacated & answers.keys()
-        self._vacated -= new
-        concerned = [element for element in held if not answers.keys().isdisjoint(element.key)]
+        new = self._departed & answers.keys()
+        self._departed -= new
+        concerned = [element for element in quarantined if not answers.keys().isdisjoint(element.key)]
         if not concerned:
             return
         # The other end may have a rule of its own.
         ends = {value for element in concerned for value in element.key}
-        answers = self.answers(owner for owner in self._known.owners() if self._is_at(owner, ends))
+        answers = self.answers(owner for owner in self._view.owners() if self._is_at(owner, ends))
         ways = {way: element for element in concerned if (way := _way(element))}
-        free = {ways[way] for way in let_through(ways, answers, conntrack.local_addresses())}
-        free.update(element for element in concerned if not new.isdisjoint(element.key))
-        if free:
-            self._later(partial(self._let_go, free, time.monotonic()))
+        allowed = {ways[way] for way in let_through(ways, answers, conntrack.local_addresses())}
+        allowed.update(element for element in concerned if not new.isdisjoint(element.key))
+        if allowed:
+            self._later(partial(self._release, allowed, time.monotonic()))
 
-    def vacate(self, addresses: Collection[Address]) -> None:
+    def mark_departed(self, addresses: Collection[Address]) -> None:
         """Note that no container has these addresses now: for the next container nothing is quarantined."""
         if addresses:
-            for element in list(self._held):
-                self._vacated.update(address for address in addresses if address in element.key)
+            for element in list(self._quarantined):
+                self._departed.update(address for address in addresses if address in element.key)
 
     def _is_at(self, owner: ElementOwner, ends: Collection[object]) -> bool:
-        found = self._known.endpoint(owner)
+        found = self._view.endpoint(owner)
         return found is not None and any(address in ends for address in found[1].addresses)
 
-    def _let_go(self, free: Collection[Element], moment: float) -> None:
-        with self._holding:
+    def _release(self, allowed: Collection[Element], moment: float) -> None:
+        with self._quarantine_lock:
             for last in (False, True):  # one may expire at this very moment
-                self._look()
-                going = tuple(element for element in free if self._held.get(element, moment + 1) <= moment)
+                self._forget_expired()
+                released = tuple(element for element in allowed if self._quarantined.get(element, moment + 1) <= moment)
                 try:
-                    self._nft.change(Change(going))
+                    self._nft.change(Change(released))
                 except NftError as error:
                     if last:
-                        log.error("what may pass again is held for a while yet: %s", error)
+                        log.error("could not release flows from quarantine that are allowed again: %s", error)
                 else:
-                    for element in going:
-                        del self._held[element]
+                    for element in released:
+                        del self._quarantined[element]
                     return
 
-    def _look(self) -> None:
+    def _forget_expired(self) -> None:
         """Forget elements that have expired in the kernel. Without a table all are kept: the next one needs them."""
-        for name in {element.set for element in self._held}:
+        for name in {element.set for element in self._quarantined}:
             found = self._kernels(name)
             if found is not None:
-                self._held = {e: when for e, when in self._held.items() if e.set != name or e in found}
+                self._quarantined = {e: when for e, when in self._quarantined.items() if e.set != name or e in found}
 
     def _kernels(self, name: str, there: str = "") -> set[Element] | None:
         """Return the kernel's elements of this set (`there`: its name there); None if there is no set or no answer."""
@@ -271,7 +270,7 @@ class FlowCutter:
         except FileNotFoundError:
             return None
         except OSError as error:
-            log.error("could not read which cut flows are held: %s", error)
+            log.error("could not read the quarantine of cut flows: %s", error)
             return None
 
 
@@ -302,18 +301,18 @@ def _element(way: Way) -> Element:
 def _port(way: Way) -> Element:
     """Return the element for all that the container answers from the port, or all answers that it gets there."""
     if not (way.source_port or way.peer_port):
-        return _whole(way)
+        return _all_ports(way)
     end, port = ("from", way.source_port) if way.whose == way.source else ("to", way.peer_port)
     return Element(f"quarantine{way.source.version}_ports_{end}", (way.whose, way.proto, port))
 
 
-def _whole(way: Way) -> Element:
+def _all_ports(way: Way) -> Element:
     """Return the element for all that the container answers, or all answers that it gets, over the protocol."""
     end = "from" if way.whose == way.source else "to"
     return Element(f"quarantine{way.source.version}_all_{end}", (way.whose, way.proto))
 
 
-def _words(element: Element) -> str:
+def _described(element: Element) -> str:
     address, proto, *port = element.key
     where = f" port {port[0]}" if port else ""
     return f"{element.set.rpartition('_')[2]} {address}{where} over IP protocol {proto}"

@@ -65,7 +65,7 @@ class Journal:
             if not serial or len(lines) < 2 or text(json.loads(lines[0]), "serial") != serial:
                 return []
         except (ValueError, RecursionError) as error:
-            log.error("%s is damaged at its beginning (%s): it is left out", self._path, error)
+            log.error("%s is damaged at its beginning (%s): it is ignored", self._path, error)
             self.keep()
             return []
         changes: list[dict[str, Any]] = []
@@ -75,7 +75,7 @@ class Journal:
                 if not isinstance(change, dict):
                     raise ValueError("no object")
             except (ValueError, RecursionError) as error:
-                log.error("%s is damaged after %d changes (%s): the rest is left out", self._path, len(changes), error)
+                log.error("%s is damaged after %d changes (%s): the rest is ignored", self._path, len(changes), error)
                 self.keep()
                 break
             changes.append(change)

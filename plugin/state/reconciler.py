@@ -102,7 +102,7 @@ class Reconciler:
     def should(self) -> tuple[Facts, list[Element], dict[Element, int]]:
         """Return the facts, the elements that the kernel should have (without bans), and the lease's seconds left."""
         with self._lock:
-            return self._view.facts, list(self._writer.books), self._writer.lease.left()
+            return self._view.facts, list(self._writer.applied), self._writer.lease.left()
 
     # --- changes --------------------------------------------------------------------------------------------------
 
@@ -119,8 +119,8 @@ class Reconciler:
                 self._view.start(settled)
             self._facts = settled
             self._writer.start()
-            kept = Facts(saved=before or facts.saved)
-            for cut in self._writer.cuts.departed(kept, facts, list(kept.owners())):
+            departed_facts = Facts(saved=before or facts.saved)
+            for cut in self._writer.cuts.departed(departed_facts, facts, list(departed_facts.owners())):
                 cut()
 
     def commit(self, edit: Edit, then: Callable[[], None] | None = None) -> Cut:
@@ -208,7 +208,7 @@ class Reconciler:
             if not (observed or gone or self._writer.only_closes(before, owners)):
                 self._take_back(before, owners, owed)
                 raise
-            log.error("%s; what must be closed is closed all the same", error)
+            log.error("%s; departed addresses are closed nevertheless", error)
         try:
             self._apply(owners, before)
             if room := self._writer.room_left():
@@ -235,11 +235,11 @@ class Reconciler:
     ) -> None:
         if observed:
             self._writer.owe(owners, narrower=True)
-            log.error("the kernel refused a change, which is tried again: %s", error)
+            log.error("the kernel refused a change; docker-fw tries it again: %s", error)
             self._behind.later()
             return
         if gone:
-            log.error("putting the whole table there, for the kernel refused a change: %s", error)
+            log.error("the kernel refused a change; docker-fw writes the whole table instead: %s", error)
             self._writer.whole(owners)
             return
         after = self._view.facts
@@ -269,7 +269,7 @@ class Reconciler:
         try:
             self._writer.repair()
         except Exception:
-            log.exception("the table could not be written again, which is tried again")
+            log.exception("the table could not be written; docker-fw tries again")
 
     def _take_back(self, before: Facts, owners: Owners, owed: Owners) -> None:
         self._view.take(before, owners)

@@ -78,7 +78,12 @@ class Store:
                 continue
             except (*NOT_AS_IT_SHOULD_BE, RecursionError, OSError) as error:
                 aside = path.with_name(f"{path.name}.corrupt-{time.time_ns()}")
-                log.error("state file %s is not readable (%s); kept as %s, going on without it", path, error, aside)
+                log.error(
+                    "state file %s is not readable (%s); docker-fw starts without it, and keeps it as %s",
+                    path,
+                    error,
+                    aside,
+                )
                 with contextlib.suppress(OSError):
                     path.replace(aside)
                 self._journal.keep()  # it has the changes since that file
@@ -97,9 +102,9 @@ class Store:
                 key = text(change, "endpoint")
                 item = _endpoint(change["is"]) if change["is"] is not None else None
                 if item and item.id != key:
-                    raise ValueError("a record stands under another ID than its own")
+                    raise ValueError("a record has another ID than its key")
             except NOT_AS_IT_SHOULD_BE as error:
-                log.error("the state file's log is damaged (%s); what follows in it is left out", error)
+                log.error("the state file's log is damaged (%s); the rest of it is ignored", error)
                 self._journal.keep()
                 break
             if item:
@@ -129,13 +134,13 @@ class Store:
             raise FwError(self.unsaved_reason) from error
         if self.unsaved_reason:
             self.unsaved_reason = ""
-            log.warning("the state file %s is written again", self._path)
+            log.warning("the state file %s can be written again", self._path)
 
     def _replace(self, state: SavedState, *, flush: bool) -> None:
         # A record is frozen, so its line serves until another record replaces it.
         self._lines = {
-            (key := (type(item), item.id)): kept
-            if (kept := self._lines.get(key)) and kept[0] is item
+            (key := (type(item), item.id)): known
+            if (known := self._lines.get(key)) and known[0] is item
             else (item, _line(item))
             for item in _records(state)
         }
@@ -224,7 +229,7 @@ def _decode(document: Any) -> SavedState:
         {container: tuple(map(codec.requested_ports, ports)) for container, ports in document.get("asked", {}).items()},
     )
     if [*networks, *endpoints] != [item.id for item in _records(state)]:
-        raise ValueError("a record stands under another ID than its own")
+        raise ValueError("a record has another ID than its key")
     return state
 
 

@@ -45,14 +45,14 @@ Times = dict[str, list[float]]
 
 
 def alone(bed: Bed, table: Table) -> None:
-    """On a Docker network without other containers."""
+    """Measure on a Docker network without other containers."""
     bed.network("bridge", _ALONE)
     _measure(bed, table, _ALONE, "alone")
     bed.engine.docker("network", "rm", _ALONE)
 
 
 def crowded(bed: Bed, table: Table) -> None:
-    """On a Docker network with the crowd on it, which Docker must list each time."""
+    """Measure on a Docker network with the crowd on it, which Docker must list each time."""
     bed.protected()
     _measure(bed, table, PROTECTED, f"beside {bed.scale.containers}")
 

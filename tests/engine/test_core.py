@@ -192,7 +192,7 @@ def test_connect_and_disconnect_of_a_running_container(each: Fw) -> None:
 
 
 def test_docker_bridges_open_no_further_than_docker_alone_opens_them(each: Fw) -> None:
-    """Docker's own bridge opens no further to outsiders and containers on docker-fw networks than before."""
+    """Docker's default bridge is open to outsiders and to containers on docker-fw networks no more than before."""
     each.engine.docker("run", "-d", "--name", "theirs", "busybox", "sleep", "inf")
     try:
         with each.network() as net:

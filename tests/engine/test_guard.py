@@ -1,4 +1,4 @@
-"""Test existing networks: Docker's own bridges behind the same policy, on every engine, at every moment."""
+"""Test existing networks: Docker bridges behind the same policy, on every engine, at every moment."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Test that an image cannot open its own ports, also in containerd's image store, where it has several variants.
 
-There one image ID stands for variants (platforms), each with labels of its own. It is Docker 29's default; Debian's
+There one image ID means several variants (platforms), each with labels of its own. It is Docker 29's default; Debian's
 28.5.2 has it as a feature, and so has 26.1.5, which does not report the variant that a container was created from.
 """
 
@@ -90,7 +90,7 @@ def test_a_variant_for_another_platform_opens_nothing(reporting: Fw, driver: str
     """
     with container(reporting, driver, "two", *OTHER) as (_, reached):
         answers(reached, BASE)
-        assert 'label fw.policy="open" came with the image and opens nothing' in reporting.fwctl("status")
+        assert 'label fw.policy="open" comes from the image and opens nothing' in reporting.fwctl("status")
     with container(reporting, driver, "two", *OTHER, *labels(allow="5432")) as (_, reached):
         answers(reached, ALL)
     with container(reporting, driver, "other", *OTHER, *labels(deny="22")) as (_, reached):
@@ -134,7 +134,7 @@ def test_where_docker_does_not_report_the_variant_no_label_opens(silent: Fw) -> 
     On Docker networks labels that open are ignored and labels that close count; on docker-fw networks the start is
     refused, with the reason and what to do.
     """
-    why = "does not tell which variant of its image a container was created from; upgrade Docker to 28.1 or newer"
+    why = "does not report which variant of its image a container was created from; upgrade Docker to 28.1 or newer"
     for image, options in (("two", OTHER), ("two", labels(policy="open")), ("one", labels(allow="5432"))):
         with container(silent, "bridge", image, *options) as (_, reached):
             answers(reached, BASE)

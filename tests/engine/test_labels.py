@@ -323,7 +323,7 @@ def test_an_image_opens_nothing(fw: Fw) -> None:
             first, second = fw.addresses(app, net), fw.addresses(own, net)
             assert seen(fw, *tcp(first, *ports)) == set(tcp(first, 80, 443))
             assert seen(fw, *tcp(second, *ports)) == set(tcp(second, 80, 443, 9090))
-        assert 'label fw.allow="8080" came with the image and opens nothing' in fw.fwctl("status")
+        assert 'label fw.allow="8080" comes from the image and opens nothing' in fw.fwctl("status")
 
 
 @pytest.mark.parametrize("driver", [None, "bridge"])

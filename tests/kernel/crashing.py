@@ -120,7 +120,7 @@ for _module, _name in (
     (conntrack, "cut_addresses"),
     (closed_flows, "cut_closed"),
     (conntrack, "cut_published"),
-    (closed_flows, "cut_strangers"),
+    (closed_flows, "cut_unknown"),
     (conntrack, "cut_prefixes"),
 ):
     setattr(_module, _name, _step(getattr(_module, _name), _name))

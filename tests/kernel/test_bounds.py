@@ -23,7 +23,7 @@ MASSES = {
     "too large": ({f"fw.{n}" + "x" * 10_000: "1" for n in range(1000)}, "exceeds 4 MiB, so its labels are not read"),
     "names": (
         {"fw.allow": ", ".join(f"{256 * n + 1}-{256 * n + 254} from project:shop" for n in range(100))},
-        "means more than 20000 rules: ports times peers",
+        "expands to more than 20000 rules: ports times peers",
     ),
 }
 

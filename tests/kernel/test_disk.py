@@ -99,7 +99,7 @@ def test_a_full_disk(fw: Small) -> None:
     assert FULL in ask(fw, "allow", container="c2", rules=["9090"])["Err"]
     fw.docker.container("late", late["EndpointID"], network["NetworkID"], {"fw.allow": "8080"})
     fw.docker.event("network", "create")
-    until(lambda: "late (endpoint 000100000004) stays as it was" in fw.log.read_text(), "the refusal is logged")
+    until(lambda: "late (endpoint 000100000004) keeps its old labels" in fw.log.read_text(), "the refusal is logged")
     for name in ("Leave", "DeleteEndpoint"):
         fw.well(name, stops)
     fw.kill_worker()

@@ -394,7 +394,7 @@ def test_plan_of_settings_lists_what_they_change(fw: Fw) -> None:
 def elements(fw: Fw) -> set[str]:
     """Return every element, as `plan` writes it, without the ports of the host's own programs.
 
-    Polls find those some seconds apart, whatever the settings are, the ports that docker-fw itself reserves among them.
+    Polls find those, at different times and whatever the settings are. Ports that docker-fw reserves are among them.
     """
     from plugin.nftables import dump
     from plugin.nftables.document import element_text

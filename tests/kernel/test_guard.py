@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 import pytest
 
 from plugin.kernel import conntrack, link_monitor
-from plugin.kernel.link_monitor import Link, Told
+from plugin.kernel.link_monitor import Link, LinkChange
 from plugin.model import AddressPolicy, BridgeNetwork, Container, Defaults, Policy, Published, Rule
 from plugin.nftables.elements import guest_elements
 from plugin.nftables.sets import WATCHED, Change, Element
@@ -479,18 +479,18 @@ def test_added_and_removed_links_are_reported(site: Site) -> None:
             assert bridge == Link(bridge.index, "br-feedfeedfeed", bridge=True)
             assert there["vp0"].master == bridge.index
             site.host.ip("link del vp0", "link del br-feedfeedfeed")
-            reports: list[Told] = []
+            reports: list[LinkChange] = []
             until(
-                lambda: bool(reports.extend(changes.read())) or Told("went", bridge) in reports,
+                lambda: bool(reports.extend(changes.read())) or LinkChange("removed", bridge) in reports,
                 "the bridge's removal is reported",
             )
         finally:
             changes.close()
-    assert Told("came", bridge) in reports
+    assert LinkChange("added", bridge) in reports
     port = there["vp0"]
     left = [t for t in reports if t.link and t.link.index == port.index]
     assert any(t.link and t.link.master == bridge.index for t in left)
-    assert left[-1].what == "went"
+    assert left[-1].what == "removed"
 
 
 def test_a_bridge_that_docker_may_have_taken_is_closed_at_once(fw: Running) -> None:

@@ -134,7 +134,7 @@ def test_where_both_names_are_taken_nothing_is_touched(own: Running) -> None:
     own.start()
     error = own.driver("CreateNetwork", own.network(1))["Err"]
     assert f"docker-fw filters nothing, because another program uses the name {CLOSED} too" in error
-    until(lambda: "could not be put back" in own.log.read_text(), "the log says so")
+    until(lambda: "could not be restored" in own.log.read_text(), "the log says so")
     own.stop()
     assert cleanup(own).returncode == 0
     assert [listed(own, name) for name in (TABLE, CLOSED)] == before

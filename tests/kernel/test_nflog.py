@@ -402,10 +402,10 @@ def test_followers_do_not_starve_dockers_hooks(running: Running, web: NamedNetns
         there = [stack.enter_context(closing(place(running))) for _ in range(FOLLOWERS)]
         fifth = stack.enter_context(closing(DockerFollower(running)))
         assert fifth.reply.status == 503
-        assert "others follow the drops" in json.loads(fifth.reply.read())["Err"]
+        assert "clients follow the drops" in json.loads(fifth.reply.read())["Err"]
         with fwctl(running) as shown:
             _, spec = shown.communicate(timeout=10)
-        assert (shown.returncode, "others follow the drops" in spec) == (1, True)
+        assert (shown.returncode, "clients follow the drops" in spec) == (1, True)
         for _ in range(20):
             began = time.monotonic()
             assert "Err" not in running.driver("GetCapabilities")

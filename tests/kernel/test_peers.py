@@ -122,7 +122,7 @@ def test_a_removed_container_is_closed_before_anything_is_computed(
     elif where == "docker's":
         tracker.leaves("", identity)
     else:
-        tracker.doubt(TWO)
+        tracker.mark_unknown(TWO)
     assert seen == [False, False]
     assert reach(site, boxes.web, box, None) == [False, False]
     assert reach(site, boxes.web, None, port=8080) == [True]
@@ -167,7 +167,7 @@ def test_a_peer_of_dockers_follows_too(
     tracker.returns("", "job-id")
     tracker.put(DOCKER_NETWORKS[1], [job], listed=True, asked=tracker.now())
     assert reach(site, boxes.web, boxes.job) == [True]
-    tracker.doubt(TWO)
+    tracker.mark_unknown(TWO)
     assert reach(site, boxes.web, boxes.job) == [False], "the owner of the address is unknown"
 
 

@@ -129,7 +129,7 @@ def lacking(site: Site, request: pytest.FixtureRequest) -> Iterator[Running]:
     indirect=["lacking"],
 )
 def test_without_a_mount_networks_of_the_driver_are_refused(lacking: Running, message: str) -> None:
-    """The error names the mount; nothing half-made is left, and Docker's own bridges are closed as usual."""
+    """The error names the mount; nothing half-made is left, and Docker bridges are closed as usual."""
     assert message in lacking.driver("CreateNetwork", lacking.network(1))["Err"]
     assert lacking.links() == set()
     assert "chain inbound" in lacking.table()
@@ -138,7 +138,7 @@ def test_without_a_mount_networks_of_the_driver_are_refused(lacking: Running, me
 @pytest.mark.parametrize("lacking", ["FW_CGROUP"], indirect=True)
 def test_without_the_control_groups_the_loss_is_reported(lacking: Running) -> None:
     """The loss is in the log and the status; everything else works."""
-    until(lambda: "docker-proxy is not known by its control group" in lacking.log.read_text(), "the loss is in the log")
+    until(lambda: "docker-proxy's control group is unknown" in lacking.log.read_text(), "the loss is in the log")
     assert not lacking.status()["proxy_known"]
     lacking.well("CreateNetwork", lacking.network(1))
 

@@ -299,7 +299,7 @@ def test_quarantine_lasts_while_a_side_tries(
     site: Site, boxes: Boxes, fw: Firewall, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """Quarantine lasts longer while a side still tries, and ends by itself when both are silent."""
-    monkeypatch.setattr(sets, "HELD", 2)
+    monkeypatch.setattr(sets, "QUARANTINE_SECONDS", 2)
     fw.restart()  # with rules of that time
     fw.set_labels(boxes.web, allow=NAMED[kind])
     flow = make_flow(site, kind, None, boxes.web, 6)
@@ -323,7 +323,7 @@ def test_the_next_owner_of_an_address_has_flows_of_its_own(
     site: Site, boxes: Boxes, fw: Firewall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The quarantine of an address's last owner does not affect the next, whose cut flows are quarantined."""
-    monkeypatch.setattr(sets, "HELD", 2)
+    monkeypatch.setattr(sets, "QUARANTINE_SECONDS", 2)
     fw.restart()
     fw.set_labels(boxes.web, allow="5353/udp")
     old = make_flow(site, "udp", None, boxes.web, 6)

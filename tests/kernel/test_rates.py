@@ -421,7 +421,7 @@ def test_a_rate_whose_rules_were_changed_is_noticed(site: Site, boxes: Boxes) ->
     if site.nft.features.owned:
         return
     assert not site.nft.intact()
-    with pytest.raises(NftError, match="touched"):
+    with pytest.raises(NftError, match="another program changed the rules"):
         site.nft.change(Change(add=tuple(_elements(site, boxes, spec_of(rate="80 8/hour")))))
     assert not site.nft.intact()
 

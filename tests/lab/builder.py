@@ -32,7 +32,7 @@ def build_image(context: Path, tag: str, dockerfile: str = "Dockerfile") -> Path
     """Build the image of a Dockerfile; returns a tar for `Daemon.load`, from the cache if nothing changed.
 
     The Dockerfile and the files that its COPY and ADD lines name count as changes; no others are
-    given to Docker. The base image must be one that `debian_base` can stand in for.
+    given to Docker. The base image must be one that `debian_base` can replace.
     The first build takes minutes; later ones use Docker's layer cache. LabError with the build's
     output if it fails.
     """

@@ -117,7 +117,7 @@ class Engine(Daemon):
 def outer_pid(inner: Path) -> int:
     """Return the pid on this machine of a capsule's ``/proc/N`` (seen through `Capsule.inside`)."""
     # Both procfs show the same process: its pid namespace and start time are the same, and its
-    # NSpid line lists the pids in all namespaces, of which this machine's comes first.
+    # NSpid line lists the pids in all namespaces, of which this machine's is the first.
     wanted = _ns_pids((inner / "status").read_text())
     space = os.stat(inner / "ns/pid").st_ino
     for entry in os.listdir("/proc"):

@@ -34,7 +34,7 @@ class Host(Capsule):
     ) -> None:
         """`root` defaults to the default engine's; without a `wan` it makes one and closes it, too.
 
-        If `advertised`, its IPv6 default route comes from a router advertisement (it has it when
+        If `advertised`, its IPv6 default route is from a router advertisement (it has it when
         `boot` returns), and is lost if the host stops listening to them; see `Wan.advertise`.
         """
         self._advertised = advertised

@@ -83,7 +83,7 @@ class Host:
         self.dockers, _ = listing.bridges([network, right])
         self.bridges = Bridges(set)
         self.bridges.see(Link(n, name, bridge=True) for n, name in enumerate(self.links, 2))
-        self.bridges.told(self.dockers, self.bridges.now() + 60)
+        self.bridges.set_listed(self.dockers, self.bridges.now() + 60)
         self.state.observe(lambda facts: dataclasses.replace(facts, bridges=self.bridges.facts()))
         self.tracker = EndpointTracker(self.state)
         labels = {

@@ -136,8 +136,8 @@ def test_a_setting_is_read_like_a_label() -> None:
         (
             "FW_DENY",
             "22 from any",
-            'FW_DENY="22 from any": "22 from any": a port is denied to everybody; '
-            'for some write fw.allow: "22 from 2001:db8::/32"',
+            'FW_DENY="22 from any": "22 from any": a denied port is closed to all sources; '
+            'to open it to some, write fw.allow: "22 from 2001:db8::/32"',
         ),
         ("FW_POLICY", "clsed", 'FW_POLICY="clsed": "clsed" is not default, closed or open; did you mean closed?'),
         (

@@ -96,7 +96,7 @@ class AdminCommands:
         # Their packets are dropped at once, but for those of flows in a flow table, which pass by every rule.
         cut = self._reconciler.edit_state(lambda state: dataclasses.replace(state, bans={**state.bans, **read}))
         log.info("fwctl ban %s: %d flows cut", ", ".join(map(bans.written, list(read)[:8])), cut.deleted)
-        banned = [bans.told(prefix, until) for prefix, until in read.items()]
+        banned = [bans.as_data(prefix, until) for prefix, until in read.items()]
         return {"banned": banned, "cut": cut.deleted, "notes": cut.notes}
 
     def unban(self, addresses: Sequence[str] | None) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class AdminCommands:
         """Return the banned addresses, and until when."""
         now = self._clock()
         found = [
-            bans.told(prefix, until) for prefix, until in self._reconciler.state.bans.items() if not 0 < until <= now
+            bans.as_data(prefix, until) for prefix, until in self._reconciler.state.bans.items() if not 0 < until <= now
         ]
         return {"now": now, "bans": found}
 

@@ -44,7 +44,8 @@ def add_route(app: Flask, drops: DropLog) -> None:
             return Response([*_lines(drops.ring.after(since)), _pulse(drops)], content_type=_CONTENT_TYPE)
         if not places.acquire(blocking=False):
             return _refused(
-                f"{FOLLOWERS} others follow the drops, and more would delay Docker's hooks; end one of them first"
+                f"{FOLLOWERS} clients follow the drops already, and more would delay Docker's hooks; "
+                "end one of them first"
             )
         client = _Client(request.environ.get("gunicorn.socket"))
         response = Response(_followed(drops, since, client), content_type=_CONTENT_TYPE)
@@ -98,14 +99,14 @@ class _Client:
         events = self._poll.poll(_STALLED_MS)
         if events and events[0][1] == select.POLLOUT:
             return True
-        self._shut(socket.SHUT_RDWR)  # otherwise gunicorn would block on its last bytes
+        self._shutdown(socket.SHUT_RDWR)  # otherwise gunicorn would block on its last bytes
         return False
 
     def stop_reading(self) -> None:
         """Read no more from the client: gunicorn would wait for it to hang up, and not serve Docker meanwhile."""
-        self._shut(socket.SHUT_RD)
+        self._shutdown(socket.SHUT_RD)
 
-    def _shut(self, how: int) -> None:
+    def _shutdown(self, how: int) -> None:
         if self._sock:
             with contextlib.suppress(OSError):
                 self._sock.shutdown(how)

@@ -104,15 +104,15 @@ def _doors(inventory: PolicyView, source: End, target: End, proto: str, port: in
             continue
         network, endpoint = place
         own = endpoint.addr4 if version == 4 else endpoint.addr6
-        guarded = isinstance(network, BridgeNetwork)
-        leads = own or (endpoint.addr4 or endpoint.addr6 if guarded else None)
+        on_docker_network = isinstance(network, BridgeNetwork)
+        leads = own or (endpoint.addr4 or endpoint.addr6 if on_docker_network else None)
         for published in endpoint.published:
             if (published.proto, published.host_port, published.host_ip.version) != (proto, port, version) or not leads:
                 continue
             if published.host_ip.is_loopback and not source.host:
                 continue
             if published.host_ip.is_unspecified or published.host_ip == target.address or target.any:
-                proxy = guarded and (own is None or bool(there and isinstance(there.network, BridgeNetwork)))
+                proxy = on_docker_network and (own is None or bool(there and isinstance(there.network, BridgeNetwork)))
                 yield _Door(published, Found(network, endpoint, owner), leads, proxy)
 
 

@@ -16,7 +16,7 @@ _HEAD = """\
 # containers that start, stop or move later are not in them. docker-fw replaces them when it starts.
 # Other programs' bridges are exempt by name. docker-proxy's ports are closed one by one, not by its control group.
 # Openings by `fwctl allow --for` are left out; a ban that expires starts again when this file is loaded.
-# What Docker networks accept stays open here; while docker-fw runs, it closes within half a minute of its death.
+# Ports that Docker networks accept stay open here. The table of a running docker-fw closes them if docker-fw is stuck.
 # Loading it where docker-fw has no table needs nftables 1.0.6 or newer and Linux 5.10 or newer.
 """
 
@@ -35,8 +35,8 @@ def file(
 
     `features`: those of this kernel.
     """
-    kept = [*WATCHED, *(element for element in elements if element.set != "unmanaged")]
+    exported = [*WATCHED, *(element for element in elements if element.set != "unmanaged")]
     features = dataclasses.replace(features, owned=False, cgroups=False, listeners=False)
-    text = document(mark, kept, features, unmanaged=unmanaged, timed=timed)
+    text = document(mark, exported, features, unmanaged=unmanaged, timed=timed)
     gone = away("inet") + (away("bridge") if features.bridge else "")
     return f"{_HEAD.format(version=version, table=TABLE, when=when)}{gone}\n{text}"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from plugin.model import BridgeNetwork, Container, Endpoint, Network, Policy
 from plugin.nftables.compile import ElementCompiler
 from plugin.nftables.document import skeleton
-from plugin.nftables.drift import Told, told
+from plugin.nftables.drift import DriftLine, drift_line
 from plugin.nftables.sets import Change
 from plugin.policy.facts import Facts
 from plugin.policy.frozen import FrozenDict
@@ -33,9 +33,9 @@ def _with(endpoint: Endpoint, known: Mapping[str, Container]) -> Endpoint:
     return dataclasses.replace(endpoint, container=container) if container and endpoint.container else endpoint
 
 
-def policies(before: PolicyView, after: PolicyView) -> list[Told]:
+def policies(before: PolicyView, after: PolicyView) -> list[DriftLine]:
     """Return what each container would accept and may open in addition, and what it no longer would."""
-    found: list[Told] = []
+    found: list[DriftLine] = []
     for owner in before.owners():
         old, new = before.endpoint(owner), after.endpoint(owner)
         if old and new and old[1].container:
@@ -43,8 +43,8 @@ def policies(before: PolicyView, after: PolicyView) -> list[Told]:
                 dict(_sentences(inventory.decide(*place))) for inventory, place in ((before, old), (after, new))
             )
             who = f"{old[1].container.name} on {_called(old[0], old[1])}"
-            found += [told("-", "policy", text, who) | {"origin": was[text]} for text in was if text not in will]
-            found += [told("+", "policy", text, who) | {"origin": will[text]} for text in will if text not in was]
+            found += [drift_line("-", "policy", text, who) | {"origin": was[text]} for text in was if text not in will]
+            found += [drift_line("+", "policy", text, who) | {"origin": will[text]} for text in will if text not in was]
     return sorted(found, key=lambda line: (line["who"], line["sign"] == "+"))
 
 
@@ -80,8 +80,8 @@ def difference(before: ElementCompiler, after: ElementCompiler) -> Change:
     return Change(tuple(old - new), tuple(new - old))
 
 
-def rules_apart(before: int, after: int) -> list[Told]:
+def rule_differences(before: int, after: int) -> list[DriftLine]:
     """Return the rules that differ by the mark."""
     one, other = skeleton(before).splitlines(), skeleton(after).splitlines()
     lines = (line for line in difflib.ndiff(one, other) if line[:2] in ("- ", "+ "))
-    return [told(line[0], "rule", line[2:].strip(), "") for line in lines]
+    return [drift_line(line[0], "rule", line[2:].strip(), "") for line in lines]

@@ -117,7 +117,7 @@ class AdminQueries:
             found["policy"] = plan.policies(before.view, after.view)
             found["elements"] = drift.elements(plan.difference(before, after), owners)
             if settings.mark != self._settings.mark:
-                found["rules"] = plan.rules_apart(self._settings.mark, settings.mark)
+                found["rules"] = plan.rule_differences(self._settings.mark, settings.mark)
         found["changes"] = any(found[part] for part in ("drift", "policy", "elements", "rules"))
         return found
 
@@ -152,7 +152,7 @@ class AdminQueries:
             facts = plan.with_containers(look.containers)(facts)
         return facts
 
-    def _drift(self, owners: drift.Names) -> list[drift.Told]:
+    def _drift(self, owners: drift.Names) -> list[drift.DriftLine]:
         try:
             for _ in range(_TRIES):
                 found = dump.read()

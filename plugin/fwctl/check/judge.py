@@ -173,13 +173,13 @@ def _in_ranges(rules: Iterable[Rule]) -> Iterable[Rule]:
 
 def _openings(port: Port, decided: Policy) -> Iterable[Opening]:
     """Split a published range into parts that are open to the same peers."""
-    whole = [Rule(port.proto, port.first, port.last)]
+    requested = [Rule(port.proto, port.first, port.last)]
     if port.local:
-        return [Opening(port, whole[0], "host")]
+        return [Opening(port, requested[0], "host")]
     rules = (*decided.accepts, *decided.published)
-    restricted = list(decide.minus(whole, (rule for rule in rules if not rule.peers)))
+    restricted = list(decide.minus(requested, (rule for rule in rules if not rule.peers)))
     closed = list(decide.minus(restricted, rules))
-    everybody, some = decide.minus(whole, restricted), decide.minus(restricted, closed)
+    everybody, some = decide.minus(requested, restricted), decide.minus(restricted, closed)
     parts = [("everybody", list(everybody)), ("some", list(some)), ("nobody", closed)]
     return [Opening(port, part, to) for to, found in parts for part in found]
 

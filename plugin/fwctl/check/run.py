@@ -53,8 +53,8 @@ def _checked(project: Project, paths: Sequence[str], defaults: Defaults, notes: 
     if not project.services and not notes.mistakes:
         notes.mistake(Place(paths[-1], 1), "it has no services; define them under services:")
     places.misplaced(project.services, project.networks, notes)
-    whole = stack(project.name, project.services, project.networks, notes)
-    judged = judge(whole, defaults, notes)
-    places.without_effect(whole, notes)
-    hints.hints(whole, judged, notes)
-    return whole, judged
+    found = stack(project.name, project.services, project.networks, notes)
+    judged = judge(found, defaults, notes)
+    places.without_effect(found, notes)
+    hints.hints(found, judged, notes)
+    return found, judged

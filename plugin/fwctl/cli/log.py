@@ -62,13 +62,13 @@ def texts(records: Iterable[Mapping[str, Any]], options: argparse.Namespace) -> 
 
     A record is a drop, or {"newest": …, "lost": …}, which docker-fw sends after the kept ones and then each second.
     """
-    kept: deque[Mapping[str, Any]] = deque(maxlen=options.lines)
+    recent: deque[Mapping[str, Any]] = deque(maxlen=options.lines)
     following, number, lost = False, 0, 0
     for record in records:
         if "newest" in record:
             if not following:
-                yield from (_text(drop, options) for drop in kept)
-                if not kept and options.lines:
+                yield from (_text(drop, options) for drop in recent)
+                if not recent and options.lines:
                     _nothing(options)
             elif record["lost"] > lost:
                 yield from _gap("some drops were lost: there were too many", options)
@@ -81,7 +81,7 @@ def texts(records: Iterable[Mapping[str, Any]], options: argparse.Namespace) -> 
             if following:
                 yield _text(record, options)
             else:
-                kept.append(record)
+                recent.append(record)
 
 
 def _concerns(drop: Mapping[str, Any], container: str | None) -> bool:

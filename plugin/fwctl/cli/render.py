@@ -48,8 +48,8 @@ def status_lines(answer: dict[str, Any]) -> Iterator[Line]:
 
 def networks(answer: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the networks to show: all of docker-fw's, and Docker's unless they are empty."""
-    guarded = [network for network in answer["guarded"] if network["endpoints"] or network["problems"]]
-    return [*answer["networks"], *({**network, "docker": True} for network in guarded)]
+    docker_networks = [network for network in answer["guarded"] if network["endpoints"] or network["problems"]]
+    return [*answer["networks"], *({**network, "docker": True} for network in docker_networks)]
 
 
 def title(network: dict[str, Any]) -> str:
@@ -185,10 +185,10 @@ def _dns(answer: dict[str, Any]) -> Iterator[Line]:
 def _docker(answer: dict[str, Any]) -> Iterator[Line]:
     """Warn about what docker-fw does not know of Docker now, and what stays closed because of it."""
     if not answer["proxy_known"]:
-        held = f"; closed now: {', '.join(answer['held'])}" if answer.get("held") else ""
+        closed_ports = f"; closed now: {', '.join(answer['held'])}" if answer.get("held") else ""
         text = (
             "docker-proxy's control group is unknown: a new listening port of the host stays closed until Docker "
-            f"confirms whose it is{held}"
+            f"confirms whose it is{closed_ports}"
         )
         yield [(text, "warn")]
     if not answer["watched"]:

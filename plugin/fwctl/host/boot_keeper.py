@@ -64,7 +64,7 @@ class BootTableKeeper:
     def keep(self) -> None:
         """Rewrite the file if what it must close has changed, or if another program has written it."""
         try:
-            report = self._kept()
+            report = self._update()
         except OSError as error:
             report = f"the boot table {self._path} is not kept current: {error.strerror}"
         if report != self.report:
@@ -72,7 +72,7 @@ class BootTableKeeper:
             level = logging.INFO if report in ("", KEPT) else logging.ERROR
             log.log(level, "boot table: %s", report or "there is none")
 
-    def _kept(self) -> str:
+    def _update(self) -> str:
         known, found = self._known(), _fingerprint(self._path)
         if found is None:
             return _REMOVED if _removed(self._path.parent) else ""
@@ -86,9 +86,9 @@ class BootTableKeeper:
 
     def _known(self) -> tuple[Any, ...]:
         state = self._state()
-        kept = (state.bans, state.proxied, state.egress_restricted, state.networks)
+        saved = (state.bans, state.proxied, state.egress_restricted, state.networks)
         internal = frozenset(network for network in self._networks() if network.internal)
-        return (*kept, self._bridges.dockers(), self._bridges.unmanaged(), internal)
+        return (*saved, self._bridges.dockers(), self._bridges.unmanaged(), internal)
 
     def _text(self, *known: Any) -> str:
         bans, proxied, egress_restricted, networks, dockers, unmanaged, internal = known

@@ -129,7 +129,7 @@ def bridges(
             f"Docker's bridge {min(missing)} is not visible from here; run this in the host's network: "
             "docker run --network host …"
         )
-    known.told(dockers, known.now(), complete=complete)
+    known.set_listed(dockers, known.now(), complete=complete)
     return _named(known.dockers() | dockers), _named(known.unmanaged())
 
 

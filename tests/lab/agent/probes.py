@@ -96,7 +96,7 @@ async def tcp(sock: socket.socket, target: str, port: int, began: float, timeout
     except TimeoutError:
         raise
     except OSError as error:
-        # Not connected at all: an ICMP error that comes while connect() has the socket locked does not
+        # Not connected at all: an ICMP error that arrives while connect() has the socket locked does not
         # end it (the kernel would send another SYN a second later), but it is in the queue.
         code = [error.errno, *(code for code, _ in errors(sock))][-1]
         # A reset that answers the SYN is ECONNREFUSED; with another one there was a connection before it.

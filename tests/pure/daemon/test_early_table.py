@@ -37,7 +37,7 @@ def test_any_error_is_logged_and_the_start_continues(
     finally:
         early_table.log.removeHandler(handler)
     output = capfd.readouterr().err
-    assert "could not close the bridges" in output
+    assert "could not load the early table" in output
     assert "RuntimeError: an unexpected error" in output
 
 

@@ -13,7 +13,7 @@ from plugin.daemon import loops
 from plugin.daemon.loops import Loops, Worker
 from plugin.docker.bridges import Bridges
 from plugin.kernel import link_monitor
-from plugin.kernel.link_monitor import Link, Told
+from plugin.kernel.link_monitor import Link, LinkChange
 from plugin.nftables.client import NftError
 from plugin.policy.facts import BridgeFacts, Facts
 from tests.waiting import until
@@ -57,7 +57,7 @@ class World:
     def wake(self) -> None:
         self.woken += 1
 
-    def doubt(self, bridge: str | None = None) -> None:
+    def mark_unknown(self, bridge: str | None = None) -> None:
         self.marked_unknown.append(bridge)
 
     def observe(self, edit: Callable[[Facts], Facts]) -> None:
@@ -82,7 +82,7 @@ class Changes:
     def close(self) -> None:
         pass
 
-    def read(self) -> Iterator[Told]:
+    def read(self) -> Iterator[LinkChange]:
         time.sleep(0.01)
         yield from ()
 
@@ -164,17 +164,19 @@ def test_flows_are_cut_in_order_and_closing_does_not_wait() -> None:
 BRIDGE, PORT = Link(3, "br-0123456789ab", bridge=True), Link(4, "veth1", master=3)
 
 
-@pytest.mark.parametrize("change", [Told("went", PORT), Told("came", Link(4, "veth1"))], ids=["gone", "moved"])
+@pytest.mark.parametrize(
+    "change", [LinkChange("removed", PORT), LinkChange("added", Link(4, "veth1"))], ids=["gone", "moved"]
+)
 @pytest.mark.parametrize("listening", [True, False])
 def test_a_link_that_leaves_a_bridge_closes_it_while_docker_is_silent(
-    world: World, change: Told, listening: bool
+    world: World, change: LinkChange, listening: bool
 ) -> None:
     """While Docker is silent, a port that leaves a bridge closes that bridge; otherwise Docker reports the
     departure."""
     world.listening = listening
     watcher = Loops(world, world, world, Bridges(set), world, world, Worker())  # type: ignore[arg-type]
     links = {3: BRIDGE, 4: PORT}
-    watcher._link(Told("came", Link(5, "veth2", master=3)), links)
+    watcher._link(LinkChange("added", Link(5, "veth2", master=3)), links)
     assert world.marked_unknown == []
     watcher._link(change, links)
     assert world.marked_unknown == ([] if listening else [BRIDGE.name])
@@ -184,14 +186,14 @@ def test_after_missed_links_every_bridge_is_closed(world: World) -> None:
     """Link notifications were lost and Docker is silent: every bridge is closed until Docker answers."""
     world.listening = False
     watcher = Loops(world, world, world, Bridges(set), world, world, Worker())  # type: ignore[arg-type]
-    watcher._link(Told("all"), {})
+    watcher._link(LinkChange("all"), {})
     assert world.marked_unknown == [None]
 
 
 def test_a_new_bridge_is_recorded_and_docker_is_asked(world: World) -> None:
     """A new bridge is recorded at once, as far as its name identifies it, and everything is listed."""
     watcher = Loops(world, world, world, Bridges(set), world, world, Worker())  # type: ignore[arg-type]
-    watcher._link(Told("came", BRIDGE), {})
+    watcher._link(LinkChange("added", BRIDGE), {})
     assert world.woken == 1
     assert world.facts.bridges == BridgeFacts(dockers={BRIDGE.name}, guarded={BRIDGE.name}, there={BRIDGE.name})  # type: ignore[arg-type]
 

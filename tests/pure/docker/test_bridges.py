@@ -35,7 +35,7 @@ class Host:
         self.bridges.see(self.links.values())
 
     def ask(self, *dockers: str) -> None:
-        self.bridges.told(frozenset(dockers), self.now)
+        self.bridges.set_listed(frozenset(dockers), self.now)
 
     def known(self, name: str) -> set[object]:
         return set(getattr(self.bridges.facts(), name))
@@ -85,11 +85,11 @@ def test_a_new_network_protects_bridges_until_the_next_list() -> None:
     assert host.unmanaged() == {"old0", "front1", "br0"}
     before = host.now
     host.now += 1
-    host.bridges.doubt()
+    host.bridges.mark_unknown()
     assert host.bridges.unsure() == {"old0", "front1"}
     assert host.unmanaged() == {"br0"}
     assert host.bridges.waiting()
-    host.bridges.told(frozenset(), before)
+    host.bridges.set_listed(frozenset(), before)
     assert host.unmanaged() == {"br0"}, "an answer that was asked for before says nothing of the new network"
     host.ask("old0")
     assert host.unmanaged() == {"front1", "br0"}
@@ -186,7 +186,7 @@ def test_an_incomplete_list_exempts_no_bridge() -> None:
     host = Host()
     host.have("front1")
     host.now += 2 * SETTLE
-    host.bridges.told(frozenset(), host.now, complete=False)
+    host.bridges.set_listed(frozenset(), host.now, complete=False)
     assert host.unmanaged() == set()
     host.ask()
     assert host.unmanaged() == {"front1"}
@@ -220,5 +220,5 @@ def test_a_bridge_that_docker_claims_is_always_protected(steps: list[tuple[str, 
         elif what == "wait":
             host.now += value  # type: ignore[operator]
         elif what == "doubt":
-            host.bridges.doubt()
+            host.bridges.mark_unknown()
         assert not host.unmanaged() & {*last, "docker0", "br-0123456789ab"}

@@ -178,8 +178,8 @@ def test_a_label_that_opens_for_an_unknown_network_is_reported() -> None:
     made = container(listed("front", "back", fw__network__nowhere__allow="8080", fw__network__x__log="drop"), "front")
     assert (made.spec, made.problems) == (PolicySpec(), ())
     assert made.notices == (
-        "label fw.network.nowhere has no effect: the container is on no network 'nowhere' (it is on back, front)",
-        "label fw.network.x has no effect: the container is on no network 'x' (it is on back, front)",
+        "label fw.network.nowhere has no effect: the container is not on network 'nowhere' (it is on back, front)",
+        "label fw.network.x has no effect: the container is not on network 'x' (it is on back, front)",
     )
 
 
@@ -198,7 +198,7 @@ def test_a_label_that_closes_for_an_unknown_network_is_a_mistake(key: str, value
     networks."""
     raw = listed("front", **{f"fw__network__nowhere__{key}": value})
     (problem,) = container(raw, "front").problems
-    assert str(problem) == "label fw.network.nowhere=\"…\": the container is on no network 'nowhere'; it is on front"
+    assert str(problem) == "label fw.network.nowhere=\"…\": the container is not on network 'nowhere'; it is on front"
     assert (problem.closes, problem.confines) == (True, restricts_egress)
 
 
@@ -208,7 +208,7 @@ def test_a_label_that_closes_for_a_renamed_network_is_a_mistake() -> None:
     raw = compose("shop_back", "edge", fw__network__front__deny="22")
     (problem,) = container(raw, "shop_back").problems
     assert problem.closes
-    assert "the container is on no network 'front'; it is on edge, shop_back" in str(problem)
+    assert "the container is not on network 'front'; it is on edge, shop_back" in str(problem)
     assert container(raw, "edge", key="shop/front").spec == PolicySpec(deny=(SSH,))
     assert container(compose("shop_back", fw__network__front__deny="22"), "shop_back").problems
 
@@ -231,7 +231,7 @@ def test_an_image_opens_nothing() -> None:
     assert made.spec == PolicySpec(allow=(HTTPS,))
     assert made.problems == ()
     assert made.notices[0] == (
-        'label fw.allow="8080" came with the image and opens nothing (FW_IMAGE_LABELS=trust lets it)'
+        'label fw.allow="8080" comes from the image and opens nothing (FW_IMAGE_LABELS=trust allows it)'
     )
     assert [notice.split("=")[0] for notice in made.notices] == ["label fw.allow", "label fw.egress", "label fw.policy"]
 
@@ -258,7 +258,7 @@ def test_an_images_egress_applies_where_no_other_is_set() -> None:
     assert made.image_spec == PolicySpec(egress=(HTTPS,))
     assert len(made.notices) == 3
     assert made.notices[-1] == (
-        'label fw.rate="22 1/day" came with the image and counts for nothing (FW_IMAGE_LABELS=trust lets it)'
+        'label fw.rate="22 1/day" comes from the image and is ignored (FW_IMAGE_LABELS=trust allows it)'
     )
 
 
@@ -266,7 +266,7 @@ def test_a_mistake_of_an_image_that_opens_is_ignored() -> None:
     """A wrong image label that could only open is not the user's mistake; one that closes is."""
     made = container(listed(fw__allow="808O"), image={"fw.allow": "808O"})
     assert (made.problems, made.spec, made.image_spec) == ((), PolicySpec(), PolicySpec())
-    assert made.notices[0].startswith('label fw.allow="808O" came with the image')
+    assert made.notices[0].startswith('label fw.allow="808O" comes from the image')
     (problem,) = container(listed(fw__deny="x"), image={"fw.deny": "x"}).problems
     assert problem.closes
 
@@ -288,7 +288,7 @@ def test_the_notice_about_ten_thousand_image_labels_is_short() -> None:
     pairs = {f"fw.network.n{n}{'x' * 300}.allow": "8080" for n in range(10_000)}
     made = container({**listed(), "Labels": pairs}, image=pairs)
     assert len(made.notices) == 17
-    assert made.notices[-1] == "9984 more labels came with the image and open nothing"
+    assert made.notices[-1] == "9984 more labels come from the image and open nothing"
     assert all(len(notice) < 250 for notice in made.notices)
     long = {**COMPOSE, "com.docker.compose.project": "x" * (1 << 20), "com.docker.compose.service": "y" * 4096}
     made = container({**listed(), "Labels": long}, image={})
@@ -323,13 +323,13 @@ def test_while_an_images_labels_are_unknown_no_label_opens(
     (problem,) = made.problems
     first = min(labels)
     assert str(problem) == (
-        f'label {first}="{labels[first]}": it is not known whether the image brought this label: '
+        f'label {first}="{labels[first]}": it is unknown whether this label comes from the image: '
         "it is gone; pull it again"
     )
     assert (problem.closes, problem.confines) == (closes, restricts_egress)
     assert made.spec == PolicySpec()
     assert {notice.split('"')[0].removesuffix("=") for notice in made.notices} == {f"label {key}" for key in labels}
-    assert all("may have come with the image" in notice for notice in made.notices)
+    assert all("may come from the image" in notice for notice in made.notices)
 
 
 def test_while_an_images_labels_are_unknown_labels_that_close_apply() -> None:

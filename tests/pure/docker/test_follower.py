@@ -159,7 +159,7 @@ class World:
             "leaves",
             "forget",
             "network_gone",
-            "doubt",
+            "mark_unknown",
             "put",
             "replace",
             "cut_closed",
@@ -246,12 +246,12 @@ def test_a_departure_without_a_name_marks_every_container_unknown(
     until(lambda: world.listings)
     listings = world.listings
     world.emit(what, "n" if what == "network connect" else "", "")
-    until(lambda: world.called("doubt") and world.listings > listings)
+    until(lambda: world.called("mark_unknown") and world.listings > listings)
     assert not world.called("leaves")
     world.emit("container prune")
     world.emit("container die", WEB.id)
     until(lambda: world.called("leaves", "", WEB.id))
-    assert len([call for call in world.calls if call[0] == "doubt"]) == 1
+    assert len([call for call in world.calls if call[0] == "mark_unknown"]) == 1
 
 
 def test_an_incomplete_list_removes_no_container(world: World, follower: DockerFollower) -> None:
@@ -473,7 +473,7 @@ def test_labels_that_the_disk_refuses_delay_no_others(world: World, caplog: pyte
     for _ in range(3):
         found.update_labels(labels)
     assert [world.endpoints[each].container for each in labels] == [None, WEB]
-    assert caplog.text.count("web (endpoint eeeeeeeeeeee) stays as it was: the disk is full") == 1
+    assert caplog.text.count("web (endpoint eeeeeeeeeeee) keeps its old labels: the disk is full") == 1
     world.refused = set()
     found.update_labels(labels)
     assert world.endpoints[JOINED.id].container == WEB

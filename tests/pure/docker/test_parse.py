@@ -260,8 +260,8 @@ def test_any_json_is_read_or_refused_and_never_opens(new: Any) -> None:
 @pytest.mark.parametrize(
     ("mode", "why"),
     [
-        ("host", "has the host's network: it answers like any program of the host"),
-        ("container:" + "a" * 64, f"shares the network of {'a' * 12}: that container's labels count, not its own"),
+        ("host", "has the host's network, which docker-fw does not filter"),
+        ("container:" + "a" * 64, f"shares the network of {'a' * 12}: that container's labels apply, not its own"),
         ("front", ""),
         ("none", ""),
         ("", ""),

@@ -311,7 +311,7 @@ def test_an_answer_from_before_missed_events_confirms_nothing(table: Table, trac
     guest = endpoint("e", 2, WEB)
     tracker.replace([NETWORK], [guest], asked=tracker.now())
     asked = tracker.now()
-    tracker.doubt(NETWORK.bridge)
+    tracker.mark_unknown(NETWORK.bridge)
     assert not tracker.replace([NETWORK], [guest], asked=asked)
     assert not tracker.put(NETWORK, [guest], listed=True, asked=asked)
     assert not table.knows(guest.addr4)
@@ -332,7 +332,7 @@ def test_a_published_port_belongs_to_all_of_a_containers_endpoints(table: Table,
     key = (10, 6, 18080)
     assert Element("host_open", key) in table.elements()
     assert Element("host_closed", key) not in table.elements()
-    tracker.doubt(inner.bridge)
+    tracker.mark_unknown(inner.bridge)
     assert Element("host_closed", key) in table.elements()
     assert Element("host_open", key) not in table.elements()
 
@@ -378,6 +378,30 @@ def test_a_stopped_containers_closed_ports_are_kept(table: Table, tracker: Endpo
     assert table.disk.kept.proxied == {}
 
 
+@pytest.mark.parametrize("networks", [1, 2])
+def test_ports_that_are_closed_in_doubt_alone_are_not_remembered(
+    table: Table, tracker: EndpointTracker, networks: int
+) -> None:
+    """After a stop of docker-fw, the next start does not cut connections to a published port that is open: the port was
+    closed only because nobody follows Docker. The closed ports from before the stop are remembered."""
+    ports = (Published("tcp", ANY4, 15432, 5432), Published("tcp", ANY4, 18080, 80))
+    there = [endpoint("e", 2, container("c"), NETWORK, *ports), endpoint("f", 2, container("c"), OTHER, *ports)]
+    tracker.replace([NETWORK, OTHER], there[:networks], [container("c").id], asked=NOW)
+    tracker.doubt(NETWORK.bridge)
+    tracker.end()
+    assert {Element("host_closed", (2, 6, port)) for port in (15432, 18080)} <= table.elements()
+    assert table.disk.kept.proxied == {container("c").id: ports[:1]}
+
+
+def test_closed_ports_of_a_container_that_is_not_completely_known_are_remembered(
+    table: Table, tracker: EndpointTracker
+) -> None:
+    """Its ports are closed, and it may start again before docker-fw knows whether they are open."""
+    guest = endpoint("e", 2, container("c"), NETWORK, Published("tcp", ANY4, 18080, 80))
+    tracker.replace([NETWORK], [guest], [container("c").id], asked=NOW, unsure=[guest.id])
+    assert table.disk.kept.proxied == {container("c").id: guest.published}
+
+
 def test_an_address_with_a_new_owner_keeps_nothing(table: Table, tracker: EndpointTracker) -> None:
     """Docker gives an address to another container in the same second, before it reports the departure of the first."""
     first, second = endpoint("a", 2, WEB), endpoint("b", 2, DB)
@@ -416,13 +440,13 @@ def test_a_bridge_of_unknown_containers_is_closed(table: Table, tracker: Endpoin
     port = Published("tcp", ANY4, 18080, 80)
     guest, other = endpoint("e", 2, WEB, NETWORK, port), endpoint("b", 2, DB, OTHER)
     tracker.replace([NETWORK, OTHER], [guest, other], asked=NOW)
-    tracker.doubt(NETWORK.bridge)
+    tracker.mark_unknown(NETWORK.bridge)
     assert not table.knows(guest.addr4)
     assert Element("host_closed", (2, 6, 18080)) in table.elements()
     assert table.opens(other.addr4) == {5432}
     tracker.replace([NETWORK, OTHER], [guest, other], asked=NOW)
     assert table.opens(guest.addr4) == {8080}
-    tracker.doubt()
+    tracker.mark_unknown()
     assert not table.knows(guest.addr4)
     assert not table.knows(other.addr4)
 
@@ -458,7 +482,7 @@ def test_peers_follow_containers(table: Table, tracker: EndpointTracker, judged:
     db4 = IPv4Address("172.18.0.5")
     assert table.of("from") == {Element("from4", (db4, 6, 5432, 32, guest.addr4))}
     judged.clear()
-    tracker.doubt(OTHER.bridge)  # the address's container is unknown now
+    tracker.mark_unknown(OTHER.bridge)  # the address's container is unknown now
     assert not table.of("from")
     assert any(db4 in each for each in judged)
     tracker.replace([NETWORK, OTHER], [endpoint("d", 5, asker), guest], asked=tracker.now())
@@ -628,7 +652,7 @@ class Churn(RuleBasedStateMachine):
 
     @rule()
     def doubt(self) -> None:
-        self.tracker.doubt()
+        self.tracker.mark_unknown()
 
     @invariant()
     def no_exception_is_anothers(self) -> None:

@@ -96,7 +96,7 @@ def test_a_refused_repetition_leaves_the_network_to_the_first_call(host: Host) -
 
 
 def test_if_all_calls_are_refused_nothing_is_left(host: Host) -> None:
-    """The last of them takes everything back, and the next call starts anew."""
+    """The last refused call removes everything, and the next call starts anew."""
 
     def repeated() -> None:
         with pytest.raises(FwError):

@@ -110,8 +110,8 @@ def test_every_key_may_be_a_networks_option() -> None:
 
 WRONG_NETWORKS: dict[str, tuple[Callable[[Body], object], str]] = {
     "no ID": (lambda b: b.pop("NetworkID"), "NetworkID is missing"),
-    "an ID that is none": (lambda b: b.update(NetworkID="../etc"), 'NetworkID must be an ID of Docker.s, not "../etc"'),
-    "no address": (lambda b: b.update(IPv4Data=[], IPv6Data=None), "no addresses at all"),
+    "an ID that is none": (lambda b: b.update(NetworkID="../etc"), 'NetworkID must be a Docker ID, not "../etc"'),
+    "no address": (lambda b: b.update(IPv4Data=[], IPv6Data=None), "the network has no subnet"),
     "two subnets": (lambda b: b["IPv4Data"].append({}), "IPv4Data has 2 subnets"),
     "no gateway": (lambda b: b["IPv4Data"][0].pop("Gateway"), "IPv4Data has no gateway"),
     "a gateway without its prefix": (lambda b: b["IPv4Data"][0].update(Gateway="10.0.0.1"), "prefix length"),

@@ -63,6 +63,8 @@ def test_flows_that_the_kernel_does_not_return_are_reported(
         monkeypatch.setattr(conntrack.nl, name, what)
     cut = conntrack.cut_prefixes([ip_network("203.0.113.0/24")])
     assert (cut.deleted, cut.offloaded, kernel.deleted) == (1, 1, 1)
-    assert "1 flows could not be cut: a flow table of this host's" in caplog.text
+    assert "1 flows could not be cut: they are in a flow table of this host" in caplog.text
     answer: dict[str, Any] = {"banned": [], "cut": cut.deleted, "notes": cut.notes}
-    assert plain(banned(answer, 0)).startswith("connections ended: 1\n1 flows could not be cut: a flow table")
+    assert plain(banned(answer, 0)).startswith(
+        "connections ended: 1\n1 flows could not be cut: they are in a flow table"
+    )

@@ -128,7 +128,7 @@ WRONG: dict[str, list[str]] = {
     "8080,,9090": [f'"" {PORT}'],
     "8080,\n9090": [f'"" {PORT}'],
     ",": [f'"" {PORT}'],
-    "9100-9000": ['"9100-9000": the range runs backwards; did you mean 9000-9100?'],
+    "9100-9000": ['"9100-9000": the range is reversed; did you mean 9000-9100?'],
     "80/": [f'"80/": "" {PROTO}'],
     "80/icmp": [f'"80/icmp": "icmp" {PROTO}'],
     "80/tcp/udp": [f'"80/tcp/udp": "tcp/udp" {PROTO}'],
@@ -147,7 +147,7 @@ WRONG: dict[str, list[str]] = {
     "icmp": [f'"icmp" {PORT}'],
     "47": [],  # a port like any other
     # peers
-    "22 from": [f'"22 from" names nobody; write from and {PEER.removeprefix("is not ")}'],
+    "22 from": [f'"22 from" names no peer; write from and {PEER.removeprefix("is not ")}'],
     "from 10.0.0.1": [f'"" {PORT}'],
     "22from 10.0.0.1": [f'"22from 10.0.0.1" {PORT}'],
     "22 form 10.0.0.1": [f'"22 form 10.0.0.1" {PORT}'],
@@ -177,19 +177,19 @@ WRONG: dict[str, list[str]] = {
         '"22 from 2001:db8::1/32": "2001:db8::1/32" has bits beyond its length; did you mean 2001:db8::/32?'
     ],
     "22 from ::ffff:10.0.0.1": [
-        '"22 from ::ffff:10.0.0.1": "::ffff:10.0.0.1" is IPv4 in IPv6\'s clothes; write 10.0.0.1'
+        '"22 from ::ffff:10.0.0.1": "::ffff:10.0.0.1" is an IPv4-mapped IPv6 address; write 10.0.0.1'
     ],
     "22 from ::FFFF:a00:0/104": [
-        '"22 from ::FFFF:a00:0/104": "::FFFF:a00:0/104" is IPv4 in IPv6\'s clothes; write 10.0.0.0/8'
+        '"22 from ::FFFF:a00:0/104": "::FFFF:a00:0/104" is an IPv4-mapped IPv6 address; write 10.0.0.0/8'
     ],
     # names
-    "1 from service:": ['"1 from service:": "service:" has no name of Docker\'s behind the colon'],
+    "1 from service:": ['"1 from service:": "service:" has no valid Docker name after the colon'],
     "1 from service: api": [
-        f'"1 from service: api": "service:" has no name of Docker\'s behind the colon; "api" {PEER}'
+        f'"1 from service: api": "service:" has no valid Docker name after the colon; "api" {PEER}'
     ],
-    "1 from network:-x": ['"1 from network:-x": "network:-x" has no name of Docker\'s behind the colon'],
-    "1 from project:a/b": ['"1 from project:a/b": "project:a/b" has no name of Docker\'s behind the colon'],
-    "1 from container:é": ['"1 from container:é": "container:é" has no name of Docker\'s behind the colon'],
+    "1 from network:-x": ['"1 from network:-x": "network:-x" has no valid Docker name after the colon'],
+    "1 from project:a/b": ['"1 from project:a/b": "project:a/b" has no valid Docker name after the colon'],
+    "1 from container:é": ['"1 from container:é": "container:é" has no valid Docker name after the colon'],
     "1 from image:nginx": [f'"1 from image:nginx": "image:nginx" {PEER}'],
     "1 from host:": [f'"1 from host:": "host:" {PEER}'],
     "1 from :api": [f'"1 from :api": ":api" {PEER}'],
@@ -283,11 +283,13 @@ def test_a_valid_deny_has_its_meaning(text: str, expected: list[Rule]) -> None:
         ("all", f'"all" {PORT}'),
         (
             "22 from 10.0.0.1",
-            '"22 from 10.0.0.1": a port is denied to everybody; for some write fw.allow: "22 from 2001:db8::/32"',
+            '"22 from 10.0.0.1": a denied port is closed to all sources; '
+            'to open it to some, write fw.allow: "22 from 2001:db8::/32"',
         ),
         (
             "22 from any",
-            '"22 from any": a port is denied to everybody; for some write fw.allow: "22 from 2001:db8::/32"',
+            '"22 from any": a denied port is closed to all sources; '
+            'to open it to some, write fw.allow: "22 from 2001:db8::/32"',
         ),
         ("22 to 10.0.0.1", f'"22 to 10.0.0.1" {PORT}'),
         ("22/icmp", f'"22/icmp": "icmp" {PROTO}'),
@@ -321,7 +323,7 @@ def test_a_valid_egress_has_its_meaning(text: str, expected: list[Rule]) -> None
     [
         ("", 'is empty; write all, none or "443, 53/udp", or leave the label out'),
         ("443 from 10.0.0.1", '"443 from 10.0.0.1": write "to" here, not "from"'),
-        ("443 to", f'"443 to" names nobody; write to and {PEER.removeprefix("is not ")}'),
+        ("443 to", f'"443 to" names no peer; write to and {PEER.removeprefix("is not ")}'),
         ("443 to x", f'"443 to x": "x" {PEER}'),
         ("none, 443", f'"none" {PORT}'),
     ],
@@ -579,7 +581,7 @@ def test_one_value_has_a_bounded_number_of_elements() -> None:
     start = time.process_time()
     assert parse_allow(f"1-65534 from {wide}") == (
         [],
-        ["means more than 20000 rules: ports times peers; use rounder ranges and prefixes"],
+        ["expands to more than 20000 rules: ports times peers; use rounder ranges and prefixes"],
     )
     assert parse_egress("1-65534 to 2001:db8::/57 2001:db8:1::/57")[1]
     assert not parse_allow("1-65534 from 2001:db8::/56 10.0.0.0/8")[1]

@@ -491,7 +491,7 @@ MANY: dict[str, tuple[dict[str, str], str]] = {
     ),
     "elements": (
         {f"fw.network.n{n}.allow": WIDE for n in range(10_000)},
-        "what stands before it means more than 40000 rules: ports times peers",
+        "the keys before it expand to more than 40000 rules: ports times peers",
     ),
     "mistakes": ({f"fw.x{n}": "1" for n in range(10_000)}, "there are too many mistakes"),
     "megabytes": ({f"fw.{n}" + "a" * (1 << 20): "1" * (1 << 20) for n in range(100)}, "there are too many mistakes"),
@@ -506,7 +506,7 @@ def test_thousands_of_labels_take_bounded_time_and_close(which: str) -> None:
     start = time.process_time()
     parsed = parse(pairs)
     assert time.process_time() - start < 1
-    assert parsed.problems[-1].text == f"was not read, nor what follows: {why}"
+    assert parsed.problems[-1].text == f"was not read, nor the keys after it: {why}"
     assert parsed.problems[-1].closes
     assert parsed.problems[-1].confines
     assert not parsed.spec.allow
@@ -544,7 +544,7 @@ def test_labels_that_were_not_read_close() -> None:
     wrong = {"fw.allow": ",".join(["x"] * MAX_PROBLEMS), "fw.deny": "22", "fw.policy": "closed"}
     parsed = parse(wrong)
     (last,) = [problem for problem in parsed.problems if problem.closes]
-    assert str(last) == 'label fw.deny="22": was not read, nor what follows: there are too many mistakes'
+    assert str(last) == 'label fw.deny="22": was not read, nor the keys after it: there are too many mistakes'
     assert last.confines
 
 

@@ -190,7 +190,7 @@ def test_elements_that_open_an_address_are_indexed(
         applied.write(new)
         owned.update(new)
     address = IPv4Address(peer)
-    going = applied.going((), {address: owners})
+    going = applied.departing((), {address: owners})
     wanted = {
         owner: {e for e in elements if e.set != "egress_host4" and e.key[-2:] == (32, address)}
         for owner, elements in owned.items()
@@ -201,7 +201,7 @@ def test_elements_that_open_an_address_are_indexed(
     applied.write(applied.without(going, change))
     assert (set(applied), change.add) == (before - set(change.remove), ())
     assert {e for owner in "abc" for e in applied.of(owner)} == set(applied)
-    assert not applied.going((), {address: owners})
+    assert not applied.departing((), {address: owners})
 
 
 def test_a_departing_owners_ports_close_first() -> None:
@@ -214,8 +214,8 @@ def test_a_departing_owners_ports_close_first() -> None:
     )
     stays = Element("rate_limit4", (V4, 6, 22))
     applied.start({"a": frozenset({open_, stays, Element("allow4", (V4, 6, 22))}), "b": frozenset({open_})})
-    assert applied.closing(applied.going("a", {})) == Change((Element("allow4", (V4, 6, 22)),))
-    going = applied.going("ab", {})
+    assert applied.closing(applied.departing("a", {})) == Change((Element("allow4", (V4, 6, 22)),))
+    going = applied.departing("ab", {})
     change = applied.closing(going)
     assert (set(change.remove), change.add) == ({open_, Element("allow4", (V4, 6, 22))}, (shut,))
     applied.write(applied.without(going, change))

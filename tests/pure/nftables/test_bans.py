@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from plugin.model import FwError, Prefix
 from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.sets import Element
-from plugin.policy.bans import BAN_LENGTHS, MAX_PIECES, WIDEST, holding, pieces, read, told, written
+from plugin.policy.bans import BAN_LENGTHS, MAX_PIECES, WIDEST, as_data, holding, pieces, read, written
 from tests.pure.strategies import examples, prefixes4, prefixes6
 from tests.pure.tracer import CHAINS, Packet, Table
 
@@ -45,9 +45,9 @@ def test_an_address_or_prefix_is_banned(text: str, meant: str) -> None:
         ("", 'cannot ban: "" is not an address or a prefix like 2001:db8::/32'),
         ("service:api", 'cannot ban: "service:api" is not an address or a prefix like 2001:db8::/32'),
         ("fe80::1%eth0", 'cannot ban: "fe80::1%eth0" is not an address or a prefix like 2001:db8::/32'),
-        ("::ffff:203.0.113.7", 'cannot ban: "::ffff:203.0.113.7" is IPv4 in IPv6\'s clothes; write 203.0.113.7'),
-        ("127.0.0.0/8", "cannot ban 127.0.0.0/8: it is no address of anybody's on the Internet"),
-        ("::1", "cannot ban ::1: it is no address of anybody's on the Internet"),
+        ("::ffff:203.0.113.7", 'cannot ban: "::ffff:203.0.113.7" is an IPv4-mapped IPv6 address; write 203.0.113.7'),
+        ("127.0.0.0/8", "cannot ban 127.0.0.0/8: it is not an address on the Internet"),
+        ("::1", "cannot ban ::1: it is not an address on the Internet"),
         ("0.0.0.0/0", "cannot ban 0.0.0.0/0: it is too wide, at most /8 of IPv4 and /40 of IPv6"),
         ("2000::/3", "cannot ban 2000::/3: it is too wide, at most /8 of IPv4 and /40 of IPv6"),
         (
@@ -92,8 +92,8 @@ def test_pieces_cover_the_prefix(banned: Prefix) -> None:
 
 def test_a_ban_as_it_is_shown() -> None:
     """An address is shown without its length; a permanent ban has no end."""
-    assert told(ip_network("203.0.113.7"), 0) == {"address": "203.0.113.7", "until": None}
-    assert told(ip_network("2001:db8::/48"), 5.5) == {"address": "2001:db8::/48", "until": 5.5}
+    assert as_data(ip_network("203.0.113.7"), 0) == {"address": "203.0.113.7", "until": None}
+    assert as_data(ip_network("2001:db8::/48"), 5.5) == {"address": "2001:db8::/48", "until": 5.5}
 
 
 # --- banned addresses ---------------------------------------------------------------------------------------------

@@ -31,13 +31,13 @@ from plugin.policy.decide import (
     BASE,
     closed_ports,
     covers,
-    in_doubt,
     labels_valid,
     minus,
     of,
     passes,
     prefix_of,
     published,
+    unconfirmed,
     words,
 )
 from plugin.protocols import PORTLESS
@@ -140,9 +140,9 @@ def test_a_known_container_may_have_wrong_labels() -> None:
 def test_an_unknown_container_is_closed() -> None:
     """The address's container is unknown now: it accepts nothing, and if it was egress-restricted, it may open no
     connection."""
-    assert in_doubt(policy(allow="8080", log="drop")) == Policy(log="drop")
-    assert in_doubt(policy(egress="443")) == Policy(egress=())
-    assert in_doubt(policy(egress="none")) == Policy(egress=())
+    assert unconfirmed(policy(allow="8080", log="drop")) == Policy(log="drop")
+    assert unconfirmed(policy(egress="443")) == Policy(egress=())
+    assert unconfirmed(policy(egress="none")) == Policy(egress=())
 
 
 @given(networks, endpoints, specs, overrides)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from plugin.model import Container, Endpoint, Network, Override, Overriding, Peer, Prefix, Rule
 from plugin.policy.decide import of, passes
-from plugin.policy.overrides import ended, expired, in_force, lapsed, swept, unwatched, with_one, without
+from plugin.policy.overrides import ended, expired, in_force, lapsed, suspended, swept, with_one, without
 from plugin.policy.saved import SavedState
 from tests.pure.strategies import examples
 
@@ -135,11 +135,11 @@ def test_bans_expire_too() -> None:
 def test_suspended_overrides_open_no_port_for_a_time() -> None:
     """When docker-fw stops, ports that were opened for a time are closed, and ports that were closed for a time stay
     closed."""
-    assert accepted(unwatched(after(allow(MORE, 100)))) == BASE
-    assert accepted(unwatched(after(allow(MORE)))) == BASE | {(8080, "in"), (8080, "out")}
-    assert accepted(unwatched(after(deny(SSH, 100)))) == BASE - {(22, "in"), (22, "out")}
+    assert accepted(suspended(after(allow(MORE, 100)))) == BASE
+    assert accepted(suspended(after(allow(MORE)))) == BASE | {(8080, "in"), (8080, "out")}
+    assert accepted(suspended(after(deny(SSH, 100)))) == BASE - {(22, "in"), (22, "out")}
     # The sources that were allowed alone lose access, and the others do not get it.
-    assert accepted(unwatched(after(allow(ONLY_TEN, 100)))) == BASE - {(22, "in"), (22, "out")}
+    assert accepted(suspended(after(allow(ONLY_TEN, 100)))) == BASE - {(22, "in"), (22, "out")}
 
 
 # --- any sequence -------------------------------------------------------------------------------------------------
@@ -189,10 +189,10 @@ def test_of_any_overrides_the_latest_decides_about_a_port(words: list[Overriding
 def test_suspending_overrides_opens_nothing(words: list[Overriding], now: float) -> None:
     """Nothing is open that the clock would close, at any time, after timed overrides are suspended."""
     state = after(*words)
-    assert accepted(unwatched(state), PORTS) <= accepted(expired(state, now), PORTS)
+    assert accepted(suspended(state), PORTS) <= accepted(expired(state, now), PORTS)
 
 
 @pytest.mark.parametrize("now", [0, 5, 100])
 def test_a_state_without_overrides_does_not_change(now: float) -> None:
     """A state without overrides and bans does not change."""
-    assert expired(SavedState(), now) == unwatched(SavedState()) == SavedState()
+    assert expired(SavedState(), now) == suspended(SavedState()) == SavedState()

@@ -57,7 +57,7 @@ def test_an_images_value_does_not_apply() -> None:
     container = on_network(read({**LISTED, "Labels": labels}, labels), "front")
     assert container.spec == container.image_spec == PolicySpec()
     assert not container.problems
-    assert "came with the image and counts for nothing" in container.notices[0]
+    assert "comes from the image and is ignored" in container.notices[0]
 
 
 def test_it_closes_nothing_where_it_does_not_apply() -> None:

@@ -24,7 +24,7 @@ def test_it_is_parsed_with_its_own_pattern() -> None:
     assert parse({"fw.allow": "22 from id:0123456789ab"}).spec.allow == (Rule("tcp", 22, 22, (NEW,)),)
     assert parse({"fw.egress": "22 to ID:0123456789ab"}).spec.egress == (Rule("tcp", 22, 22, (NEW,)),)
     (problem,) = parse({"fw.allow": "22 from id:web"}).problems
-    assert '"id:web" has no ID behind the colon' in problem.text
+    assert '"id:web" has no ID after the colon' in problem.text
     (problem,) = parse({"fw.allow": "22 from nowhere"}).problems
     assert "id:NAME" in problem.text
 

@@ -40,7 +40,7 @@ FIELD = Entry(
     '    log: str = ""\n\n\n@dataclass(frozen=True, slots=True)\nclass Network',
     '    note: str = ""\n',
 )
-STATE = Entry("plugin/state/codec.py", '    "log": _word(*LOGS),\n', '    "note": text,\n')
+STATE = Entry("plugin/state/codec.py", '    "log": _one_of(*LOGS),\n', '    "note": text,\n')
 SETTING = Entry("plugin/settings.py", '    _label("FW_LOG",', '    _label("FW_NOTE", "", "a note", key="fw.note"),\n')
 
 
@@ -52,8 +52,8 @@ def test_a_new_label_is_known_everywhere(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("there", "module", "missing"),
     [
-        ((ENTRY,), "labels.keys", "fw.note says PolicySpec.note, which plugin.model has not"),
-        ((FIELD,), "labels.keys", "no label key says PolicySpec.note"),
+        ((ENTRY,), "labels.keys", "fw.note sets PolicySpec.note, which plugin.model does not have"),
+        ((FIELD,), "labels.keys", "no label key sets PolicySpec.note"),
         ((ENTRY, FIELD), "settings", "fw.note names the setting FW_NOTE, which is not one for it"),
         ((ENTRY, FIELD, SETTING), "state.codec", "do not agree on note"),
     ],

@@ -41,7 +41,7 @@ read({"FW_SHOUT": "loud"})
 @pytest.mark.parametrize(
     ("there", "missing"),
     [
-        ((ENTRY,), "FW_SHOUT gives Settings.shout, which is not there"),
+        ((ENTRY,), "FW_SHOUT gives Settings.shout, which does not exist"),
         ((FIELD,), "no setting gives Settings.shout"),
     ],
 )

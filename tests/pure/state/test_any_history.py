@@ -153,7 +153,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.patch.setattr(conntrack, "cut_addresses", self.flows.cut_addresses)
         self.patch.setattr(conntrack, "cut_published", lambda *_: None)
         self.patch.setattr(conntrack, "cut_prefixes", lambda *_: conntrack.Cut())
-        self.patch.setattr(closed_flows, "cut_strangers", lambda *_: None)
+        self.patch.setattr(closed_flows, "cut_unknown", lambda *_: None)
         self.kernel, self.disk, self.later = Watched(), Disk(), list[Callable[[], object]]()
         #: Endpoints on Docker networks, as Docker lists them: by network and host number.
         self.there: dict[tuple[int, int], Endpoint] = {}
@@ -317,7 +317,7 @@ class AnyHistory(RuleBasedStateMachine):
 
     @rule(on=st.none() | st.sampled_from(list(DOCKERS)))
     def doubt(self, on: int | None) -> None:
-        self.step(lambda: self.tracker.doubt(DOCKERS[on].bridge if on else None))
+        self.step(lambda: self.tracker.mark_unknown(DOCKERS[on].bridge if on else None))
 
     @rule(names=st.sampled_from([frozenset({"shop_front"}), frozenset({"front"}), frozenset({"app16"})]))
     def know_networks(self, names: frozenset[str]) -> None:

@@ -165,7 +165,7 @@ def test_an_unknown_bridge_is_closed_before_anything_is_computed(kernel: Recorde
     """The containers on the bridge are unknown now: all of it is closed at once, docker-proxy's ports by an element."""
     later: list[Callable[[], None]] = []
     state, tracker, members = with_docker_network(kernel, later)
-    tracker.doubt(DOCKERS.bridge)
+    tracker.mark_unknown(DOCKERS.bridge)
     assert all(open_for(kernel.first().remove, each) for each in members)
     assert {Element("host_closed", (2, 6, 9000 + n)) for n in range(MEMBERS)} <= set(kernel.first().add)
     assert not any(open_for(kernel.table or (), each) for each in members)

@@ -86,8 +86,8 @@ class _Reader:
         variables = self._with_dotenv(directory, environ)
         name = self._name(paths, directory, variables)
         around = _Around(directory, {**variables, "COMPOSE_PROJECT_NAME": name})
-        whole = self._files(paths, around, ())
-        return Project(name, *(whole.map[key].map if key in whole.map else {} for key in ("services", "networks")))
+        merged = self._files(paths, around, ())
+        return Project(name, *(merged.map[key].map if key in merged.map else {} for key in ("services", "networks")))
 
     def _name(self, paths: Sequence[str], directory: str, variables: Mapping[str, str]) -> str:
         """COMPOSE_PROJECT_NAME, the last `name:` of the files, or the directory's name."""
@@ -101,18 +101,18 @@ class _Reader:
 
     def _files(self, paths: Sequence[str], around: _Around, within: tuple[str, ...]) -> Value:
         """Merge several files, the later over the earlier; `within`: the files that include these."""
-        whole = Value({}, Place(paths[0]))
+        merged = Value({}, Place(paths[0]))
         for path in paths:
             for document in self._formed(path, around, None):
                 for included in self._included(document, around, (*within, path)):
-                    whole = merge(whole, included) or whole
+                    merged = merge(merged, included) or merged
                 services = document.map["services"].map if "services" in document.map else {}
                 done = {name: self._extended(name, services, path, around, ()) for name in services}
                 data = {key: value for key, value in document.map.items() if key != "include"}
                 if "services" in data:
                     data["services"] = replace(data["services"], data=done)
-                whole = merge(whole, replace(document, data=data)) or whole
-        return whole
+                merged = merge(merged, replace(document, data=data)) or merged
+        return merged
 
     def _included(self, document: Value, around: _Around, within: tuple[str, ...]) -> list[Value]:
         found = []
@@ -154,10 +154,10 @@ class _Reader:
         if "file" in extends.map:
             file = os.path.normpath(os.path.join(around.directory, extends.map["file"].text))
             around = _Around(os.path.dirname(file), around.variables)
-            whole: Value | None = None
+            merged: Value | None = None
             for document in self._formed(file, around, extends.place):
-                whole = merge(whole, document)
-            services = whole.map["services"].map if whole and "services" in whole.map else {}
+                merged = merge(merged, document)
+            services = merged.map["services"].map if merged and "services" in merged.map else {}
         if base not in services:
             self._notes.mistake(extends.place, f'extends "{base}", which is not a service in {file}', name)
             return own

@@ -130,11 +130,11 @@ class Former:
             attachment = self._map(each, f"networks.{name}", "a map, like {driver_opts: {}}", empty=True)
             options = attachment.map.get("driver_opts")
             read = self._options(options, "driver_opts") if options else None
-            kept = {"driver_opts": read} if read else {}
+            understood = {"driver_opts": read} if read else {}
             for key, stray in attachment.map.items():
                 if key.lower().startswith("fw."):
                     self._mistake(stray.place, f"networks.{name}: {key} is an option; move it under driver_opts:")
-            out[name] = replace(attachment, data=kept)
+            out[name] = replace(attachment, data=understood)
         return replace(value, data=dict(out))
 
     def _options(self, value: Value, what: str) -> Value | None:

@@ -52,7 +52,7 @@ class Desk:
         self.site = Site(*(endpoints or (ours(2, WEB), ours(3, DB), ours(4, API))))
         self.clock = CLOCK
         self.woken = 0
-        not_protected = {"tool": "has the host's network: it answers like any program of the host"}
+        not_protected = {"tool": "has the host's network, which docker-fw does not filter"}
         self.orders = AdminCommands(self.site.state, lambda: not_protected, self._wake, self.clock, lambda: set(HOST))
 
     def _wake(self) -> None:
@@ -161,7 +161,7 @@ def test_a_wrong_rule_is_refused_with_a_labels_message(desk: Desk, text: str, wh
 
 def test_deny_has_no_peers(desk: Desk) -> None:
     """deny applies to every peer; the message says how to keep a port open for some."""
-    with pytest.raises(FwError, match="denied to everybody"):
+    with pytest.raises(FwError, match="closed to all sources"):
         desk.deny("web", "22 from 10.0.0.0/8")
 
 
@@ -338,8 +338,8 @@ def test_a_wider_ban_of_an_address_is_reported(desk: Desk) -> None:
         ("10.1.0.1", "cannot ban 10.1.0.1: it is the gateway of the network on fw-ffffffffffff"),
         ("10.0.0.0/8", "it contains 10.1.0.1, the gateway"),
         ("2001:db8:1::/64", "the gateway"),
-        ("127.0.0.0/8", "no address of anybody's"),
-        ("ff02::1", "no address of anybody's"),
+        ("127.0.0.0/8", "not an address on the Internet"),
+        ("ff02::1", "not an address on the Internet"),
         ("web", "is not an address"),
     ],
 )

@@ -532,7 +532,7 @@ def test_a_fifth_follower_is_refused_until_one_ends(app: Flask) -> None:
     client = app.test_client()
     there = [client.get("/drops?follow=1", buffered=False) for _ in range(FOLLOWERS)]
     refused = client.get("/drops?follow=1")
-    assert (refused.status_code, "others follow the drops" in refused.get_json()["Err"]) == (503, True)
+    assert (refused.status_code, "clients follow the drops" in refused.get_json()["Err"]) == (503, True)
     assert client.get("/drops").status_code == 200
     there.pop().close()  # its response was never read
     fifth = client.get("/drops?follow=1", buffered=False)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("no_flows")
 
 NOW = 1_000_000.0
 OWN = frozenset(map(ip_address, HOST))
-NOT_PROTECTED = {"tool": "has the host's network: it answers like any program of the host"}
+NOT_PROTECTED = {"tool": "has the host's network, which docker-fw does not filter"}
 WEB = container("web", {"fw.allow": "8080, 5432 from container:api, gre"})
 API, SHY = container("api"), container("shy", {"fw.egress": "443, 53/udp"})
 APP = container("app", {"fw.allow": "8080"})

@@ -121,7 +121,7 @@ def test_a_missing_rule_is_shown_as_text_and_another_by_its_place(site: Site) ->
 def test_a_missing_table_is_one_line(site: Site) -> None:
     """A missing table is one line, and not thousands of missing elements."""
     nothing = TableDump(1, frozenset(), frozenset(), frozenset(), ())
-    assert drifted(site, nothing) == ["+ table inet docker-fw: it is not there"]
+    assert drifted(site, nothing) == ["+ table inet docker-fw is missing"]
 
 
 def test_missing_and_unknown_sets_are_shown(site: Site) -> None:
@@ -224,10 +224,10 @@ def test_ports_of_dockerd_change_elements_only(site: Site) -> None:
 
 def test_another_mark_changes_rules() -> None:
     """Each rule with the mark is listed, before and after."""
-    changes = lines(plan.rules_apart(0x08000000, 0x04000000))
+    changes = lines(plan.rule_differences(0x08000000, 0x04000000))
     assert "- meta mark set meta mark | 0x08000000 accept" in changes
     assert "+ meta mark set meta mark | 0x04000000 accept" in changes
-    assert plan.rules_apart(0x08000000, 0x08000000) == []
+    assert plan.rule_differences(0x08000000, 0x08000000) == []
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------

@@ -144,7 +144,7 @@ def test_status_shows_mistakes_and_rules_without_effect(site: Site) -> None:
     assert '    label fw.dney="80": is not a key of docker-fw' in text
     assert "  wrong  172.18.0.3 2001:db8:a::3  ICMP only" in text
     assert "    dropped: 12 packets to it, 3 from it" in text
-    notice = 'label fw.allow="80" came with the image and opens nothing (FW_IMAGE_LABELS=trust lets it)'
+    notice = 'label fw.allow="80" comes from the image and opens nothing (FW_IMAGE_LABELS=trust allows it)'
     quiet = dataclasses.replace(container("app", {"fw.allow": "9999"}), notices=(notice,))
     text = words(Site(guest(FRONT, 2, quiet)))
     assert f"    {notice}" in text
