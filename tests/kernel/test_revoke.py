@@ -232,7 +232,7 @@ def test_when_another_container_restricts_egress_flows_of_unknown_ones_are_cut(
         if ours:
             reconciler.edit_endpoint(free.endpoint.id, lambda e: dataclasses.replace(e, container=None))
         else:
-            tracker.doubt()
+            tracker.mark_unknown()
         assert talks.going("witness") == {"witness"}
 
 

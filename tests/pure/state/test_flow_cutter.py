@@ -37,7 +37,7 @@ RESTRICTED, FREE = PolicySpec(egress=()), PolicySpec()
 
 
 class Cuts(NamedTuple):
-    """What was cut: by policies, flows from unknown addresses (prefixes, known addresses), published ports, addresses."""
+    """What was cut: by policies, from unknown addresses (prefixes, known addresses), published ports, addresses."""
 
     closed: list[Mapping[Address, AddressPolicy]]
     unknown: list[tuple[list[Prefix], Collection[Address]]]
@@ -111,7 +111,7 @@ def see(state: Reconciler, *guests: TrackedEndpoint) -> None:
 
 def test_flows_of_unknown_containers_end_when_another_one_restricts_their_bridge(world: World, cuts: Cuts) -> None:
     """Before, any container on the bridge opened flows; afterwards only known ones and as their labels allow. So the
-    flows end that unknown opened, and those of a container whose labels are unknown."""
+    flows end that unknown addresses opened, and those of a container whose labels are unknown."""
     unknown, free = member(2, None), member(3)
     for each in (unknown, free):
         world.state.put_endpoint(each)
