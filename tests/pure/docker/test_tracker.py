@@ -387,7 +387,7 @@ def test_ports_that_are_closed_in_doubt_alone_are_not_remembered(
     ports = (Published("tcp", ANY4, 15432, 5432), Published("tcp", ANY4, 18080, 80))
     there = [endpoint("e", 2, container("c"), NETWORK, *ports), endpoint("f", 2, container("c"), OTHER, *ports)]
     tracker.replace([NETWORK, OTHER], there[:networks], [container("c").id], asked=NOW)
-    tracker.doubt(NETWORK.bridge)
+    tracker.mark_unknown(NETWORK.bridge)
     tracker.end()
     assert {Element("host_closed", (2, 6, port)) for port in (15432, 18080)} <= table.elements()
     assert table.disk.kept.proxied == {container("c").id: ports[:1]}

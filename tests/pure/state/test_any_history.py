@@ -129,7 +129,7 @@ STEPS = (
     (PeerIndex, "put"),
     (Quota, "change"),
     (ElementCompiler, "elements"),
-    (AppliedElements, "going"),
+    (AppliedElements, "departing"),
     (AppliedElements, "change"),
     (AppliedElements, "write"),
     (FlowCutter, "departed"),
