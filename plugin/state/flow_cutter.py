@@ -129,7 +129,7 @@ class FlowCutter:
         bridges, found = self._view.state.egress_restricted, list[ElementOwner]()
         for owner in self._view.owners():
             place = self._view.endpoint(owner)
-            if place and place[0].bridge in bridges and self._view.who(owner) is None:
+            if place and place[0].bridge in bridges and place[1].joined and self._view.who(owner) is None:
                 found.append(owner)
         return found
 

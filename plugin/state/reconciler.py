@@ -389,7 +389,7 @@ class Reconciler:
     def cut_closed(self) -> None:
         """Cut the flows on Docker networks that are not accepted now: for a while less may have been closed."""
         with self._lock:
-            owners = [o for o in self._view.owners() if o.kind is Kind.TRACKED]
+            owners = [o for o in self._view.owners() if o.kind in (Kind.TRACKED, Kind.EGRESS)]
             self._later(partial(self._cut, owners))
 
     def _cut(self, owners: Iterable[ElementOwner]) -> None:

@@ -159,6 +159,27 @@ def test_flows_of_unknown_addresses_through_a_missing_table_end(world: World, cu
     assert [within for within, _ in cuts.unknown] == [list(OURS.subnets)]
 
 
+def test_flows_of_unknown_addresses_on_docker_networks_end_with_the_first_list(world: World, cuts: Cuts) -> None:
+    """The state file names the restricted bridge, but which addresses are on it only Docker's list says. The table may
+    have been missing until the start."""
+    world.state.start(Facts(dataclasses.replace(world.state.state, egress_restricted=frozenset({DOCKERS.bridge}))))
+    assert not cuts.unknown
+    world.state.observe(lambda facts: facts.with_networks({DOCKERS.id: DOCKERS}))
+    world.state.cut_closed()
+    world.finish()
+    assert [within for within, _ in cuts.unknown] == [list(DOCKERS.subnets)]
+
+
+def test_an_endpoint_that_has_not_joined_has_no_flows(world: World, cuts: Cuts) -> None:
+    """Docker may give its address to the next container before it is deleted: that one's flows continue."""
+    free = member(3)
+    world.state.put_endpoint(dataclasses.replace(free, id="f" * 64, joined=False, container=None))
+    world.state.put_endpoint(free)
+    world.state.put_endpoint(member(4, RESTRICTED))
+    world.finish()
+    assert not cuts.forbids_opening(free.addr4)
+
+
 def test_flows_of_a_departed_container_end_if_its_link_cannot_be_deleted(world: World, cuts: Cuts) -> None:
     """An error in what a Leave does between closing and cutting leaves the next container no flows."""
     web = member(2)
