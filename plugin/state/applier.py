@@ -50,7 +50,7 @@ class TableApplier:
         #: When to try a refused table again, if its rules are in place.
         self._again = 0.0
         #: True after an unexpected error: the kernel may have elements that are not recorded.
-        self._distrusted = False
+        self.distrusted = False
 
     def start(self) -> None:
         """Write the whole table from the facts. Raises NftError."""
@@ -76,7 +76,7 @@ class TableApplier:
 
     def distrust(self, owners: Iterable[ElementOwner]) -> None:
         """Compute these owners' elements again, and write the whole table again at the next `repair`."""
-        self._distrusted = True
+        self.distrusted = True
         self.owe(owners, narrower=True)
 
     def settle(self, owners: Iterable[ElementOwner]) -> None:
@@ -225,7 +225,7 @@ class TableApplier:
         Return True if it was written. Raises NftError.
         """
         began = time.monotonic()
-        if self._nft.intact() and not (self._distrusted or (self._nft.incomplete and began >= self._again)):
+        if self._nft.intact() and not (self.distrusted or (self._nft.incomplete and began >= self._again)):
             return False
         try:
             self._replace(self.applied)
@@ -260,7 +260,7 @@ class TableApplier:
         lasting, timed = self._besides()
         with self.cuts.for_rewrite() as quarantined:
             self._nft.replace((*elements, *lasting), timed | quarantined)
-        self._distrusted = False
+        self.distrusted = False
 
     def _besides(self) -> tuple[set[Element], dict[Element, int]]:
         """Return the elements in addition to the recorded ones: permanent ones, and timed ones with their seconds."""

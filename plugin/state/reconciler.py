@@ -431,8 +431,8 @@ class Reconciler:
 
     @property
     def unfinished(self) -> bool:
-        """True while a change that the kernel refused waits for `repair` to try it again."""
-        return self._behind.failed
+        """True while `repair` must be called: a change was refused, or an unexpected error left the table uncertain."""
+        return self._behind.failed or self._writer.distrusted
 
     def generation(self) -> int:
         """Return a number that other programs' transactions change and docker-fw's own do not."""
