@@ -263,24 +263,20 @@ class Driver:
                 "Docker does not list network %s any more, and did not delete it; removing its bridge", gone.id[:12]
             )
             self.delete_network({"NetworkID": gone.id})
-        else:
-            self._forget_endpoint(gone)
+        elif self._state.endpoints.get(gone.id) is gone:
+            _log_obsolete(gone)
+            if gone.joined or gone.published:
+                self._close(gone)
+            self._drop_unjoined(gone.id)
 
-    def _forget_endpoint(self, gone: Endpoint) -> None:
-        forgotten = False
+    def _drop_unjoined(self, endpoint_id: str) -> None:
+        """Forget an endpoint, unless it has joined meanwhile."""
 
         def edit(state: Any) -> Any:
-            nonlocal forgotten
-            forgotten = state.endpoints.get(gone.id) is gone
-            return state.without_endpoint(gone.id) if forgotten else state
+            endpoint = state.endpoints.get(endpoint_id)
+            return state if endpoint and endpoint.joined else state.without_endpoint(endpoint_id)
 
-        def undo() -> None:
-            if forgotten:
-                _log_obsolete(gone)
-                self._release(gone)
-
-        self._state.commit(lambda facts: facts.keeping(edit), undo)
-        self._changed()
+        self._state.edit_state(edit)
 
     def _release(self, endpoint: Endpoint) -> None:
         """Release the endpoint's host ports, and delete its link: no other endpoint inherits them."""
