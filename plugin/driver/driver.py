@@ -171,9 +171,10 @@ class Driver:
             container = self._find(endpoint)
             if container is not None and container.problems and self._refuse:
                 raise FwError(f"{container.name}: " + "; ".join(map(str, container.problems)))
-            self._state.edit_endpoint(
+            if not self._state.edit_endpoint(
                 endpoint.id, lambda e: dataclasses.replace(e, joined=True, container=container or e.container)
-            )
+            ):
+                raise _unknown(endpoint.id, network.id)
         except FwError:
             self._links.delete(host_side(endpoint.id))
             raise
@@ -212,7 +213,8 @@ class Driver:
         )
         try:
             self._links.hairpin(endpoint)
-            self._state.edit_endpoint(endpoint.id, lambda e: dataclasses.replace(e, published=published))
+            if not self._state.edit_endpoint(endpoint.id, lambda e: dataclasses.replace(e, published=published)):
+                raise _unknown(endpoint.id, network.id)
         except FwError:
             self._ports.release(endpoint.id)
             raise
@@ -242,29 +244,46 @@ class Driver:
     def _close(self, endpoint: Endpoint) -> None:
         """Close the address first; then release its ports, delete its link and cut its flows."""
 
-        def gone() -> None:  # also if disk or kernel fail: no other endpoint inherits its ports and its link
-            self._ports.release(endpoint.id)
-            self._links.delete(host_side(endpoint.id))
-
         try:
             self._state.edit_endpoint(
-                endpoint.id, lambda e: dataclasses.replace(e, joined=False, container=None, published=()), gone
+                endpoint.id,
+                lambda e: dataclasses.replace(e, joined=False, container=None, published=()),
+                lambda: self._release(endpoint),  # also if disk or kernel fail
             )
         finally:
             self._changed()
 
     def forget(self, gone: Endpoint | Network) -> None:
-        """Undo what Docker does not have any more: its Leave, DeleteEndpoint or DeleteNetwork never arrived."""
+        """Undo what Docker does not have any more: its Leave, DeleteEndpoint or DeleteNetwork never arrived.
+
+        An endpoint that has changed meanwhile stays: a call about it did arrive.
+        """
         if isinstance(gone, Network):
             log.warning(
                 "Docker does not list network %s any more, and did not delete it; removing its bridge", gone.id[:12]
             )
             self.delete_network({"NetworkID": gone.id})
-        else:
-            log.warning(
-                "Docker does not list endpoint %s any more, and did not delete it; closing its addresses", gone.id[:12]
-            )
-            self._remove(gone)
+        elif self._state.endpoints.get(gone.id) is gone:
+            _log_obsolete(gone)
+            if gone.joined or gone.published:
+                self._close(gone)
+            self._drop_unjoined(gone.id)
+
+    def _drop_unjoined(self, endpoint_id: str) -> None:
+        """Forget an endpoint, unless it has joined meanwhile."""
+
+        def edit(state: Any) -> Any:
+            endpoint = state.endpoints.get(endpoint_id)
+            return state if endpoint and endpoint.joined else state.without_endpoint(endpoint_id)
+
+        self._state.edit_state(edit)
+
+    def _release(self, endpoint: Endpoint) -> None:
+        """Release the endpoint's host ports, and delete its link: no other endpoint inherits them."""
+        try:
+            self._ports.release(endpoint.id)
+        finally:
+            self._links.delete(host_side(endpoint.id))
 
     def _forget_others(self, endpoint: Endpoint) -> None:
         """Forget other endpoints that are obsolete.
@@ -277,7 +296,8 @@ class Driver:
             if other.network_id == endpoint.network_id and other.id != endpoint.id:
                 gone = other.joined and other.mac == endpoint.mac != "" and not exists(host_side(other.id))
                 if gone or mine & {other.addr4, other.addr6}:
-                    self.forget(other)
+                    _log_obsolete(other)
+                    self._remove(other)
 
     def _restore_bridge(self, network: Network) -> None:
         if not exists(network.bridge):
@@ -311,11 +331,20 @@ class Driver:
         network_id = protocol.identifier(body, "NetworkID")
         endpoint = self._state.endpoints.get(protocol.identifier(body, "EndpointID"))
         if endpoint is None or endpoint.network_id != network_id:
-            raise FwError(
-                f"docker-fw does not know endpoint {body['EndpointID'][:12]} on network {network_id[:12]}; "
-                "restart the container"
-            )
+            raise _unknown(body["EndpointID"], network_id)
         return endpoint
+
+
+def _log_obsolete(endpoint: Endpoint) -> None:
+    log.warning(
+        "Docker does not list endpoint %s any more, and did not delete it; closing its addresses", endpoint.id[:12]
+    )
+
+
+def _unknown(endpoint_id: str, network_id: str) -> FwError:
+    return FwError(
+        f"docker-fw does not know endpoint {endpoint_id[:12]} on network {network_id[:12]}; restart the container"
+    )
 
 
 def _admitted(network: Network, known: Mapping[str, Network]) -> Network:

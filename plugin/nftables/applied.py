@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from plugin.model import Address
 from plugin.nftables.sets import Change, Element, spec_of
-from plugin.policy.facts import ElementOwner
+from plugin.policy.facts import SUSPECTS, ElementOwner
 
 
 class AppliedElements:
@@ -124,12 +124,13 @@ class AppliedElements:
     def narrower(self, owner: ElementOwner, new: frozenset[Element]) -> bool:
         """True if less passes than before: established flows may exist that could not be opened any more.
 
-        A closed docker-proxy port that is added with its owner was not open before: nothing listened there.
+        A closed docker-proxy port that is added with its owner was not open before: nothing listened there. A suspected
+        port was open since its listener appeared.
         """
         old = self.of(owner)
         if any(map(_opens, old - new)):
             return True
-        ends = ("always", "owned") if old else ("always",)
+        ends = ("always", "owned") if old or owner == SUSPECTS else ("always",)
         return any(spec_of(element.set).ends_flows in ends for element in new - old)
 
     def wider(self, owner: ElementOwner, new: frozenset[Element]) -> bool:

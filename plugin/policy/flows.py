@@ -11,9 +11,7 @@ from plugin.model import (
     Address,
     AddressPolicy,
     Flow,
-    Policy,
     Prefix,
-    Rule,
 )
 from plugin.policy.decide import passes
 from plugin.protocols import NUMBER, TRACKED_BY_PORT, WITH_PORTS, Proto, name_of
@@ -40,18 +38,23 @@ class Way(NamedTuple):
 
 
 class _Ends(NamedTuple):
-    """Initiator, responder, protocol and port. Behind a published port the responder is the container."""
+    """Initiator, responder, protocol and port. Behind a published port the responder is the container.
+
+    `published`: the flow was opened to a published port, so rules that `-p` opens apply to it.
+    """
 
     by: bytes
     to: bytes
     number: int
     port: int
     icmp_type: int = _ECHO[0]
+    published: bool = False
 
 
 def _ends(flow: Flow) -> _Ends:
     port = flow.responder_port if flow.proto in _PORT_NUMBERS else 0
-    return _Ends(flow.source, flow.responder, flow.proto, port, flow.icmp_type)
+    published = (flow.addressed, flow.addressed_port) != (flow.responder, flow.responder_port)
+    return _Ends(flow.source, flow.responder, flow.proto, port, flow.icmp_type, published)
 
 
 def ways(flow: Flow, protected: Mapping[bytes, AddressPolicy]) -> Iterator[Way]:
@@ -89,7 +92,10 @@ def closed_flow(flow: Flow) -> ClosedFlow:
 
 
 def let_through(ways: Collection[Way], protected: Mapping[Address, AddressPolicy], local: set[bytes]) -> list[Way]:
-    """Return the ways that would be allowed now, of those in which flows were answered."""
+    """Return the ways that would be allowed now, of those in which flows were answered.
+
+    It is unknown which flows were opened to a published port, so the others' rules apply.
+    """
     packed = {address.packed: what for address, what in protected.items()}
 
     def ends(way: Way) -> _Ends:
@@ -120,7 +126,9 @@ def _accepts(responder: AddressPolicy, ends: _Ends) -> bool:
         return True
     if ends.number in _ICMP:
         return not responder.internal and ends.icmp_type in _ECHO
-    return passes(_open(responder.policy), name_of(ends.number), ends.port, source)
+    policy = responder.policy
+    rules = (*policy.accepts, *policy.published) if ends.published else policy.accepts
+    return passes(rules, name_of(ends.number), ends.port, source)
 
 
 def _may_open(initiator: AddressPolicy, ends: _Ends, *, to_host: bool) -> bool:
@@ -148,8 +156,3 @@ def is_from_unknown(flow: Flow, prefixes: Collection[Prefix], known: set[bytes])
         return False
     source, target = ip_address(flow.source), ip_address(flow.responder)
     return any(source in prefix and target not in prefix for prefix in prefixes)
-
-
-def _open(policy: Policy) -> Iterator[Rule]:
-    yield from policy.accepts
-    yield from policy.published

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_network
 from itertools import chain
 from typing import NamedTuple
 
@@ -271,11 +272,11 @@ class PolicyView:
             return {}
         network, endpoint = found
         effective = self.effective(owner, network, endpoint)
+        if effective.egress is None and not effective.known and network.bridge in self.state.egress_restricted:
+            effective = replace(effective, egress=())  # only a known container without fw.egress may open all there
         return {
-            address: AddressPolicy(subnet, effective, network.internal)
+            address: AddressPolicy(_subnet(network, address), effective, network.internal)
             for address in endpoint.addresses
-            for subnet in network.subnets
-            if address in subnet
         }
 
     def answers_of(self, owners: Iterable[ElementOwner]) -> dict[Address, AddressPolicy]:
@@ -389,6 +390,11 @@ def evaluated(defaults: Defaults, facts: Facts) -> PolicyView:
 def _same_but_doubted(before: TrackedEndpoint | None, now: TrackedEndpoint) -> bool:
     """True if nothing changed but that the endpoint may have left."""
     return before is not None and replace(before, sure=now.sure) == now and before.sure >= now.sure
+
+
+def _subnet(network: Network | BridgeNetwork, address: Address) -> Prefix:
+    """Return the network's subnet of an address; the address alone, without neighbours, if Docker lists none."""
+    return next((subnet for subnet in network.subnets if address in subnet), None) or ip_network(address)
 
 
 def _in_force(facts: Facts) -> Mapping[str, Override]:

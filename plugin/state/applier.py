@@ -50,7 +50,7 @@ class TableApplier:
         #: When to try a refused table again, if its rules are in place.
         self._again = 0.0
         #: True after an unexpected error: the kernel may have elements that are not recorded.
-        self._distrusted = False
+        self.distrusted = False
 
     def start(self) -> None:
         """Write the whole table from the facts. Raises NftError."""
@@ -76,13 +76,14 @@ class TableApplier:
 
     def distrust(self, owners: Iterable[ElementOwner]) -> None:
         """Compute these owners' elements again, and write the whole table again at the next `repair`."""
-        self._distrusted = True
+        self.distrusted = True
         self.owe(owners, narrower=True)
 
     def settle(self, owners: Iterable[ElementOwner]) -> None:
-        """Unmark owners: their applied elements are right again."""
+        """Unmark owners: their applied elements are right again, except where `close_first` removed some."""
         for owner in owners:
-            self.behind.pop(owner, None)
+            if not self.behind.get(owner):
+                self.behind.pop(owner, None)
 
     def apply(self, owners: Iterable[ElementOwner], bans: tuple[Bans, Bans]) -> None:
         """Apply these owners' current elements, and those of owners whose rules name them. Raises NftError.
@@ -213,8 +214,10 @@ class TableApplier:
         self._caught_up(new)
         try:
             self._replace(self.applied)
-        except NftError:
+        except NftError:  # `repair` tries again, and cuts all flows that are not accepted
             log.exception("could not write the table; the kernel's table is unchanged")
+        else:
+            self.cuts.later(list(new))
 
     def repair(self) -> bool:
         """Write the table again if another program changed its rules or the kernel lacks a part of it.
@@ -222,7 +225,7 @@ class TableApplier:
         Return True if it was written. Raises NftError.
         """
         began = time.monotonic()
-        if self._nft.intact() and not (self._distrusted or (self._nft.incomplete and began >= self._again)):
+        if self._nft.intact() and not (self.distrusted or (self._nft.incomplete and began >= self._again)):
             return False
         try:
             self._replace(self.applied)
@@ -257,7 +260,7 @@ class TableApplier:
         lasting, timed = self._besides()
         with self.cuts.for_rewrite() as quarantined:
             self._nft.replace((*elements, *lasting), timed | quarantined)
-        self._distrusted = False
+        self.distrusted = False
 
     def _besides(self) -> tuple[set[Element], dict[Element, int]]:
         """Return the elements in addition to the recorded ones: permanent ones, and timed ones with their seconds."""

@@ -25,7 +25,7 @@ from plugin.nftables.client import NftError
 from plugin.nftables.identity import FORMER_SETS
 from plugin.nftables.sets import QUARANTINE_SETS, Change, Element
 from plugin.nftables.table import KernelTable
-from plugin.policy.facts import ElementOwner, Facts, Kind
+from plugin.policy.facts import EGRESS, ElementOwner, Facts, Kind
 from plugin.policy.flows import Way, let_through
 from plugin.policy.frozen import frozen
 from plugin.policy.view import PolicyView
@@ -61,15 +61,21 @@ class FlowCutter:
             self._later(cut)
 
     def of(self, owners: Iterable[ElementOwner]) -> list[Callable[[], None]]:
-        """Return calls that cut these: to their addresses, and to host ports that docker-proxy serves for them."""
+        """Return calls that cut these: to their addresses, and to host ports that docker-proxy serves for them.
+
+        The owner `EGRESS` stands for the flows that unknown containers opened on bridges with restricted egress.
+        """
         owners = list(owners)
+        restricted = EGRESS in owners and bool(self._view.state.egress_restricted)
+        if restricted:
+            owners += self._without_labels()
         answers, (ports, stays) = self.answers(owners), self._view.through_proxy(owners)
         cuts: list[Callable[[], None]] = []
         if answers:
             cuts.append(partial(closed_flows.cut_closed, answers, self.quarantine))
         if ports:
             cuts.append(partial(conntrack.cut_published, ports, stays))
-        return cuts
+        return cuts + self._of_unknown_addresses() if restricted else cuts
 
     def departed(self, before: Facts, after: Facts, owners: Iterable[ElementOwner]) -> list[Callable[[], None]]:
         """Return calls that cut the flows of containers that left these endpoints, so that no container inherits them.
@@ -98,7 +104,7 @@ class FlowCutter:
         """Return calls that cut the flows that a change of the saved state closes.
 
         These are flows to published ports that are newly closed or newly lead to a container, and of newly banned
-        prefixes. Flows of unknown addresses on newly egress-restricted bridges are cut later.
+        prefixes.
         """
         was, now = before.saved, after.saved
         ports = [
@@ -114,19 +120,28 @@ class FlowCutter:
         cuts: list[Callable[[], Cut | None]] = []
         if ports:
             cuts.append(partial(conntrack.cut_published, ports))
-        if bridges := now.egress_restricted - was.egress_restricted:
-            self._cut_unknown(bridges)
         if now.bans is not was.bans and (banned := [p for p, until in now.bans.items() if was.bans.get(p) != until]):
             cuts.append(partial(conntrack.cut_prefixes, banned))
         return cuts
 
-    def _cut_unknown(self, bridges: Collection[str]) -> None:
-        """Cut flows that unknown addresses on these bridges opened."""
+    def _without_labels(self) -> list[ElementOwner]:
+        """Return the owners on bridges with restricted egress whose labels are unknown: they may open nothing there."""
+        bridges, found = self._view.state.egress_restricted, list[ElementOwner]()
+        for owner in self._view.owners():
+            place = self._view.endpoint(owner)
+            if place and place[0].bridge in bridges and place[1].joined and self._view.who(owner) is None:
+                found.append(owner)
+        return found
+
+    def _of_unknown_addresses(self) -> list[Callable[[], None]]:
+        """Return calls that cut flows that unknown addresses on bridges with restricted egress opened."""
+        bridges = self._view.state.egress_restricted
         networks = [network for network in self._view.networks() if network.bridge in bridges]
         prefixes = [subnet for network in networks for subnet in network.subnets]
-        if prefixes:
-            known = frozenset(self.answers(self._view.owners()))
-            self._later(partial(closed_flows.cut_unknown, prefixes, known, self.quarantine))
+        if not prefixes:
+            return []
+        known = frozenset(self.answers(self._view.owners()))
+        return [partial(closed_flows.cut_unknown, prefixes, known, self.quarantine)]
 
     def answers(self, owners: Iterable[ElementOwner]) -> dict[Address, AddressPolicy]:
         """Return the policies of these owners' addresses."""

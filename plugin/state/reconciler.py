@@ -137,10 +137,12 @@ class Reconciler:
             with self._lock:
                 self._change(edit, ends, observed=False)
         finally:
-            if then:
-                then()
-            for end in ends:
-                cut += end() or Cut()
+            try:
+                if then:
+                    then()
+            finally:
+                for end in ends:
+                    cut += end() or Cut()
         return cut
 
     def observe(self, edit: Edit) -> None:
@@ -353,14 +355,18 @@ class Reconciler:
 
     def edit_endpoint(
         self, endpoint_id: str, edit: Callable[[Endpoint], Endpoint], then: Callable[[], None] | None = None
-    ) -> None:
-        """Edit an endpoint, if it still exists, from its facts at that moment. Raises FwError."""
+    ) -> bool:
+        """Edit an endpoint from its current facts. Return False if it does not exist any more. Raises FwError."""
+        found = False
 
         def change(state: SavedState) -> SavedState:
+            nonlocal found
             endpoint = state.endpoints.get(endpoint_id)
+            found = endpoint is not None
             return state.with_endpoint(edit(endpoint)) if endpoint else state
 
         self.commit(lambda facts: facts.keeping(change), then)
+        return found
 
     def note_switched(self, families: Iterable[int]) -> None:
         """Save that docker-fw enabled forwarding of these families: transit not forwarded before stays blocked."""
@@ -383,7 +389,7 @@ class Reconciler:
     def cut_closed(self) -> None:
         """Cut the flows on Docker networks that are not accepted now: for a while less may have been closed."""
         with self._lock:
-            owners = [o for o in self._view.owners() if o.kind is Kind.TRACKED]
+            owners = [o for o in self._view.owners() if o.kind in (Kind.TRACKED, Kind.EGRESS)]
             self._later(partial(self._cut, owners))
 
     def _cut(self, owners: Iterable[ElementOwner]) -> None:
@@ -425,8 +431,8 @@ class Reconciler:
 
     @property
     def unfinished(self) -> bool:
-        """True while a change that the kernel refused waits for `repair` to try it again."""
-        return self._behind.failed
+        """True while `repair` must be called: a change was refused, or an unexpected error left the table uncertain."""
+        return self._behind.failed or self._writer.distrusted
 
     def generation(self) -> int:
         """Return a number that other programs' transactions change and docker-fw's own do not."""

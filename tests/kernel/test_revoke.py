@@ -192,6 +192,50 @@ def test_when_labels_become_known_late_flows_opened_before_are_cut(
         assert talks.going("permitted 4") == {"permitted 4", "permitted 6"}
 
 
+@pytest.mark.parametrize("on", ["docker-fw's network", "Docker's network"])
+def test_when_another_container_restricts_egress_flows_of_unknown_ones_are_cut(
+    site: Site, boxes: Boxes, reconciler: Reconciler, tracker: EndpointTracker, on: str
+) -> None:
+    """On a network with restricted egress an unknown address opens nothing, nor does a container whose labels are
+    unknown: neither anew nor in a flow that it opened before. A known container that may open everything keeps its
+    flows, until it is unknown who has its address.
+    """
+    ours = on == "docker-fw's network"
+    free, late = (boxes.api, boxes.api2) if ours else (boxes.shop, boxes.near)
+    if ours:
+        reconciler.put_endpoint(known(free, "free"))
+        reconciler.put_endpoint(dataclasses.replace(known(late, "late"), container=None))
+    else:
+        tracker.replace(DOCKER_NETWORKS, [guest(0, known(free, "free"))], asked=tracker.now())
+    with Talks() as talks:
+        clients = {"free": free, "late": late, **({"strange": boxes.stray} if ours else {})}
+        for number, (name, client) in enumerate(clients.items()):
+            for v, out in ((4, Site.OUT4), (6, Site.OUT6)):
+                talks.open(f"{name} {v}", "tcp", client, site.wan, out, 1000 + number)
+                talks.open(f"{name} udp {v}", "udp", client, site.wan, out, 1000 + number)
+        if ours:
+            at = boxes.stray.endpoint
+            assert at.addr4
+            assert at.addr6
+            strict = known(boxes.stray, "strict", spec_of(egress="443"))
+            elsewhere = {"id": "f" * 64, "addr4": at.addr4 + 50, "addr6": at.addr6 + 50, "mac": ""}
+            reconciler.put_endpoint(dataclasses.replace(strict, **elsewhere))
+        else:
+            network = dataclasses.replace(DOCKER_NETWORKS[0], spec=spec_of(egress="443"))
+            unknown = dataclasses.replace(guest(0, known(late, "late")), container=None)
+            there = [guest(0, known(free, "free", spec_of(egress="all"))), unknown]
+            tracker.replace([network, DOCKER_NETWORKS[1]], there, asked=tracker.now())
+        stays = {name for name in talks.all if name.startswith("free")}
+        assert talks.going("free 4") == stays
+        assert talks.going("free 4") == stays, "and none continues"
+        talks.open("witness", "tcp", site.host, free, free.v4, 9)
+        if ours:
+            reconciler.edit_endpoint(free.endpoint.id, lambda e: dataclasses.replace(e, container=None))
+        else:
+            tracker.mark_unknown()
+        assert talks.going("witness") == {"witness"}
+
+
 PORTS = tuple(Published(p, a, 15432, 5432) for p in BOTH for a in (IPv4Address("0.0.0.0"), IPv6Address("::")))
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from plugin.driver import driver
 from plugin.driver.driver import Driver
-from plugin.model import Defaults, FwError, Network
+from plugin.kernel.names import host_side
+from plugin.model import Container, Defaults, Endpoint, FwError, Network
 from plugin.policy.facts import Facts
 from plugin.policy.saved import SavedState
 from plugin.state.reconciler import Reconciler
@@ -112,3 +114,67 @@ def test_if_all_calls_are_refused_nothing_is_left(host: Host) -> None:
     host.disk.full = False
     host.driver.create_network(BODY)
     assert host.there
+
+
+# --- an endpoint that is forgotten while a call about it is in progress -------------------------------------------
+
+
+CONTAINER = {"NetworkID": "1" * 64, "EndpointID": "e" * 64, "SandboxKey": "/var/run/docker/netns/x", "Options": {}}
+
+
+class Links(Bridges):
+    """Links by name, in addition to bridges. `found`: what happens while Docker is asked for a container's labels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: set[str] = set()
+
+    def attach(self, _: Network, endpoint: Endpoint) -> None:
+        self.links.add(host_side(endpoint.id))
+
+    def delete(self, name: str) -> None:
+        self.links.discard(name)
+
+
+class Api(NoLinks):
+    def __init__(self) -> None:
+        self.meanwhile: Callable[[], object] = lambda: None
+
+    def find(self, *_: object) -> Container:
+        self.meanwhile()
+        return Container("c" * 64, "web")
+
+
+@pytest.fixture
+def joining(host: Host, monkeypatch: pytest.MonkeyPatch) -> tuple[Host, Links, Api]:
+    monkeypatch.setattr(driver, "exists", lambda _: True)
+    host.bridges, api, none = Links(), Api(), NoLinks()
+    host.driver = Driver(host.state, host.bridges, none, none, api)  # type: ignore[arg-type]
+    host.driver.create_network(BODY)
+    host.driver.create_endpoint({**CONTAINER, "Interface": {"Address": "10.1.0.2/24"}})
+    return host, host.bridges, api
+
+
+def test_a_container_does_not_start_on_an_endpoint_that_was_removed_meanwhile(
+    joining: tuple[Host, Links, Api],
+) -> None:
+    """Its labels would apply to no address: what fw.egress forbids would be open. So Join fails, and leaves no link."""
+    host, links, api = joining
+    api.meanwhile = lambda: host.driver.delete_endpoint(CONTAINER)
+    with pytest.raises(FwError, match="restart the container"):
+        host.driver.join(CONTAINER)
+    assert not links.links
+
+
+def test_an_endpoint_that_joined_meanwhile_is_not_forgotten(joining: tuple[Host, Links, Api]) -> None:
+    """Docker did not list it for long, and then it joins: it keeps its policy and its link."""
+    host, links, _ = joining
+    (missing,) = host.state.endpoints.values()
+    host.driver.join(CONTAINER)
+    host.driver.forget(missing)
+    (endpoint,) = host.state.endpoints.values()
+    assert endpoint.joined
+    assert links.links
+    host.driver.forget(endpoint)
+    assert not host.state.endpoints
+    assert not links.links

@@ -65,6 +65,15 @@ def test_a_flow_of_a_container_ends_where_its_egress_does_not_list_it(
     assert closed(one, Policy(egress=egress, known=True)) is ends
 
 
+def test_what_only_a_published_port_opens_is_closed_to_direct_flows() -> None:
+    """FW_PUBLISHED=allow opens a port for flows that were opened to the host's port, and for no others."""
+    policy = Policy(published=(HTTP,), known=True)
+    host_port = flow(OUTSIDE, WEB)._replace(addressed=HOST.packed, addressed_port=8080)
+    assert not closed(host_port, policy)
+    assert closed(flow(OUTSIDE, WEB), policy)
+    assert not closed(flow(OUTSIDE, WEB), Policy((HTTP,), known=True))
+
+
 def test_nothing_enters_or_leaves_an_internal_network() -> None:
     """Only flows with the host and within the subnet continue, whatever the rules accept."""
     policy = Policy((HTTP,), known=True)

@@ -4,7 +4,7 @@ gives, and is at no moment wider than before or after."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, ip_network
 from types import MappingProxyType
 from typing import Any
@@ -96,10 +96,15 @@ class Watched(Kernel):
 
 
 class Flows:
-    """Established flows of outsiders: (source, address, port), over TCP. The calls that cut flows remove them here."""
+    """Established flows over TCP. The calls that cut flows remove them here.
+
+    `there`: those of outsiders, as (source, address, port). `out`: those to outsiders, as (bridge, address, target,
+    port).
+    """
 
     def __init__(self) -> None:
         self.there: set[tuple[IPv4Address, IPv4Address, int]] = set()
+        self.out: set[tuple[str, IPv4Address, IPv4Address, int]] = set()
 
     def cut_closed(self, policies: Mapping[Any, AddressPolicy], *_: object) -> None:
         def may_continue(flow: tuple[IPv4Address, IPv4Address, int]) -> bool:
@@ -109,11 +114,24 @@ class Flows:
             policy = policies[address].policy
             return passes((*policy.accepts, *policy.published), "tcp", port, source)
 
+        def may_go_on(flow: tuple[str, IPv4Address, IPv4Address, int]) -> bool:
+            _, address, target, port = flow
+            if address not in policies:
+                return True
+            known = policies[address]
+            egress = known.policy.egress
+            return not known.internal and (egress is None or passes(egress, "tcp", port, target))
+
         self.there = set(filter(may_continue, self.there))
+        self.out = set(filter(may_go_on, self.out))
+
+    def cut_unknown(self, prefixes: Iterable[Any], known: Collection[Any], *_: object) -> None:
+        self.out = {f for f in self.out if f[1] in known or not any(f[1] in prefix for prefix in prefixes)}
 
     def cut_addresses(self, addresses: Iterable[Any]) -> None:
         gone = set(addresses)
         self.there = {flow for flow in self.there if flow[1] not in gone}
+        self.out = {flow for flow in self.out if flow[1] not in gone}
 
 
 class Bug(Exception):
@@ -153,7 +171,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.patch.setattr(conntrack, "cut_addresses", self.flows.cut_addresses)
         self.patch.setattr(conntrack, "cut_published", lambda *_: None)
         self.patch.setattr(conntrack, "cut_prefixes", lambda *_: conntrack.Cut())
-        self.patch.setattr(closed_flows, "cut_unknown", lambda *_: None)
+        self.patch.setattr(closed_flows, "cut_unknown", self.flows.cut_unknown)
         self.kernel, self.disk, self.later = Watched(), Disk(), list[Callable[[], object]]()
         #: Endpoints on Docker networks, as Docker lists them: by network and host number.
         self.there: dict[tuple[int, int], Endpoint] = {}
@@ -217,6 +235,9 @@ class AnyHistory(RuleBasedStateMachine):
         for n, each in enumerate(says[2:], 1):
             self.connect(15 + n, n + 1, n, each, sure=True)
         self.connect(17, 4, 1, says[2], sure=True)  # the first container's second endpoint
+        for n in (1, 2):  # containers whose labels are unknown
+            self.create_endpoint(n + 2, n, 4)
+            self.join(n + 2, None, published=False)
         self.talk()
 
     @rule(n=who, on=st.sampled_from(list(NETS)), host=hosts, says=labels, published=st.booleans())
@@ -363,17 +384,31 @@ class AnyHistory(RuleBasedStateMachine):
         self.step(lambda: self.begin(self.disk.kept))
         # Docker's networks are not yet listed; flows opened meanwhile are checked with the first list.
         self.flows.there = {flow for flow in self.flows.there if flow[1] not in IPv4Network("172.0.0.0/8")}
+        self.flows.out = {flow for flow in self.flows.out if flow[1] not in IPv4Network("172.0.0.0/8")}
 
     @rule()
     def talk(self) -> None:
-        """Outsiders open all flows that are permitted."""
+        """Outsiders and containers open all flows that are permitted, also containers whose labels are unknown."""
         known = [e for e in self.state.endpoints.values() if e.joined]
         known += [guest.endpoint for guest in self.state.facts.guests.values()]
         tried = {(source, e.addr4, port) for e in known if e.addr4 for source in OUTSIDERS for port in PORTS}
         self.flows.there |= {flow for flow in tried if self.permitted(*flow)}
+        bridges = {network.id: network.bridge for network in (*NETS.values(), *DOCKERS.values())}
+        senders = [(bridges[e.network_id], e.addr4) for e in known if e.addr4]
+        out = {(*sender, target, port) for sender in senders for target in OUTSIDERS for port in PORTS}
+        self.flows.out |= {flow for flow in out if self.may_open(*flow)}
 
     def permitted(self, source: IPv4Address, address: IPv4Address, port: int) -> bool:
         return Table(self.kernel.table or ()).verdict("inbound4", Packet(source, address, 6, port)) == "permit"
+
+    def may_open(self, bridge: str, address: IPv4Address, target: IPv4Address, port: int) -> bool:
+        table = self.kernel.table or set()
+        if Element("internal", (bridge,)) in table:
+            return False
+        free = (
+            Element("egress_restricted", (bridge,)) not in table or Element("egress_all4", (bridge, address)) in table
+        )
+        return free or Table(table).verdict("egress_allow4", Packet(address, target, 6, port)) == "mark"
 
     # --- invariants -----------------------------------------------------------------------------------------------
 
@@ -400,6 +435,7 @@ class AnyHistory(RuleBasedStateMachine):
         assert not self.state._unsettled
         assert self.kernel.table == self.desired()
         assert {flow for flow in self.flows.there if not self.permitted(*flow)} == set()
+        assert {flow for flow in self.flows.out if not self.may_open(*flow)} == set()
 
 
 AnyHistory.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None, derandomize=True)

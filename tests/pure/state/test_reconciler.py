@@ -390,6 +390,43 @@ def test_a_start_saves_an_egress_restriction_that_was_lost() -> None:
     assert state.state.egress_restricted == disk.kept.egress_restricted == {network(1).bridge}
 
 
+def test_a_table_that_may_be_wrong_is_written_again_until_that_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unexpected error comes after the kernel has taken what a Join opens, and the next one when the whole table is
+    written. The Join is refused, and what it opened is not forgotten when the deferred work is done."""
+    kernel, later = Kernel(), list[Callable[[], object]]()
+    state = Reconciler(kernel, Disk(), EVERYWHERE, later.append)  # type: ignore[arg-type]
+    state.start(Facts(SavedState()))
+    state.put_network(network(1))
+    state.put_endpoint(endpoint(1, 1, 2))
+    change = kernel.change
+
+    def fails(*args: Any) -> None:
+        raise RuntimeError
+
+    def fails_afterwards(*args: Any) -> None:
+        monkeypatch.setattr(kernel, "change", change)
+        change(*args)
+        raise RuntimeError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(kernel, "replace", fails)
+        monkeypatch.setattr(kernel, "change", fails_afterwards)
+        with pytest.raises(RuntimeError):
+            state.edit_endpoint(
+                endpoint(1, 1, 2).id, lambda e: dataclasses.replace(e, joined=True, container=Container("c", "web"))
+            )
+    assert opened(kernel)
+    state.put_network(network(2))  # which has all deferred work done
+    for _ in range(10):  # as the loops do it
+        while later:
+            later.pop(0)()
+        if state.incomplete or state.unfinished:
+            state._behind._again = 0.0
+            state.repair()
+    assert not opened(kernel)
+    assert not state.unfinished
+
+
 # --- one address, two endpoints; many calls at once ---------------------------------------------------------------
 
 
