@@ -182,8 +182,10 @@ def _protocol(raw: Any, key: str, names: dict[str, int]) -> Proto:
 
 
 def address(value: Any) -> Address:
-    """An IP address without a zone."""
-    return _parsed(ip_address, value, "an address")
+    """An IP address without a zone. An IPv4-mapped IPv6 address is the IPv4 address, as for Docker (Go's net.IP)."""
+    found = _parsed(ip_address, value, "an address")
+    mapped = found.ipv4_mapped if isinstance(found, IPv6Address) else None
+    return mapped or found
 
 
 def interface(value: Any) -> IPv4Interface | IPv6Interface:

@@ -9,6 +9,7 @@ rule for other protocols leaves out everything that has an entry.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,8 +17,9 @@ from typing import Literal
 Proto = str
 #: Every protocol without an entry.
 OTHER = "other"
-#: Protocols (IANA numbers) whose flows conntrack distinguishes by their ports: TCP, UDP, DCCP, SCTP, UDP-Lite.
-TRACKED_BY_PORT = frozenset({6, 17, 33, 132, 136})
+#: Protocols (IANA numbers) whose flows conntrack distinguishes by their ports: TCP, UDP, SCTP, UDP-Lite. Since
+#: Linux 6.16 it does not know DCCP's ports any more.
+TRACKED_BY_PORT = frozenset({6, 17, 132, 136})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +39,9 @@ class Protocol:
     relay: bool
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9]*", self.name) or not 1 <= self.number <= 255:
+            # Labels are read in lower case, and a packet's protocol has eight bits.
+            raise TypeError(f"{self.name} (number {self.number}) is not a protocol that a label or a packet can have")
         if self.ports and self.number not in TRACKED_BY_PORT:
             # The first packet to an open port would make every other port part of an established flow.
             raise TypeError(f"{self.name} cannot have ports: conntrack does not distinguish its flows by their ports")

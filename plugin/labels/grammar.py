@@ -44,6 +44,10 @@ MOST_WRONG = 8
 _PORTS = re.compile(r"([0-9]{1,5})(?:\s*-\s*([0-9]{1,5}))?", re.ASCII)
 _NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
 _PORTS_RIGHT = "a port (1-65535, a range like 9000-9100, or *)"
+#: A part of an address, or of a peer by name, anywhere in a wrong text.
+_LIKE_A_PEER = re.compile(rf"\.[0-9]+\.[0-9]+\.|:[0-9a-f]*:|({'|'.join(NAMED)}):", re.ASCII | re.IGNORECASE)
+#: The number of words of the longest text for ports: "80 - 443 / tcp".
+_MOST_WORDS = 5
 _PEER_RIGHT = f"an address, a prefix like 2001:db8::/32, {', '.join(f'{kind}:NAME' for kind in NAMED)}, host or any"
 _RATE_RIGHT = "a rate, like 22 5/minute burst 10 (per second, minute, hour or day)"
 T = TypeVar("T")
@@ -84,26 +88,36 @@ def too_many_rates(rates: Iterable[Rate]) -> str:
 
 
 def taken_back(text: str) -> list[Rule]:
-    """Return the ports that a wrong `fw.allow` was to restrict: those that it names with a `from`.
+    """Return the ports that a wrong `fw.allow` was to restrict: those of each part with a `from` or a peer.
 
-    If they are unclear, it returns all ports. A user who wrote "22 from 10.0.0.0/33", or "22 form 10.0.0.0/8", did not
-    mean 22 to be open to all sources.
+    If they are unclear, it returns all ports. A user who wrote "22 from 10.0.0.0/33", "22 form 10.0.0.0/8" or
+    "10.0.0.0/8:22" did not mean 22 to be open to all sources.
     """
     if len(text) > MAX_LENGTH:
         return _all_ports() if "from" in text.lower() else []
-    rules: list[Rule] = []
-    for part in filter(None, re.split(r"[,\n]", text)):
-        what, word, _ = _split(part, "from")
-        if word or "from" in part.lower():
-            found = _what(what.strip())
-            rules += [found] if isinstance(found, Rule) else _all_ports()
-        elif len(words := part.split()) > 1 and isinstance(found := _what(words[0]), Rule):
-            rules.append(found)  # "22 form 10.0.0.0/8", "22 10.0.0.0/8"
-    return rules
+    return [rule for part in filter(None, re.split(r"[,\n]", text)) for rule in _restricted(part)]
+
+
+def _restricted(part: str) -> list[Rule]:
+    """Return the ports that one part of a wrong value was to restrict."""
+    what, word, _ = _split(part, "from")
+    if word or "from" in part.lower():
+        found = _what(what.strip())
+        return [found] if isinstance(found, Rule) else _all_ports()
+    if isinstance(_what(part), Rule):
+        return []  # a right rule without peers
+    words, with_peer = part.split(), _LIKE_A_PEER.search(part) is not None
+    # "22 form 10.0.0.0/8", "22 10.0.0.0/8", "80 - 443 / tcp form 10.0.0.0/8"
+    for count in range(min(_MOST_WORDS, len(words) - 1), 0, -1):
+        first = _what(" ".join(words[:count]))
+        if isinstance(first, Rule):
+            several = with_peer and any(isinstance(_what(word), Rule) for word in words[count:])
+            return _all_ports() if several else [first]
+    return _all_ports() if with_peer else []
 
 
 def _all_ports() -> list[Rule]:
-    return [Rule(proto, 1, 65535) for proto in WITH_PORTS]
+    return [*(Rule(proto, 1, 65535) for proto in WITH_PORTS), *(Rule(proto, 0, 0) for proto in PORTLESS)]
 
 
 def _list(text: str, read: Callable[[str], T | str], example: str) -> tuple[list[T], list[str]]:

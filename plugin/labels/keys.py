@@ -144,9 +144,20 @@ def _egress(text: str, where: str) -> tuple[PolicySpec, list[str]]:
     return PolicySpec(egress=() if mistakes else _from(rules, where)), mistakes
 
 
-def _shorter(one: tuple[Rule, ...] | None, other: tuple[Rule, ...] | None) -> tuple[Rule, ...] | None:
-    there = [each for each in (one, other) if each is not None]
-    return min(there, key=lambda each: (each == EVERYTHING, len(each)), default=None)
+def _narrower_egress(one: tuple[Rule, ...] | None, other: tuple[Rule, ...] | None) -> tuple[Rule, ...] | None:
+    """Return the rules of each list that are within the other one."""
+    if one is None or other is None:
+        return other if one is None else one
+    if EVERYTHING in (one, other):
+        return other if one == EVERYTHING else one
+    within = (rule for rules, those in ((one, other), (other, one)) for rule in rules if _is_within(rule, those))
+    return tuple(sorted(set(within)))
+
+
+def _is_within(rule: Rule, rules: Iterable[Rule]) -> bool:
+    """True if one of the rules allows at least what this rule allows."""
+    wider = (each for each in rules if each.proto == rule.proto and each.first <= rule.first and rule.last <= each.last)
+    return any(not each.peers or (rule.peers and set(rule.peers) <= set(each.peers)) for each in wider)
 
 
 def _rate(text: str, where: str) -> tuple[PolicySpec, list[str]]:
@@ -244,7 +255,7 @@ _ENTRIES = (
         setting="FW_EGRESS",
         read=_egress,
         specific="replaces",
-        twice=_shorter,
+        twice=_narrower_egress,
         closes=False,
         confines=True,
         harmless=lambda spec: dataclasses.replace(spec, egress=None) if spec.egress == EVERYTHING else spec,

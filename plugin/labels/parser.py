@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from plugin.labels import grammar
@@ -140,12 +141,11 @@ def split(key: str) -> tuple[str | None, str]:
 
 
 def for_network(parsed: ParsedLabels, names: Collection[str]) -> PolicySpec:
-    """Return the policy on the network with any of `names`: the general part, and the part for that network alone."""
-    spec = parsed.spec
-    for name, more in parsed.networks:
-        if name in names:
-            spec = over(spec, more)
-    return spec
+    """Return the policy on the network with any of `names`: the general part, and the part for that network alone.
+
+    If labels use two names of the network, their values are merged like those of a key in different cases.
+    """
+    return over(parsed.spec, reduce(_both_names, (spec for name, spec in parsed.networks if name in names), UNSET))
 
 
 #: By field, whether a more specific place adds to it, and its value if it is not set.
@@ -179,8 +179,17 @@ def _rules(spec: PolicySpec) -> Iterator[object]:
 
 
 def _both(one: PolicySpec, other: PolicySpec) -> PolicySpec:
-    """Merge the same key in different cases: lists add up; if one value must win, the narrower one does."""
+    """Merge two values of the same key at one place: lists add up; if one value must win, the narrower one does."""
     return PolicySpec(**{key.field: key.twice(key.of(one), key.of(other)) for key in KEYS.values()})
+
+
+def _both_names(one: PolicySpec, other: PolicySpec) -> PolicySpec:
+    """Merge the values for two names of one network. If both together are too many, those of the last name count."""
+    merged = _both(one, other)
+    for key in KEYS.values():
+        if key.several(key.of(merged)):
+            merged = dataclasses.replace(merged, **{key.field: key.of(other)})
+    return merged
 
 
 def _without(spec: PolicySpec, key: Key) -> PolicySpec:

@@ -44,6 +44,13 @@ class PeerKind:
     meant: Callable[[str, str, Networks], Name | None]
     networks: bool
 
+    def __post_init__(self) -> None:
+        # It is read in lower case, and must not be the beginning of an IPv6 address.
+        if not re.fullmatch(r"[a-z]+", self.kind) or not re.search(r"[g-z]", self.kind):
+            raise TypeError(
+                f"{self.kind!r} cannot be a kind of peer: use lower-case letters, not hexadecimal digits alone"
+            )
+
 
 def _anywhere(value: str, _: str, __: Networks) -> Name:
     return ("", value)

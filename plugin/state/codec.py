@@ -10,7 +10,7 @@ from typing import Any
 
 from plugin.jsonio import address, boolean, integer, items, port, protocol, published_protocol, text, within
 from plugin.labels.grammar import LONGEST, MOST, UNITS, parse_prefix, remembered
-from plugin.labels.keys import KEYS, LOGS, POLICIES
+from plugin.labels.keys import EVERYTHING, KEYS, LOGS, POLICIES
 from plugin.labels.peer_kinds import HOST, NAMED, PREFIX
 from plugin.model import Overriding, Peer, PolicySpec, Problem, Rate, RequestedPorts, Rule
 from plugin.protocols import OTHER, PORTLESS
@@ -62,7 +62,8 @@ def requested_ports(raw: Any) -> RequestedPorts:
 def rule(raw: Any) -> Rule:
     """Return a rule from its JSON. Raises ValueError."""
     proto = text(raw, "proto")
-    peers = tuple(map(_peer, raw.get("peers", [])))
+    # A rule without peers is open to all, so anything but a list of them is an error.
+    peers = tuple(map(_peer, items(raw, "peers"))) if "peers" in raw else ()
     origin = text(raw, "origin") if "origin" in raw else ""
     if proto == OTHER or proto in PORTLESS:
         return Rule(proto, 0, 0, peers, origin)
@@ -74,6 +75,12 @@ def rule(raw: Any) -> Rule:
 
 def _rules(raw: Any, key: str) -> tuple[Rule, ...]:
     return tuple(map(rule, items(raw, key)))
+
+
+def _egress(raw: Any, key: str) -> tuple[Rule, ...] | None:
+    """Return an egress list. One with protocols that no rule can name is "all", maybe of fewer protocols than now."""
+    rules = None if raw[key] is None else _rules(raw, key)
+    return EVERYTHING if rules and any(rule.proto == OTHER and not rule.peers for rule in rules) else rules
 
 
 def _peer(raw: Any) -> Peer:
@@ -118,7 +125,7 @@ _FIELDS: dict[str, Callable[[Any, str], Any]] = {
     "allow": _rules,
     "deny": _rules,
     "policy": _one_of(*POLICIES),
-    "egress": lambda raw, key: None if raw[key] is None else _rules(raw, key),
+    "egress": _egress,
     "rate": lambda raw, key: None if raw[key] is None else tuple(map(_rate, items(raw, key))),
     "log": _one_of(*LOGS),
 }

@@ -73,6 +73,14 @@ def test_the_ports_that_a_container_requests(raw: Any, right: list[RequestedPort
     assert tuple(codec.requested_ports(_plain(each)) for each in requested(raw)) == requested(raw)
 
 
+def test_a_port_of_a_mapped_address_is_one_of_the_ipv4_address() -> None:
+    """`-p [::ffff:192.0.2.1]:443:80` makes docker-proxy listen on 192.0.2.1, which is not a program of the host's."""
+    for written, listens in (("::ffff:192.0.2.1", "192.0.2.1"), ("::ffff:0.0.0.0", "0.0.0.0")):
+        wanted = requested(inspected({"80/tcp": [{"HostIp": written, "HostPort": "443"}]}))
+        port = Published("tcp", IPv4Address(listens), 443, 443)
+        assert any(each.may_be(port) for each in wanted)
+
+
 def test_many_requested_ports_count_as_all() -> None:
     """The amount that is stored for one container is bounded."""
     wanted = requested(

@@ -501,7 +501,10 @@ def test_any_address_is_a_peer_or_a_short_message(text: str) -> None:
 
 # --- restrictions of a wrong fw.allow -----------------------------------------------------------------------------
 
-ALL = [Rule(proto, 1, 65535) for proto in ("tcp", "udp", "sctp")]
+ALL = [
+    *(Rule(proto, 1, 65535) for proto in ("tcp", "udp", "sctp")),
+    *(Rule(proto, 0, 0) for proto in ("gre", "esp", "ah")),
+]
 
 
 @pytest.mark.parametrize(
@@ -512,6 +515,18 @@ ALL = [Rule(proto, 1, 65535) for proto in ("tcp", "udp", "sctp")]
         ("22/udp from x, 80, 443 from", [Rule("udp", 22, 22), tcp(443)]),
         ("22 from 10.0.0.1, 80x", [tcp(22)]),
         ("22 form 10.0.0.0/8, 80 10.0.0.1", [tcp(22), tcp(80)]),
+        ("80 - 443 form 10.0.0.0/8, 80x", [tcp(80, 443)]),
+        ("53 / udp form 10.0.0.0/8", [Rule("udp", 53, 53)]),
+        ("80 - 443 / tcp service:web", [tcp(80, 443)]),
+        ("80 - 443, 80x", []),
+        ("8080:80", []),
+        ("22 80 10.0.0.0/8", ALL),
+        ("10.0.0.0/8 22", ALL),
+        ("tcp/22 10.0.0.0/8", ALL),
+        ("22@10.0.0.0/8", ALL),
+        ("10.0.0.0/8:22", ALL),
+        ("[2001:db8::1]:22", ALL),
+        ("22@Service:web", ALL),
         ("2z from 10.0.0.1", ALL),
         ("22from 10.0.0.1", ALL),
         ("22 FROM10.0.0.1", ALL),
@@ -523,7 +538,8 @@ ALL = [Rule(proto, 1, 65535) for proto in ("tcp", "udp", "sctp")]
     ],
 )
 def test_a_wrong_from_removes_its_port_from_the_base(text: str, expected: list[Rule]) -> None:
-    """The author of "22 from 10.0.0.0/33" did not mean 22 to be open to all; an unclear rule takes every port."""
+    """The author of "22 from 10.0.0.0/33" or "22@10.0.0.0/8" did not mean 22 to be open to all; an unclear rule takes
+    every port."""
     assert taken_back(text) == expected
 
 

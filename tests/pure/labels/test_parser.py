@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin.labels.grammar import MAX_LENGTH, UNITS
+from plugin.labels.grammar import MAX_LENGTH, MAX_RATES, UNITS
 from plugin.labels.keys import EVERYTHING, KEYS, PREFIX
 from plugin.labels.parser import MAX_PROBLEMS, ParsedLabels, for_network, only_closing, over, parse, split
 from plugin.model import Peer, PolicySpec, Rate, Rule
@@ -203,6 +203,13 @@ def test_the_same_key_twice_adds_up() -> None:
         ({"fw.egress": "all"}, {"FW.egress": "none"}, PolicySpec(egress=())),
         ({"fw.egress": "all"}, {"FW.egress": "443"}, PolicySpec(egress=(HTTPS,))),
         ({"fw.egress": "443, 80"}, {"FW.egress": "none"}, PolicySpec(egress=())),
+        ({"fw.egress": "443, 53/udp"}, {"FW.egress": "*"}, PolicySpec(egress=(HTTPS,))),
+        (
+            {"fw.egress": "443 to 10.0.0.0/8"},
+            {"FW.egress": "443, 80"},
+            PolicySpec(egress=(Rule("tcp", 443, 443, (TEN,)),)),
+        ),
+        ({"fw.egress": "443"}, {"FW.egress": "80"}, PolicySpec(egress=())),
     ],
 )
 def test_of_the_same_key_twice_the_closing_value_applies(
@@ -332,6 +339,25 @@ def test_each_key_may_be_set_for_one_network() -> None:
     assert for_network(parsed, {"front"}) == PolicySpec(allow=(DNS, MORE), deny=(SSH,))
     assert for_network(parsed, {"Front", "my.net"}) == PolicySpec(allow=(DNS,), egress=(), policy="closed")
     assert for_network(parsed, ()) == PolicySpec(allow=(DNS,))
+
+
+def test_of_two_names_of_one_network_the_closing_value_applies() -> None:
+    """A network has a name, and a key in the compose file. Labels that use both are merged like a key in two cases."""
+    pairs = {"policy": ("open", "closed"), "egress": ("all", "443"), "allow": ("53/udp", "8080")}
+    for first, second in (("front", "shop_front"), ("shop_front", "front")):
+        parsed = parse(
+            {f"fw.network.{first}.{key}": one for key, (one, _) in pairs.items()}
+            | {f"fw.network.{second}.{key}": other for key, (_, other) in pairs.items()}
+        )
+        assert for_network(parsed, {"front", "shop_front"}) == PolicySpec((MORE, DNS), policy="closed", egress=(HTTPS,))
+        assert for_network(parsed, {first}).policy == "open"
+
+
+def test_the_rates_of_two_names_of_one_network_are_bounded() -> None:
+    """The name of a chain holds all rates of a port, and the kernel limits its length."""
+    rates = ", ".join(f"22 {n}/minute" for n in range(1, MAX_RATES + 1))
+    parsed = parse({"fw.network.front.rate": rates, "fw.network.shop_front.rate": "22 100/day"})
+    assert for_network(parsed, {"front", "shop_front"}).rate == (Rate("tcp", 22, 22, 100, "day", 5),)
 
 
 @pytest.mark.parametrize("key", ["fw.network.allow", "fw.network..allow", "fw.network.", "fw.network", "FW.network.x"])

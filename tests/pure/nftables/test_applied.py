@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plugin.nftables.applied import AppliedElements
+from plugin.nftables.document import skeleton
 from plugin.nftables.sets import SETS, Change, Element
 from tests.pure.strategies import examples
 
@@ -246,3 +247,30 @@ def test_each_set_declares_whether_it_opens_or_closes() -> None:
         "ports",
     ):
         assert SETS[name].effect == "closes", name
+
+
+#: What a rule does with a packet that an element matches, or if the set is negated: with one that none matches.
+PASSES, DROPS = re.compile(r"(accept|return|goto (permit|accept\w*))$"), re.compile(r"(drop|goto (deny\w*|stray))$")
+#: While docker-fw does not receive Docker's events, docker-proxy's open ports are closed too.
+EXCEPTIONS = {("lease_expired", "host_open"), ("lease_expired", "host_open4"), ("lease_expired", "host_open6")}
+#: Established packets to unmanaged bridges pass with the mark, and others without it.
+EXCEPTIONS |= {("established_outbound", "unmanaged")}
+#: Drops are counted.
+EXCEPTIONS |= {("deny", f"{way}_drops{v}") for way in ("ingress", "egress") for v in (4, 6)}
+
+
+def test_the_rules_do_what_each_set_declares() -> None:
+    """No packet passes because a set that closes, or has no effect, has an element, and none is dropped because a set
+    that opens has one."""
+    wrong, chain = [], ""
+    for line in skeleton(1).splitlines():
+        if line.startswith("\tchain "):
+            chain = line.split()[1]
+        for negated, name in re.findall(r"(!= )?@(\w+)(?![\w,])", line) if "\t\tupdate " not in line else ():
+            passes, drops = PASSES.search(line), DROPS.search(line)
+            if negated:
+                passes, drops = drops, passes
+            effect = SETS[name].effect
+            if (passes and effect != "opens") or (drops and effect != "closes"):
+                wrong.append((chain, name))
+    assert set(wrong) == EXCEPTIONS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from ipaddress import IPv4Address
 
@@ -46,7 +47,7 @@ def test_it_is_resolved_and_follows_its_container() -> None:
 def test_it_is_kept_over_restarts() -> None:
     """Rules with the peer are written to the state file, and read back."""
     rule = Rule("tcp", 22, 22, (NEW,))
-    assert codec.rule(asdict(rule)) == rule
+    assert codec.rule(json.loads(json.dumps(asdict(rule)))) == rule
 
 
 def test_it_is_shown_with_its_current_addresses() -> None:

@@ -53,3 +53,10 @@ def test_an_incomplete_entry_is_an_error(part: str) -> None:
     whole = {each.name: getattr(NAMED["container"], each.name) for each in dataclasses.fields(PeerKind)}
     with pytest.raises(TypeError, match=part):
         PeerKind(**{name: value for name, value in whole.items() if name != part})
+
+
+@pytest.mark.parametrize("kind", ["Label", "fd", "a:b", ""])
+def test_a_kind_that_hides_an_address_or_is_never_read_is_an_error(kind: str) -> None:
+    """Kinds are read in lower case, and `fd:1::1` stays an address."""
+    with pytest.raises(TypeError, match="cannot be a kind of peer"):
+        dataclasses.replace(NAMED["container"], kind=kind)

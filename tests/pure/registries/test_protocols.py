@@ -43,6 +43,8 @@ def test_a_protocol_has_ports_only_where_conntrack_knows_them() -> None:
     because packets after the first are established."""
     with pytest.raises(TypeError, match="conntrack does not distinguish its flows"):
         Protocol(name="new", number=253, nft="253", ports=True, socket=None, relay=False)
+    with pytest.raises(TypeError, match="conntrack does not distinguish its flows"):  # since Linux 6.16
+        Protocol(name="dccp", number=33, nft="dccp", ports=True, socket=None, relay=False)
     assert all(each.number in TRACKED_BY_PORT for each in PROTOCOLS if each.ports)
 
 
@@ -52,3 +54,10 @@ def test_a_protocol_without_ports_is_not_published() -> None:
         Protocol(name="new", number=253, nft="253", ports=False, socket="datagram", relay=False)
     with pytest.raises(TypeError, match="cannot be published"):
         Protocol(name="new", number=136, nft="136", ports=True, socket=None, relay=True)
+
+
+@pytest.mark.parametrize(("name", "number"), [("New", 253), ("a b", 253), ("*", 253), ("new", 0), ("new", 256)])
+def test_a_protocol_that_nothing_could_name_is_an_error(name: str, number: int) -> None:
+    """A name that no label could match, or a number that no packet has, is an error when it is imported."""
+    with pytest.raises(TypeError, match="is not a protocol that a label or a packet can have"):
+        Protocol(name=name, number=number, nft=str(number), ports=False, socket=None, relay=False)

@@ -288,6 +288,9 @@ class AnyHistory(RuleBasedStateMachine):
         for n, each in enumerate(says[2:], 1):
             self.connect(15 + n, n + 1, n, each, sure=True)
         self.connect(17, 4, 1, says[2], sure=True)  # the first container's second endpoint
+        for n in (1, 2):  # containers whose labels are unknown
+            self.create_endpoint(n + 2, n, 4)
+            self.join(n + 2, None, published=False)
         self.talk()
 
     @rule(n=who, on=st.sampled_from(list(NETS)), host=hosts, says=labels, published=st.booleans())

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plugin.labels.keys import EVERYTHING
 from plugin.model import (
     BridgeNetwork,
     Container,
@@ -244,6 +245,13 @@ def test_every_field_is_kept(path: Path) -> None:
     assert list(state.bans) == list(AFTER.bans)
 
 
+def test_all_egress_remains_all_when_a_protocol_is_added(path: Path) -> None:
+    """`fw.egress: all` is saved as a rule for each protocol; an older file, with fewer of them, restricts no egress."""
+    network = dataclasses.replace(NETWORK, spec=PolicySpec(egress=tuple(r for r in EVERYTHING if r.proto != "sctp")))
+    Store(str(path)).save(SavedState({network.id: network}), flush=True)
+    assert Store(str(path)).load().networks[network.id].spec.egress == EVERYTHING
+
+
 def test_a_file_of_version_1_is_read(path: Path) -> None:
     """A state file of docker-fw 0.1 is read after an upgrade: its lists of ports, and all other fields.
 
@@ -313,6 +321,8 @@ WRONG: dict[str, Any] = {
     "a range": ("said", {"deny": [{"proto": "tcp", "first": 9, "last": 1}]}),
     "a prefix": ("said", {"allow": [{**PORT, "peers": [{"kind": "prefix", "value": "10.0.0.1/8"}]}]}),
     "a peer": ("said", {"egress": [{**PORT, "peers": [{"kind": "any", "value": ""}]}]}),
+    "peers that are no list": ("said", {"allow": [{**PORT, "peers": {}}]}),
+    "peers that are a text": ("said", {"egress": [{**PORT, "peers": ""}]}),
     "a unit": ("said", {"rate": [{**RATE, "unit": "week"}]}),
     "a count": ("said", {"rate": [{**RATE, "count": 10**9}]}),
     "a burst": ("said", {"rate": [{**RATE, "burst": 70000}]}),
