@@ -150,9 +150,12 @@ def _may_open(initiator: AddressPolicy, ends: _Ends, *, to_host: bool) -> bool:
     return to_host and any(rule.proto == proto and rule.first <= ends.port <= rule.last for rule in hosts)
 
 
-def is_from_unknown(flow: Flow, prefixes: Collection[Prefix], known: set[bytes]) -> bool:
-    """Return whether an unknown address within the prefixes opened the connection to another network."""
-    if flow.source in known:
+def is_from_unknown(flow: Flow, prefixes: Collection[Prefix], known: set[bytes], local: set[bytes]) -> bool:
+    """Return whether an unknown address within the prefixes opened the connection to the host or to another network.
+
+    `local`: the host's addresses: those of its bridges are within the prefixes too.
+    """
+    if flow.source in known or flow.source in local:
         return False
     source, target = ip_address(flow.source), ip_address(flow.responder)
-    return any(source in prefix and target not in prefix for prefix in prefixes)
+    return any(source in prefix and (target not in prefix or flow.responder in local) for prefix in prefixes)

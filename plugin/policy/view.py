@@ -297,7 +297,9 @@ class PolicyView:
                     rules.setdefault(port, [])
             elif owner.kind is Kind.TRACKED and (found := self.endpoint(owner)):
                 network, endpoint = found
-                accepts = () if self.doubted(owner) else self.resolved(network, endpoint).accepts
+                rules_here = () if self.doubted(owner) else self.resolved(network, endpoint).accepts
+                # A rule for all sources opens no closed port: the port is closed because another endpoint is in doubt.
+                accepts = tuple(rule for rule in rules_here if rule.peers)
                 neighbours = network.subnets if network.flat else ()
                 for port in self.closed_at(endpoint):
                     rules.setdefault(port, []).append((accepts, neighbours))

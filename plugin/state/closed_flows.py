@@ -26,12 +26,13 @@ def cut_closed(protected: Mapping[Address, AddressPolicy], quarantine: Quarantin
 
 
 def cut_unknown(prefixes: Collection[Prefix], known: Collection[Address], quarantine: Quarantine | None = None) -> None:
-    """Delete flows that unknown addresses within the prefixes opened to other networks. Never raises."""
+    """Delete flows that unknown addresses within the prefixes opened to the host or to other networks. Never raises."""
     for version in (4, 6):
         wanted = [prefix for prefix in prefixes if prefix.version == version]
         packed = {address.packed for address in known if address.version == version}
         if wanted:
-            chosen = partial(flows.is_from_unknown, prefixes=wanted, known=packed)
+            local = conntrack.local_addresses()
+            chosen = partial(flows.is_from_unknown, prefixes=wanted, known=packed, local=local)
             conntrack.cut(version, chosen, before=_reporting(quarantine, {}))
 
 

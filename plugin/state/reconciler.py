@@ -177,6 +177,8 @@ class Reconciler:
                 raise
             except Exception:
                 self._broken(before, owners, take_back=not (gone or observed))
+                if not ends:  # the error may have come before `_perform` knew them
+                    ends += self._departed(before, owners)
                 raise
 
     def _concerned(self, before: Facts, after: Facts) -> Owners:
@@ -270,6 +272,14 @@ class Reconciler:
             self._writer.repair()
         except Exception:
             log.exception("the table could not be written; docker-fw tries again")
+
+    def _departed(self, before: Facts, owners: Owners) -> list[Callable[[], Cut | None]]:
+        """Return calls that cut the flows of endpoints that left; none, and a message, if they cannot be determined."""
+        try:
+            return [*self._writer.cuts.departed(before, self._view.facts, owners)]
+        except Exception:
+            log.exception("the flows of endpoints that left could not be determined, so they are not cut")
+            return []
 
     def _take_back(self, before: Facts, owners: Owners, owed: Owners) -> None:
         self._view.take(before, owners)

@@ -311,6 +311,15 @@ def test_flows_to_docker_proxys_port_that_may_continue() -> None:
         assert made().through_proxy([owner])[0] == []
 
 
+def test_no_flow_stays_at_a_port_that_is_closed_because_one_endpoint_is_in_doubt() -> None:
+    """A container's rule for all sources opens no port that the doubt about its other endpoint closes."""
+    free = dataclasses.replace(DB, container=who("db", allow="5432"))
+    second = dataclasses.replace(free, id="e" * 64, network_id=ISOLATED.id, addr4=IPv4Address("172.19.0.2"))
+    ports, stays = made(guest(free), guest(second, sure=False)).through_proxy([tracked(free), tracked(second)])
+    assert ports == [PORT]
+    assert not stays(PORT, IPv4Address("198.51.100.1"))
+
+
 # --- ownership ----------------------------------------------------------------------------------------------------
 
 

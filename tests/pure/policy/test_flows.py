@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, ip_network
 import pytest
 
 from plugin.model import Address, AddressPolicy, Flow, Peer, Policy, Rule
-from plugin.policy.flows import Way, is_closed, let_through, ways
+from plugin.policy.flows import Way, is_closed, is_from_unknown, let_through, ways
 from plugin.protocols import NUMBER
 
 WEB, NEIGHBOUR, HOST, OUTSIDE = (IPv4Address(text) for text in ("10.0.0.2", "10.0.0.3", "10.0.0.1", "192.0.2.9"))
@@ -72,6 +72,22 @@ def test_what_only_a_published_port_opens_is_closed_to_direct_flows() -> None:
     assert not closed(host_port, policy)
     assert closed(flow(OUTSIDE, WEB), policy)
     assert not closed(flow(OUTSIDE, WEB), Policy((HTTP,), known=True))
+
+
+@pytest.mark.parametrize(
+    ("one", "ends"),
+    [
+        (flow(NEIGHBOUR, OUTSIDE), True),
+        (flow(NEIGHBOUR, HOST), True),
+        (flow(NEIGHBOUR, WEB), False),
+        (flow(WEB, OUTSIDE), False),
+        (flow(HOST, OUTSIDE), False),
+        (flow(OUTSIDE, NEIGHBOUR), False),
+    ],
+)
+def test_an_unknown_address_may_continue_only_within_its_network(one: Flow, ends: bool) -> None:
+    """The host is not within it, though the address of its bridge is."""
+    assert is_from_unknown(one, [SUBNET], {WEB.packed}, LOCAL) is ends
 
 
 def test_nothing_enters_or_leaves_an_internal_network() -> None:

@@ -4,7 +4,7 @@ gives, and is at no moment wider than before or after."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, ip_network
 from types import MappingProxyType
 from typing import Any
@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from plugin.docker.tracker import EndpointTracker
-from plugin.kernel import conntrack
+from plugin.kernel import conntrack, link_monitor
 from plugin.labels.parser import parse
 from plugin.model import (
-    AddressPolicy,
     BridgeNetwork,
     Container,
     Defaults,
     Endpoint,
+    Flow,
     FwError,
     Network,
     Overriding,
@@ -34,31 +34,37 @@ from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.compile import ElementCompiler, compiled
 from plugin.nftables.rate_quota import Quota
 from plugin.nftables.sets import Change, Element, spec_of
-from plugin.policy.decide import passes
 from plugin.policy.facts import BridgeFacts, Facts, ProxyFacts
 from plugin.policy.overrides import with_one, without
 from plugin.policy.peers import PeerIndex
 from plugin.policy.saved import SavedState
 from plugin.policy.view import PolicyView
-from plugin.state import closed_flows
 from plugin.state.flow_cutter import FlowCutter
 from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel
-from tests.pure.tracer import Packet, Table
+from tests.pure.tracer import CHAINS, Packet, Table
 
-SETTING = Defaults(parse({"fw.allow": "161/udp"}, "setting ").spec)
+SPEC = parse({"fw.allow": "161/udp"}, "setting ").spec
 NETS = {n: Network(f"{n}" * 64, f"fw-{n}", IPv4Interface(f"10.{n}.0.1/24"), internal=n == 3) for n in (1, 2, 3)}
 DOCKERS = {
     n: BridgeNetwork(f"{n}" * 64, f"app{n}", f"br-{n}", (IPv4Network(f"172.{n}.0.0/16"),), internal=n == 18)
     for n in (16, 17, 18)
 }
 LABELS = (
-    {}, {"fw.allow": "8080"}, {"fw.allow": "5432 from service:api 203.0.113.0/24"}, {"fw.egress": "443"},
+    {}, {"fw.allow": "8080"}, {"fw.allow": "5432 from service:api 203.0.113.0/24"}, {"fw.egress": "443, 22 to host"},
     {"fw.egress": "none", "fw.deny": "22"}, {"fw.policy": "closed"}, {"fw.policy": "open", "fw.deny": "80"},
     {"fw.rate": "22 5/minute burst 10"}, {"fw.allow": "808O"}, {"fw.allow": "22 from container:c1 network:front"},
 )  # fmt: skip
 OUTSIDERS = (IPv4Address("203.0.113.7"), IPv4Address("192.0.2.1"))
+HOST = IPv4Address("198.51.100.1")
+GATEWAYS = {
+    **{network.bridge: network.gateway4.ip for network in NETS.values() if network.gateway4},
+    **{network.bridge: IPv4Address(int(network.subnets[0].network_address) + 1) for network in DOCKERS.values()},
+}
+#: The host's own addresses, packed.
+LOCAL = {HOST.packed, *(address.packed for address in GATEWAYS.values())}
 PORTS = (22, 80, 5432, 8080)
+TCP = 6
 Edit = Callable[[SavedState], SavedState]
 labels, who, hosts = st.sampled_from(LABELS), st.integers(1, 4), st.integers(2, 4)
 
@@ -95,43 +101,89 @@ class Watched(Kernel):
         self.seen()
 
 
-class Flows:
-    """Established flows over TCP. The calls that cut flows remove them here.
+def flow(source: IPv4Address, address: IPv4Address, port: int, at: tuple[IPv4Address, int] | None = None) -> Flow:
+    """Return a TCP connection as conntrack reports it; `at`: the published port to which it was opened."""
+    addressed, addressed_port = at or (address, port)
+    return Flow(source.packed, 40000, addressed.packed, addressed_port, address.packed, port, source.packed, proto=TCP)
 
-    `there`: those of outsiders, as (source, address, port). `out`: those to outsiders, as (bridge, address, target,
-    port).
-    """
+
+def described(flow: Flow) -> str:
+    ends = [IPv4Address(end) for end in (flow.source, flow.addressed, flow.responder)]
+    return f"{ends[0]} to {ends[1]}:{flow.addressed_port}, answered by {ends[2]}:{flow.responder_port}"
+
+
+class Flows:
+    """The kernel's established flows over TCP, which `conntrack.cut` searches and deletes."""
 
     def __init__(self) -> None:
-        self.there: set[tuple[IPv4Address, IPv4Address, int]] = set()
-        self.out: set[tuple[str, IPv4Address, IPv4Address, int]] = set()
+        self.there: set[Flow] = set()
 
-    def cut_closed(self, policies: Mapping[Any, AddressPolicy], *_: object) -> None:
-        def may_continue(flow: tuple[IPv4Address, IPv4Address, int]) -> bool:
-            source, address, port = flow
-            if address not in policies:
-                return True
-            policy = policies[address].policy
-            return passes((*policy.accepts, *policy.published), "tcp", port, source)
+    def cut(
+        self,
+        version: int,
+        chosen: Callable[[Flow], bool],
+        marks: Collection[bytes] = (),
+        before: Callable[[Collection[Flow]], None] | None = None,
+    ) -> conntrack.Cut:
+        found = [each for each in self.there if version == 4 and chosen(each)]
+        if before and found:
+            before(found)
+        self.there.difference_update(found)
+        return conntrack.Cut(len(found))
 
-        def may_go_on(flow: tuple[str, IPv4Address, IPv4Address, int]) -> bool:
-            _, address, target, port = flow
-            if address not in policies:
-                return True
-            known = policies[address]
-            egress = known.policy.egress
-            return not known.internal and (egress is None or passes(egress, "tcp", port, target))
 
-        self.there = set(filter(may_continue, self.there))
-        self.out = set(filter(may_go_on, self.out))
+class Rules:
+    """Which flows this table lets anyone open."""
 
-    def cut_unknown(self, prefixes: Iterable[Any], known: Collection[Any], *_: object) -> None:
-        self.out = {f for f in self.out if f[1] in known or not any(f[1] in prefix for prefix in prefixes)}
+    def __init__(self, elements: Collection[Element]) -> None:
+        self._table = Table(elements)
+        self._there = {element[:2] for element in elements}
 
-    def cut_addresses(self, addresses: Iterable[Any]) -> None:
-        gone = set(addresses)
-        self.there = {flow for flow in self.there if flow[1] not in gone}
-        self.out = {flow for flow in self.out if flow[1] not in gone}
+    def permit(self, flow: Flow) -> bool:
+        """True if the flow's first packet would pass now."""
+        source, target = IPv4Address(flow.source), IPv4Address(flow.responder)
+        here, there = _bridge(source), _bridge(target)
+        packet = Packet(source, target, TCP, flow.responder_port)
+        if target.packed in LOCAL:
+            return self._enters_host(packet) if here is None else self._leaves(here, packet, to_host=True)
+        if here == there:
+            return True
+        if any(("internal", (bridge,)) in self._there for bridge in (here, there)):
+            return False
+        dnat = (flow.addressed, flow.addressed_port) != (flow.responder, flow.responder_port)
+        return (here is None or self._leaves(here, packet)) and (there is None or self._enters(packet, dnat=dnat))
+
+    def _enters(self, packet: Packet, *, dnat: bool) -> bool:
+        """True if the container accepts the packet."""
+        if dnat and ("allow_published4", (packet.target, TCP, packet.port)) in self._there:
+            return True
+        return self._table.verdict("inbound4", packet) == "permit"
+
+    def _leaves(self, bridge: str, packet: Packet, *, to_host: bool = False) -> bool:
+        """True if the source on this bridge may send the packet."""
+        if ("egress_restricted", (bridge,)) not in self._there:
+            return True
+        if ("egress_all4", (bridge, packet.source)) in self._there:
+            return True
+        hosts = [line for line in CHAINS["egress_allow_host"] if line.startswith("ip saddr")]
+        if to_host and self._table.found(hosts, packet):
+            return True
+        return self._table.verdict("egress_allow4", packet) == "mark"
+
+    def _enters_host(self, packet: Packet) -> bool:
+        """True if the host port, on which docker-proxy listens, accepts the packet from outside."""
+        key = (2, TCP, packet.port)
+        if ("host_closed", key) in self._there:
+            return self._table.verdict("host_from4", packet) == "accept_host"
+        return ("host_open", key) in self._there
+
+
+def _bridge(address: IPv4Address) -> str | None:
+    """Return the bridge that the address is behind; None for an address outside."""
+    for network in (*NETS.values(), *DOCKERS.values()):
+        if any(address in subnet for subnet in network.subnets):
+            return network.bridge
+    return None
 
 
 class Bug(Exception):
@@ -167,11 +219,9 @@ class AnyHistory(RuleBasedStateMachine):
         self.bug = 0
         for where, name in STEPS:
             self.patch.setattr(where, name, self.failing(getattr(where, name)))
-        self.patch.setattr(closed_flows, "cut_closed", self.flows.cut_closed)
-        self.patch.setattr(conntrack, "cut_addresses", self.flows.cut_addresses)
-        self.patch.setattr(conntrack, "cut_published", lambda *_: None)
-        self.patch.setattr(conntrack, "cut_prefixes", lambda *_: conntrack.Cut())
-        self.patch.setattr(closed_flows, "cut_unknown", self.flows.cut_unknown)
+        self.patch.setattr(conntrack, "cut", self.flows.cut)
+        self.patch.setattr(link_monitor, "addresses", lambda: LOCAL)
+        self.setting = Defaults(SPEC)
         self.kernel, self.disk, self.later = Watched(), Disk(), list[Callable[[], object]]()
         #: Endpoints on Docker networks, as Docker lists them: by network and host number.
         self.there: dict[tuple[int, int], Endpoint] = {}
@@ -197,7 +247,7 @@ class AnyHistory(RuleBasedStateMachine):
         return failing
 
     def begin(self, state: SavedState) -> None:
-        self.state = Reconciler(self.kernel, self.disk, SETTING, self.later.append)  # type: ignore[arg-type]
+        self.state = Reconciler(self.kernel, self.disk, self.setting, self.later.append)  # type: ignore[arg-type]
         self.state.start(Facts(state, proxies=ProxyFacts(frozenset({7}))))
         self.tracker = EndpointTracker(self.state)
 
@@ -221,12 +271,15 @@ class AnyHistory(RuleBasedStateMachine):
 
     def desired(self) -> set[Element]:
         """Return the elements computed from the facts alone."""
-        fresh = compiled(SETTING, self.state.facts)
+        fresh = compiled(self.setting, self.state.facts)
         assert fresh.view.facts == self.state.facts or self.state._unsettled
         return fresh.all_elements() | ban_elements(self.state.state.bans, 0)[0]
 
-    @initialize(says=st.lists(labels, min_size=4, max_size=4))
-    def some_are_there(self, says: list[dict[str, str]]) -> None:
+    @initialize(says=st.lists(labels, min_size=4, max_size=4), published=st.booleans())
+    def some_are_there(self, says: list[dict[str, str]], published: bool) -> None:
+        """`published`: FW_PUBLISHED=allow."""
+        self.setting = Defaults(SPEC, published)
+        self.begin(SavedState())
         for n in NETS:
             self.put_network(n, {})
         self.list_all(None)
@@ -383,32 +436,40 @@ class AnyHistory(RuleBasedStateMachine):
         self.kernel.refuses, self.bug, self.later[:] = 0, 0, []
         self.step(lambda: self.begin(self.disk.kept))
         # Docker's networks are not yet listed; flows opened meanwhile are checked with the first list.
-        self.flows.there = {flow for flow in self.flows.there if flow[1] not in IPv4Network("172.0.0.0/8")}
-        self.flows.out = {flow for flow in self.flows.out if flow[1] not in IPv4Network("172.0.0.0/8")}
+        self.flows.there = {flow for flow in self.flows.there if not self.concerns_docker(flow)}
+
+    def concerns_docker(self, flow: Flow) -> bool:
+        ends = [IPv4Address(end) for end in (flow.source, flow.responder)]
+        proxied = flow.responder == HOST.packed and _bridge(ends[0]) is None
+        return proxied or any(end in IPv4Network("172.0.0.0/8") for end in ends)
 
     @rule()
     def talk(self) -> None:
-        """Outsiders and containers open all flows that are permitted, also containers whose labels are unknown."""
+        """All flows that are permitted are opened."""
+        rules = Rules(self.kernel.table or ())
+        self.flows.there.update(filter(rules.permit, self.tried()))
+
+    def tried(self) -> Iterator[Flow]:
+        """Yield the flows that are tried: to containers, from them, and from addresses that no container has."""
+        facts = self.state.facts
         known = [e for e in self.state.endpoints.values() if e.joined]
-        known += [guest.endpoint for guest in self.state.facts.guests.values()]
-        tried = {(source, e.addr4, port) for e in known if e.addr4 for source in OUTSIDERS for port in PORTS}
-        self.flows.there |= {flow for flow in tried if self.permitted(*flow)}
-        bridges = {network.id: network.bridge for network in (*NETS.values(), *DOCKERS.values())}
-        senders = [(bridges[e.network_id], e.addr4) for e in known if e.addr4]
-        out = {(*sender, target, port) for sender in senders for target in OUTSIDERS for port in PORTS}
-        self.flows.out |= {flow for flow in out if self.may_open(*flow)}
-
-    def permitted(self, source: IPv4Address, address: IPv4Address, port: int) -> bool:
-        return Table(self.kernel.table or ()).verdict("inbound4", Packet(source, address, 6, port)) == "permit"
-
-    def may_open(self, bridge: str, address: IPv4Address, target: IPv4Address, port: int) -> bool:
-        table = self.kernel.table or set()
-        if Element("internal", (bridge,)) in table:
-            return False
-        free = (
-            Element("egress_restricted", (bridge,)) not in table or Element("egress_all4", (bridge, address)) in table
-        )
-        return free or Table(table).verdict("egress_allow4", Packet(address, target, 6, port)) == "mark"
+        known += [guest.endpoint for guest in facts.guests.values()]
+        addresses = [e.addr4 for e in known if e.addr4]
+        for address in addresses:
+            for source in (*OUTSIDERS, *addresses):
+                yield from (flow(source, address, port) for port in PORTS)
+        for e in known:
+            for source in OUTSIDERS:
+                for port in e.published if e.addr4 else ():
+                    assert e.addr4
+                    yield flow(source, e.addr4, port.container_port, (HOST, port.host_port))
+                    if e.network_id not in facts.saved.networks:  # docker-proxy may serve it
+                        yield flow(source, HOST, port.host_port)
+        for network in (*facts.saved.networks.values(), *facts.networks.values()):
+            gateway, subnet = GATEWAYS[network.bridge], network.subnets[0]
+            for source in (gateway + 8, *(each for each in addresses if each in subnet)):
+                for target in (*OUTSIDERS, HOST, gateway):
+                    yield from (flow(source, target, port) for port in (22, 443))
 
     # --- invariants -----------------------------------------------------------------------------------------------
 
@@ -434,11 +495,12 @@ class AnyHistory(RuleBasedStateMachine):
                 break
         assert not self.state._unsettled
         assert self.kernel.table == self.desired()
-        assert {flow for flow in self.flows.there if not self.permitted(*flow)} == set()
-        assert {flow for flow in self.flows.out if not self.may_open(*flow)} == set()
+        rules = Rules(self.kernel.table or ())
+        closed = [described(each) for each in self.flows.there if not rules.permit(each)]
+        assert not closed, closed
 
 
-AnyHistory.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None, derandomize=True)
+AnyHistory.TestCase.settings = settings(max_examples=100, stateful_step_count=25, deadline=None, derandomize=True)
 
 
 class TestAnyHistory(AnyHistory.TestCase):

@@ -27,7 +27,9 @@ from plugin.model import (
     TrackedEndpoint,
 )
 from plugin.policy.facts import Facts
+from plugin.policy.view import PolicyView
 from plugin.state import closed_flows
+from plugin.state.flow_cutter import FlowCutter
 from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel
 
@@ -191,6 +193,27 @@ def test_flows_of_a_departed_container_end_if_its_link_cannot_be_deleted(world: 
     with pytest.raises(OSError, match="no netlink"):
         world.state.edit_endpoint(web.id, lambda e: dataclasses.replace(e, joined=False, container=None), fails)
     assert cuts.addresses == [[web.addr4]]
+
+
+@pytest.mark.parametrize(("where", "call"), [(PolicyView, "departing"), (FlowCutter, "departed")])
+def test_flows_of_a_departed_container_end_after_an_unexpected_error(
+    world: World, cuts: Cuts, monkeypatch: pytest.MonkeyPatch, where: type, call: str
+) -> None:
+    """Also if the error comes before it is known whose flows are to be cut: the next container would inherit them."""
+    gone = member(2)
+    world.state.put_endpoint(gone)
+    world.finish()
+    real = getattr(where, call)
+
+    def fails_once(*_: object) -> None:
+        monkeypatch.setattr(where, call, real)
+        raise RuntimeError
+
+    monkeypatch.setattr(where, call, fails_once)
+    with pytest.raises(RuntimeError):
+        world.state.drop_endpoint(gone.id)
+    world.finish()
+    assert cuts.addresses == [[gone.addr4]]
 
 
 def test_flows_that_a_refused_change_owed_end_with_the_next_refusal(world: World, cuts: Cuts) -> None:
