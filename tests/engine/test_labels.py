@@ -330,8 +330,8 @@ def test_an_image_opens_nothing(fw: Fw) -> None:
 def test_oversized_labels_affect_no_other_container(deep: Fw, driver: str | None) -> None:
     """A container with labels of 24 MiB stays out of a docker-fw network, and accepts ICMP only on a Docker network.
 
-    On a docker-fw network it does not start. Running containers stay open without a gap, new ones are known, and events
-    are still followed.
+    On a docker-fw network it does not start, unless Docker's answer takes longer than Join waits: then it starts closed.
+    Running containers stay open without a gap, new ones are known, and events are still followed.
     """
     port, closed = next(_host_ports), next(_host_ports)
     with networks(deep, driver) as net:
@@ -342,18 +342,21 @@ def test_oversized_labels_affect_no_other_container(deep: Fw, driver: str | None
             with deep.wan.probe.hammer(target, every=0.02) as hammer:
                 large, oversized = f"large{closed}", {"fw.policy": "open", "x": "y" * (24 << 20)}
                 with contextlib.ExitStack() as stack:
-                    if driver is None:
-                        with pytest.raises(DockerError, match="its entry in Docker's list exceeds 4 MiB"):
-                            _with_labels(deep, net, closed, oversized)
-                    else:
+                    try:
                         _with_labels(deep, net, closed, oversized)
+                    except DockerError as error:
+                        runs = False
+                        assert driver is None
+                        assert "its entry in Docker's list exceeds 4 MiB" in str(error)
+                    else:
+                        runs = True
                         stack.enter_context(deep.engine.serve(large, tcp=[80]))
                     later = next(_host_ports)
                     new = deep.run(net, "-p", f"{later}:8080", *labels(allow="8080"))
                     with deep.engine.serve(new, tcp=[8080]):
                         becomes(deep, {("tcp", deep.host.v4, later)}, ("tcp", deep.host.v4, later))
                     assert not seen(deep, ("tcp", deep.host.v4, closed))
-                    if driver:
+                    if runs:
                         assert not seen(deep, *tcp(deep.addresses(large, net), 80))
                     until(lambda: large in deep.status()["apart"], "status names the container", 40)
                 deep.remove(large)
