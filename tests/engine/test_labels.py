@@ -330,8 +330,8 @@ def test_an_image_opens_nothing(fw: Fw) -> None:
 def test_oversized_labels_affect_no_other_container(deep: Fw, driver: str | None) -> None:
     """A container with labels of 24 MiB stays out of a docker-fw network, and accepts ICMP only on a Docker network.
 
-    On a docker-fw network it does not start, unless Docker's answer takes longer than Join waits: then it starts closed.
-    Running containers stay open without a gap, new ones are known, and events are still followed.
+    On a docker-fw network it does not start; if Docker's answer takes longer than Join waits, it starts closed. Running
+    containers stay open without a gap, new ones are known, and events are still followed.
     """
     port, closed = next(_host_ports), next(_host_ports)
     with networks(deep, driver) as net:
@@ -345,9 +345,9 @@ def test_oversized_labels_affect_no_other_container(deep: Fw, driver: str | None
                     try:
                         _with_labels(deep, net, closed, oversized)
                     except DockerError as error:
+                        if driver or "its entry in Docker's list exceeds 4 MiB" not in str(error):
+                            raise
                         runs = False
-                        assert driver is None
-                        assert "its entry in Docker's list exceeds 4 MiB" in str(error)
                     else:
                         runs = True
                         stack.enter_context(deep.engine.serve(large, tcp=[80]))
