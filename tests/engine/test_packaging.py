@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -72,7 +73,8 @@ def push(maker: Engine, registry: Registry) -> None:
     path = plugin_dir(maker)
     made = maker.host.share / path.removeprefix("/lab/")
     (made / "rootfs/newer").touch()
-    (made / "config.json").write_text((made / "config.json").read_text().replace("a network driver", "newer"))
+    config = json.loads((made / "config.json").read_text())
+    (made / "config.json").write_text(json.dumps({**config, "description": "newer"}))
     make, *rest = commands("Upgrading")[0]
     assert make == "make plugin"
     for command in rest[:3]:

@@ -284,7 +284,7 @@ def test_a_retry_makes_the_pair_anew(site: Site, links: Links) -> None:
 
 def test_without_its_bridge_an_endpoint_is_refused(site: Site, links: Links) -> None:
     """If the bridge was removed, the start fails with what to do, and no pair remains."""
-    with pytest.raises(FwError, match=f"the bridge {NETWORK.bridge} of network 0123456789ab is gone"):
+    with pytest.raises(FwError, match=f"the bridge {NETWORK.bridge} of network 0123456789ab is missing"):
         links.attach(NETWORK, ENDPOINT)
     assert names(site) == set()
 
