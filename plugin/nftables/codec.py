@@ -37,9 +37,9 @@ def _family(name: str) -> int:
     return NFPROTO_BRIDGE if spec and spec.bridge else NFPROTO_INET
 
 
-def counted(told: Iterable[bytes]) -> Iterator[tuple[Address, int]]:
+def counted(dumped: Iterable[bytes]) -> Iterator[tuple[Address, int]]:
     """Yield the elements of a set with counters, from a dump."""
-    for body in told:
+    for body in dumped:
         for element in nl.each(nl.attributes(body).get(_LIST_ELEMENTS, b"")):
             of = nl.attributes(element)
             key = nl.attributes(of.get(_KEY, b"")).get(_VALUE, b"")
@@ -48,9 +48,9 @@ def counted(told: Iterable[bytes]) -> Iterator[tuple[Address, int]]:
                 yield ip_address(key), int.from_bytes(counter.get(_COUNTER_PACKETS, b""), "big")
 
 
-def keys(told: Iterable[bytes]) -> Iterator[bytes]:
+def keys(dumped: Iterable[bytes]) -> Iterator[bytes]:
     """Yield the packed keys of a set's elements, from a dump."""
-    for body in told:
+    for body in dumped:
         for element in nl.each(nl.attributes(body).get(_LIST_ELEMENTS, b"")):
             yield nl.attributes(nl.attributes(element)[_KEY])[_VALUE]
 

@@ -50,8 +50,8 @@ def listening() -> frozenset[Published] | None:
         if not _current_or_former(sock, "proxy_unidentified"):
             return None
         names = ("host_own", "host_own4", "host_own6")
-        told = ((name, _current_or_former(sock, name)) for name in names)
-        return frozenset(_port(element) for name, dump in told for element, _ in _elements(dump, name, SETS[name]))
+        dumped = ((name, _current_or_former(sock, name)) for name in names)
+        return frozenset(_port(element) for name, dump in dumped for element, _ in _elements(dump, name, SETS[name]))
 
 
 def _current_or_former(sock: socket.socket, name: str) -> list[bytes]:
@@ -99,20 +99,20 @@ def _set(sock: socket.socket, name: str) -> list[bytes]:
         return []
 
 
-def elements(told: Iterable[bytes], name: str) -> Iterator[Element]:
+def elements(dumped: Iterable[bytes], name: str) -> Iterator[Element]:
     """Yield a set's elements from a dump; none if an older docker-fw created the set with other fields."""
     spec = spec_of(name)
     length = fields.length(spec.key)
-    for body in told:
+    for body in dumped:
         for one in nl.each(nl.attributes(body).get(_LIST_ELEMENTS, b"")):
             key = nl.attributes(nl.attributes(one)[_KEY])[_VALUE]
             if len(key) == length:
                 yield Element(name, fields.unpacked(spec.key, key))
 
 
-def _elements(told: Iterable[bytes], name: str, spec: SetSpec) -> Iterator[tuple[Element, bool]]:
+def _elements(dumped: Iterable[bytes], name: str, spec: SetSpec) -> Iterator[tuple[Element, bool]]:
     """Yield each element, and True if it expires within two seconds."""
-    for body in told:
+    for body in dumped:
         for one in nl.each(nl.attributes(body).get(_LIST_ELEMENTS, b"")):
             of = nl.attributes(one)
             key = fields.unpacked(spec.key, nl.attributes(of[_KEY])[_VALUE])
@@ -121,7 +121,7 @@ def _elements(told: Iterable[bytes], name: str, spec: SetSpec) -> Iterator[tuple
             yield Element(name, key, data), soon
 
 
-def _data(told: Mapping[int, bytes], expressions: tuple[str, ...]) -> tuple[Value, ...]:
+def _data(of_data: Mapping[int, bytes], expressions: tuple[str, ...]) -> tuple[Value, ...]:
     if expressions == VERDICT:
-        return (ruleset.text(nl.attributes(told[_DATA_VERDICT]).get(_VERDICT_CHAIN, b"")),)
-    return fields.unpacked(expressions, told[_DATA_VALUE])
+        return (ruleset.text(nl.attributes(of_data[_DATA_VERDICT]).get(_VERDICT_CHAIN, b"")),)
+    return fields.unpacked(expressions, of_data[_DATA_VALUE])
