@@ -16,12 +16,14 @@ from tests.vm.systems import DEFAULT, SYSTEMS
 
 def images(systems: Sequence[str]) -> None:
     """Make the states that are not in the cache, with a line for each."""
-    from tests.vm.product import installed  # it builds docker-fw's image
+    from tests.vm.product import installed, running  # they build docker-fw's image
 
     for number, system in enumerate(systems, 1):
         say(f"{number} of {len(systems)}: {system}")
         print(ready(system).directory)
         print(installed(system).directory, flush=True)
+    if DEFAULT in systems:
+        print(running().directory)
 
 
 def run(system: str, with_fw: bool, command: Sequence[str]) -> int:

@@ -7,7 +7,6 @@ import json
 import shutil
 import signal
 import subprocess
-import tarfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -259,8 +258,8 @@ class Machine:
         self.run(["sh", "-ec", script, "get", path], timeout=600)
         target = self.directory / "got"
         shutil.rmtree(target / Path(path).name, ignore_errors=True)
-        with tarfile.open(self._exchange, "r:") as tar:
-            tar.extractall(target, filter="tar")
+        target.mkdir(exist_ok=True)
+        call(["tar", "-C", str(target), "-xf", str(self._exchange)])
         return target / Path(path).name
 
     def write(self, path: str, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import shutil
 import subprocess
 import tempfile
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from plugin.model import FwError
-from tests.lab import Engine, busybox
+from tests.lab import ENGINES, Engine, busybox, engine_root
 from tests.lab.builder import image_path
 from tests.lab.daemon import DockerError
 from tests.lab.store import LabError, cache, digest
@@ -19,7 +20,10 @@ from tests.vm.disk import disk, recipe
 from tests.vm.machine import Machine
 from tests.vm.states import State, cached_state, prepared, ready
 from tests.vm.systems import DEFAULT
+from tests.waiting import until
 
+SIDECAR = ROOT / "compose-examples/sidecar.yml"
+COMPOSE = "usr/libexec/docker/cli-plugins/docker-compose"
 #: All that an installation depends on but the package itself.
 _DEPENDENCIES = ("config.json", "Makefile", "Dockerfile", "requirements.lock")
 
@@ -34,14 +38,38 @@ def installed(system: str = DEFAULT, extra: tuple[str, ...] = ()) -> State:
     return prepared(_installation(system, extra), "plugin", (image_tar().name,), replace_package)
 
 
-def is_installed(system: str = DEFAULT) -> bool:
-    """Return True if `installed` would find all that it needs in the cache; makes nothing."""
+def running(system: str = DEFAULT) -> State:
+    """Return the state `installed` with a network and a container on it, for a test that has no time to start one.
+
+    The container listens on 8080, which its label opens, and on 9090. /root/addresses has its addresses.
+    """
+    return prepared(installed(system), "running", (), _run_one)
+
+
+def _run_one(vm: Machine) -> None:
+    vm.docker("network", "create", "-d", PLUGIN, "--ipv6", "--subnet", "2001:db8:77::/64", "one")
+    servers = ("busybox", "sh", "-c", "httpd -p 9090; exec httpd -f -p 8080")
+    vm.docker("run", "-d", "--name", "app", "--network", "one", "--label", "fw.allow=8080", *servers)
+    addresses = vm.address("app", "one")
+    vm.write("/root/addresses", " ".join(addresses))
+    opened = [("tcp", address, 8080) for address in addresses]
+    until(lambda: {*vm.wan.probe([*opened], timeout=2).values()} == {"open"}, "the container answers", 60)
+
+
+def cached_running(system: str = DEFAULT) -> State | None:
+    """Return what `running` returns if all that it needs is in the cache, else None; makes nothing."""
     tar = image_path(ROOT, IMAGE)
     if not tar.exists() or not recipe(system)[2].exists():
-        return False
-    first = cached_state(State(disk(system)), "ready", (busybox().tar.name,))
-    second = cached_state(first, "installation", (_dependencies(),)) if first else None
-    return bool(second and cached_state(second, "plugin", (tar.name,)))
+        return None
+    state: State | None = State(disk(system))
+    for name, parts in (
+        ("ready", (busybox().tar.name,)),
+        ("installation", (_dependencies(),)),
+        ("plugin", (tar.name,)),
+        ("running", ()),
+    ):
+        state = cached_state(state, name, parts) if state else None
+    return state
 
 
 def _dependencies() -> str:
@@ -64,6 +92,26 @@ def replace_package(vm: Machine) -> None:
         docker plugin enable fw:latest
     """
     vm.run(["sh", "-ec", script, "replace", str(package.relative_to(rootfs())), there], timeout=600)
+
+
+def with_sidecar(system: str = DEFAULT) -> State:
+    """Return the state of a system with docker-fw as its sidecar and its boot unit, by the file's own commands."""
+    parts = (image_tar().name, SIDECAR.read_text())
+    return prepared(ready(system), "sidecar", (digest(*parts),), install_sidecar)
+
+
+def install_sidecar(vm: Machine) -> None:
+    """Start the sidecar by the commands that compose-examples/sidecar.yml lists, and install its boot unit."""
+    vm.load(image_tar())
+    if vm.try_docker("compose", "version").returncode:
+        # Debian has no compose for this engine: the newest engine's speaks its API too.
+        vm.put(engine_root([*ENGINES][-1]) / COMPOSE, "/usr/local/lib/docker/cli-plugins")
+    vm.put(SIDECAR)
+    up, boot, _ = re.findall(r"^#   (docker .*)$", SIDECAR.read_text(), re.MULTILINE)
+    vm.run(["sh", "-ec", f"cd /lab; {up}"], timeout=600)
+    until(MachineFw(vm, driver="fw").answers, "the sidecar answers", 120)
+    vm.run(["sh", "-ec", f"cd /lab; {boot}"], timeout=600)
+    vm.run(["sh", "-ec", "systemctl daemon-reload && systemctl start docker-fw-boot"])
 
 
 def install(vm: Machine) -> None:

@@ -60,7 +60,7 @@ def test_files_and_directories_go_in_and_out_unchanged(vm: Machine, tmp_path: Pa
 
 def test_a_failing_program_is_an_error_with_its_output(vm: Machine) -> None:
     """The error names the command, the status and the output; one that hangs is ended after the time-out."""
-    with pytest.raises(LabError, match="(?s)status 3.*seen"):
+    with pytest.raises(LabError, match=r"(?s)status 3.*seen"):
         vm.run(["sh", "-c", "echo seen; exit 3"])
     with pytest.raises(LabError, match="not done after"):
         vm.run(["sleep", "99"], timeout=0.5)
