@@ -24,11 +24,11 @@ def v6(protocol: int, body: bytes, hops: int = 63) -> bytes:
 
 
 def tcp(flags: int, ack: int) -> bytes:
-    return struct.pack("!HHIIBBHHH", 9090, 1024, 0, ack, 0x50, flags, 0, 0, 0)
+    return struct.pack("!HHIIBBHHH", 9090, 30000, 0, ack, 0x50, flags, 0, 0, 0)
 
 
-def datagram(shot: int) -> bytes:
-    return struct.pack("!HHHH", 9090, 1024, 20, 0) + MAGIC + struct.pack("!I", shot)
+def datagram(shot: int, ports: tuple[int, int] = (9090, 30000)) -> bytes:
+    return struct.pack("!HHHH", *ports, 20, 0) + MAGIC + struct.pack("!I", shot)
 
 
 UNREACHABLE = struct.pack("!BBHI", 3, 3, 0, 0) + v4(UDP, datagram(7))
@@ -64,10 +64,15 @@ def test_whatever_a_container_answers_is_seen_with_the_shot_that_it_answers(
         (v4(1, UNREACHABLE, 64), True),
         (v4(1, struct.pack("!BBHI", 3, 1, 0, 0) + v4(UDP, datagram(7))), True),
         (v4(UDP, b"\0" * 20), True),
+        (v4(UDP, datagram(7, ports=(30000, 9090))), True),
+        (v6(UDP, datagram(7, ports=(30000, 9090))), False),
     ],
 )
 def test_what_the_host_itself_refuses_is_no_answer(packet: bytes, is_v4: bool) -> None:
-    """A host that does not forward at the moment sends resets and errors of its own, with a full TTL."""
+    """A host that does not forward at the moment sends resets and errors of its own, with a full TTL.
+
+    A host without a route to the container returns the shot itself, by its default route.
+    """
     assert answered(packet, is_v4) is None
 
 

@@ -31,7 +31,9 @@ MAGIC = b"torture!"
 #: So many shots are remembered; an answer to an older one is not counted.
 MEMORY = 1 << 16
 #: Source ports of shots: most have a new one; every fourth has its target's own, whose flow conntrack may still know.
-PORTS, OWN_PORT, OWN_EVERY = (1024, 28000), 30000, 4
+PORTS, OWN_PORT, OWN_EVERY = (30000, 60000), 60100, 4
+#: No target has any of these ports.
+OURS = range(PORTS[0], 1 << 16)
 
 
 class Order(TypedDict):
@@ -102,7 +104,8 @@ def answered(packet: bytes, v4: bool) -> tuple[int, str] | None:
         protocol, hops, body = packet[6], packet[7], packet[40:]
     if protocol == TCP and len(body) >= 20:
         return _of_tcp(body, hops)
-    if protocol == UDP and body[8:16] == MAGIC:
+    # A host without a route to the target returns the shot itself, by its default route.
+    if protocol == UDP and body[8:16] == MAGIC and int.from_bytes(body[2:4], "big") in OURS:
         return struct.unpack("!I", body[16:20])[0], "datagram"
     unreachable = (3, 3) if v4 else (1, 4)
     if protocol in (ICMP, ICMPV6) and (body[0], body[1]) == unreachable and hops == FORWARDED:
