@@ -91,14 +91,14 @@ def test_a_port_that_changes_may_answer_only_shots_from_its_open_time() -> None:
     assert times.spans == [(since, until)]
 
 
-RUN = Run("26.1.5", "4 (6.5)", *(str(number) for number in range(len(HEADS) - 2)))
+RUN = Run("26.1.5", "busy (6)", *(str(number) for number in range(len(HEADS) - 2)))
 
 
 def test_the_document_keeps_the_last_run_of_each_engine_and_load() -> None:
-    """A run replaces the row of its engine and number of loops, and leaves all others and the text as they are."""
+    """A run replaces the row of its engine and load, and leaves all others and the text as they are."""
     text = DOCUMENT.read_text()
     there = parse(text)
-    other, again = replace(RUN, load="0 (0.3)"), replace(RUN, load="4 (4.1)", seed="99")
+    other, again = replace(RUN, load="idle (3)"), replace(RUN, load="busy (4)", seed="99")
     for run in (RUN, other, again):
         text = written(text, run)
     assert [run for run in parse(text) if run.key == RUN.key] == [again]

@@ -89,12 +89,13 @@ def run(bed: Bed, given: argparse.Namespace) -> tuple[list[Row], list[Usage]]:
     return rows, used
 
 
-def summary(given: argparse.Namespace, bed: Bed, rows: list[Row], used: list[Usage], load: float) -> Run:
+def summary(given: argparse.Namespace, bed: Bed, rows: list[Row], used: list[Usage], busy: bool) -> Run:
     """Return the run's row for the document."""
+    load = os.getloadavg()[2]
     slowest, outage = max(rows, key=lambda row: row.back), max(lasting(rows), key=lambda row: row.outage)
     return Run(
         engine=given.engine,
-        load=f"{given.load} ({load:.1f})",
+        load=f"{'busy' if busy else 'idle'} ({load:.0f})",
         date=time.strftime("%Y-%m-%d", time.gmtime()),
         minutes=f"{given.minutes:g}",
         seed=str(given.seed),
@@ -126,6 +127,7 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     given = arguments()
     print(f"seed {given.seed}, engine {given.engine}, {given.minutes:g} minutes, {given.load} loops", flush=True)
+    busy = given.load > 0 or os.getloadavg()[1] > (os.cpu_count() or 1)
     records = ROOT / "build/torture" / str(given.seed)
     with Wan() as wan, Registry(wan) as registry, Engine(given.engine, [registry.insecure], wan=wan) as engine:
         versions = pushed(engine, registry)
@@ -133,11 +135,9 @@ def main() -> int:
         bed = Bed(fw, proxied=True, records=records)
         bed.versions = versions
         with loops(given.load, given.minutes * 60 + 600), bed.created():
-            load = os.getloadavg()[1]
             rows, used = run(bed, given)
-            load = max(load, os.getloadavg()[1])
         left = leaks(fw)
-    row = summary(given, bed, rows, used, load)
+    row = summary(given, bed, rows, used, busy)
     DOCUMENT.write_text(written(DOCUMENT.read_text(), row))
     broken = [row for row in rows if row.broken]
     print(f"{len(rows)} blows, {row.shots} shots, {row.answered} answered, {len(broken)} broken{left}")

@@ -18,7 +18,7 @@ class Run:
     """A row: all is text, as it stands in the table."""
 
     engine: str
-    #: how many busy loops ran beside it, and the machine's load average
+    #: idle or busy: whether other work ran beside it; and the machine's load average
     load: str
     date: str
     minutes: str
