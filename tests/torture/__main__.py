@@ -92,7 +92,9 @@ def run(bed: Bed, given: argparse.Namespace) -> tuple[list[Row], list[Usage]]:
 def summary(given: argparse.Namespace, bed: Bed, rows: list[Row], used: list[Usage], busy: bool) -> Run:
     """Return the run's row for the document."""
     load = os.getloadavg()[2]
-    slowest, outage = max(rows, key=lambda row: row.back), max(lasting(rows), key=lambda row: row.outage)
+    slowest = max(rows, key=lambda row: row.back)
+    outage = max(lasting(rows), key=lambda row: row.outage)
+    docker = max(lasting(rows), key=lambda row: row.docker_outage)
     return Run(
         engine=given.engine,
         load=f"{'busy' if busy else 'idle'} ({load:.0f})",
@@ -102,6 +104,7 @@ def summary(given: argparse.Namespace, bed: Bed, rows: list[Row], used: list[Usa
         shots=str(sum(row.shots for row in rows)),
         answered=str(sum(len(row.opened) for row in rows)),
         longest_outage=f"{outage.outage:.1f} ({outage.blow})",
+        longest_on_Docker_networks=f"{docker.docker_outage:.1f} ({docker.blow})",
         slowest_back=f"{slowest.back:.1f} ({slowest.blow})",
         memory=f"{max(each.memory for each in used):.0f}",
         descriptors=str(max(each.descriptors for each in used)),

@@ -96,8 +96,10 @@ class Row:
     back: float
     #: and the limit for that
     within: float
-    #: for how long an open port gave no answer, in seconds; some blows close it themselves
+    #: for how long an open port gave no answer, in seconds, on the docker-fw network and on Docker networks; some blows
+    #: close it themselves
     outage: float = 0.0
+    docker_outage: float = 0.0
     trouble: str = ""
 
     @property
@@ -105,13 +107,12 @@ class Row:
         return bool(self.opened or self.trouble) or self.back > self.within or self.shots == 0
 
     def __str__(self) -> str:
-        words = (
-            f"{self.blow:36} {self.shots:7} {len(self.opened):7} {self.gap:7.3f} {self.back:7.2f} {self.outage:7.2f}"
-        )
+        words = f"{self.blow:36} {self.shots:7} {len(self.opened):7} {self.gap:7.3f}"
+        words += f" {self.back:7.2f} {self.outage:7.2f} {self.docker_outage:7.2f}"
         return f"{words} BROKEN {self.trouble}" if self.broken else words
 
 
-HEADER = f"{'blow':36} {'shots':>7} {'opened':>7} {'orphan':>7} {'back':>7} {'outage':>7}"
+HEADER = f"{'blow':36} {'shots':>7} {'opened':>7} {'orphan':>7} {'back':>7} {'outage':>7} {'docker':>7}"
 
 
 class Bed:
@@ -197,12 +198,11 @@ class Bed:
         return [port for place in (*self.places, *self.guests) for port in place.at(9090, self.hosts, source={})]
 
     def opened(self) -> list[Port]:
+        return [port for place in self.places for port in self.opened_at(place)]
+
+    def opened_at(self, place: Place) -> list[Port]:
         # Docker itself drops an outsider's packets to its networks' addresses that bypass the published ports.
-        return [
-            port
-            for place in self.places
-            for port in place.at(8080, self.hosts, direct=place.driver != "bridge", source={})
-        ]
+        return list(place.at(8080, self.hosts, direct=place.driver != "bridge", source={}))
 
     def from_banned(self) -> list[Port]:
         """Return open ports of the first two places, from the address of the outsider that is banned at times."""
@@ -264,7 +264,11 @@ class Bed:
         excused = [answer for answer in unlawful if self._excused(answer)]
         gap = max((answer.sent - self._excuse[0] for answer in excused), default=0.0)
         wrong = tuple(answer for answer in unlawful if answer not in excused)
-        row = Row(blow.__name__, shots, wrong, gap, back, within(), self.outsider.outage(began), trouble)
+        ours, dockers = (
+            self.outsider.outage([port for place in places for port in self.opened_at(place)], began)
+            for places in (self.places[:1], self.places[1:])
+        )
+        row = Row(blow.__name__, shots, wrong, gap, back, within(), ours, dockers, trouble)
         if self.recorder:
             self.recorder.end(row.blow, wrong)
         return row

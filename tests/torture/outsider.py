@@ -145,9 +145,9 @@ class Outsider:
             raise AssertionError(f"the outsider does not shoot any more: {self._process.poll()}") from None
         return sum(sent[: len(self.ports) - len(self.opened)])
 
-    def outage(self, since: float) -> float:
-        """Return for how long, at the most, an open port gave no answer since then, in seconds."""
-        times = {port: [since] for port in self.opened}
+    def outage(self, ports: Iterable[Port], since: float) -> float:
+        """Return for how long, at the most, one of these ports gave no answer since then, in seconds."""
+        times = {port: [since] for port in ports}
         for answer in itertools.takewhile(lambda each: each.came >= since, reversed(self.answers)):
             if answer.port in times and answer.sent >= since:
                 times[answer.port].append(answer.sent)
