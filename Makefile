@@ -5,7 +5,8 @@ DOCKER  ?= docker
 IMAGE   ?= docker-fw:$(VERSION)
 PLUGIN  ?= fw:latest
 ENGINE  ?= 28.5.2
-MINUTES ?= 15
+MINUTES ?= 30
+LOAD    ?= 0
 SECONDS ?= 60
 
 VENV   := .venv
@@ -95,8 +96,8 @@ test-vm: $(VENV)/ready vm-packages ## run the tests on virtual machines of four 
 	$(PYTHON) -m tests.vm images
 	$(PYTHON) -m pytest -v tests/vm
 
-torture: $(VENV)/ready ## disturb everything around the plugin (kills, reboots, flushes) while probing from outside (ENGINE, MINUTES)
-	$(PYTHON) -m tests.torture --engine $(ENGINE) --minutes $(MINUTES)
+torture: $(VENV)/ready ## disturb everything around the plugin (kills, reboots, flushes) while probing from outside (ENGINE, MINUTES, LOAD)
+	$(PYTHON) -m tests.torture --engine $(ENGINE) --minutes $(MINUTES) --load $(LOAD)
 
 fuzz: $(VENV)/ready ## run atheris on each parser of data from outside (SECONDS for each)
 	$(PYTHON) -m pip install -q --require-hashes --no-deps -r requirements-fuzz.lock
