@@ -63,7 +63,7 @@ def busy() -> Iterator[None]:
     finally:
         for loop in loops:
             loop.kill()
-            loop.wait()
+            loop.wait(30)
 
 
 def test_no_start_of_a_container_opens_a_closed_port(each: Fw) -> None:

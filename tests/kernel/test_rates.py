@@ -380,7 +380,7 @@ def test_a_rate_that_changes_never_opens_the_port(site: Site, boxes: Boxes) -> N
         source = IPv6Address("2001:db8:9000::1") + (rounds << 80)
         passed = max(passed, sum(passing(site, boxes.db, [(source, 22)] * 40)))
         rounds += 1
-    thread.join()
+    thread.join(60)
     assert rounds > 10
     # A burst of each rate that was active in the meantime, and not one more.
     assert passed < 20
@@ -408,7 +408,7 @@ def test_others_that_change_the_ruleset_do_not_block_a_rate(site: Site, boxes: B
             assert site.nft.intact()
     finally:
         noise.kill()
-        noise.wait()
+        noise.wait(30)
     assert _handle(site) == handle
 
 
