@@ -10,6 +10,8 @@ SECONDS ?= 60
 RUNS    ?= 20
 LOAD    ?= 0
 TIMES   ?= 10
+# Options of pytest for the order of tests: say, ORDER=--randomly-seed=5, or ORDER="-p no:randomly" for that of the files.
+ORDER   ?=
 
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
@@ -72,7 +74,7 @@ demo: $(VENV)/ready ## start an isolated engine, the plugin and compose stacks, 
 
 test: $(VENV)/ready ## run lint and all tests: pure, kernel, engine
 	@$(MAKE) --no-print-directory -j 2 lint collected
-	timeout --foreground --kill-after=60 1h $(PYTHON) -m pytest -n 4 --no-loadscope-reorder # in the order of tests/conftest.py: engines first
+	timeout --foreground --kill-after=60 1h $(PYTHON) -m pytest -n 4 --no-loadscope-reorder $(ORDER) # in the order of tests/conftest.py: engines first
 
 # pytest compiles each test module once, and keeps it: beside lint, and not in four processes at the same time.
 .PHONY: collected

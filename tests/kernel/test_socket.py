@@ -638,7 +638,7 @@ _sane = st.sampled_from(
 
 @given(path=st.sampled_from(CALLS), body=st.one_of(_sane, json_values))
 @inputs(150)
-def test_any_json_is_answered(running: Running, path: str, body: Any) -> None:
+def any_json_is_answered(running: Running, path: str, body: Any) -> None:
     """Any JSON value to any call is answered with an object, in time; no call fails in an unforeseen way."""
     value = answered(running, f"/{path}", json.dumps(body).encode())
     assert "docker-fw failed on" not in value.get("Err", ""), value
@@ -646,13 +646,16 @@ def test_any_json_is_answered(running: Running, path: str, body: Any) -> None:
 
 @given(path=st.sampled_from(CALLS), data=st.binary(max_size=300))
 @inputs(50)
-def test_any_bytes_are_answered(running: Running, path: str, data: bytes) -> None:
+def any_bytes_are_answered(running: Running, path: str, data: bytes) -> None:
     """Any bytes are answered, not only JSON."""
     assert "docker-fw failed on" not in answered(running, f"/{path}", data).get("Err", "")
 
 
-def test_after_all_that_nothing_is_left(fw: Running) -> None:
-    """Objects that fuzzing created are removed with its networks, and a plain container starts as before."""
+def test_any_request_is_answered_and_leaves_nothing(fw: Running) -> None:
+    """Any JSON and any bytes are answered. Objects that they created are removed with their networks, and a plain
+    container starts as before."""
+    any_json_is_answered(fw)
+    any_bytes_are_answered(fw)
     fw.clean()
     fw.nothing_left()
     network = fw.network(1)

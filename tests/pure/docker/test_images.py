@@ -234,6 +234,18 @@ def test_an_image_that_docker_refuses_to_show_delays_no_other(docker: Store) -> 
     assert {name: made.spec.policy for name, made in look(docker, api).items()} == {"odd": "", "users": "open"}
 
 
+def wait_in_proportion(monkeypatch: pytest.MonkeyPatch, docker: Store, plain: str) -> None:
+    """Set the time-outs to many times what an answer takes on this machine, however slow it is."""
+    monkeypatch.setattr(client, "HOOK_TIMEOUT", 30.0)
+    monkeypatch.setattr(client, "HOOK_LIMIT", 120.0)
+    began = time.monotonic()
+    assert DockerApi(str(docker.path)).find(NETWORK, plain)
+    many = 20 * (time.monotonic() - began)
+    monkeypatch.setattr(client, "HOOK_TIMEOUT", max(0.3, many))
+    monkeypatch.setattr(client, "HOOK_LIMIT", max(1.0, 4 * many))
+    monkeypatch.setattr(client, "LOOK_TIMEOUT", max(0.2, many))
+
+
 @pytest.mark.parametrize("part", ["", "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"], ids=["nothing", "a half"])
 def test_an_image_that_docker_never_shows_delays_no_other(
     docker: Store, part: str, monkeypatch: pytest.MonkeyPatch
@@ -244,10 +256,7 @@ def test_an_image_that_docker_never_shows_delays_no_other(
     docker.create("users", PLAIN, OPEN)
     docker.index, truth, asked = [PLAIN], docker._inspect, []
     odd, users = docker.containers
-    began = time.monotonic()
-    assert DockerApi(str(docker.path)).find(NETWORK, users)
-    # Many times what an answer takes here, however slow the machine is.
-    monkeypatch.setattr(client, "LOOK_TIMEOUT", max(0.2, 20 * (time.monotonic() - began)))
+    wait_in_proportion(monkeypatch, docker, users)
 
     def hang(request: BaseHTTPRequestHandler, image: str, version: int, platform: str) -> None:
         if json.loads(platform)["architecture"] == "odd":
