@@ -39,6 +39,8 @@ LONG = ("test_socket.py", "test_docker29.py", "test_nft.py", "test_quarantine.py
 
 #: Seconds for a test of an engine: its root file system and image may have to be built first.
 ENGINE_TIMEOUT = 1800
+#: Seconds for a test of a virtual machine that sets none: its disk and its state may have to be made first.
+MACHINE_TIMEOUT = 2400
 #: Seconds after which a test that still hangs is interrupted again, for example while it waits for a program's end.
 AGAIN = 60
 #: Seconds for the end of the run after its last test.
@@ -56,7 +58,8 @@ def pytest_configure() -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None, None, None]:
+    _leave_out_machines(config, items)
     for item in items:
         if "tests/engine/" in str(item.path):
             item.add_marker(pytest.mark.engine)
@@ -94,6 +97,20 @@ def expected(nodeid: str) -> int:
     if "engine/" in path:
         return 6
     return 2 if path.rpartition("/")[2] in LONG else 0
+
+
+def _leave_out_machines(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests of virtual machines, except for the short ones, unless they are asked for."""
+    for item in items:
+        if "tests/vm/" in str(item.path):
+            item.add_marker(pytest.mark.vm)
+            item.add_marker(pytest.mark.timeout(MACHINE_TIMEOUT), append=False)
+    if any("tests/vm" in argument for argument in config.args) or "vm" in (config.option.markexpr or ""):
+        return
+    left = [item for item in items if item.get_closest_marker("vm") and not item.get_closest_marker("engine")]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in left]
 
 
 @pytest.hookimpl(wrapper=True, optionalhook=True)
@@ -169,9 +186,9 @@ class Preparing:
 
 
 def is_engines(nodeid: str) -> bool:
-    """Return True if a test needs an engine."""
+    """Return True if a test needs an engine, or a machine with one."""
     path = nodeid.partition("::")[0]
-    return "engine/" in path or path.endswith("test_lab.py")
+    return "engine/" in path or "vm/" in path or path.endswith("test_lab.py")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
