@@ -5,7 +5,8 @@ DOCKER  ?= docker
 IMAGE   ?= docker-fw:$(VERSION)
 PLUGIN  ?= fw:latest
 ENGINE  ?= 28.5.2
-MINUTES ?= 15
+MINUTES ?= 30
+LOAD    ?= 0
 SECONDS ?= 60
 RUNS    ?= 20
 LOAD    ?= 0
@@ -21,7 +22,8 @@ DEBIAN := python3 python3-venv python3-nftables nftables iptables iproute2 connt
 # In addition, what virtual machines need; only `make test-vm` installs it.
 DEBIAN_VM := qemu-system-x86 qemu-utils seabios e2fsprogs util-linux
 
-.PHONY: help image plugin install uninstall demo test test-pure test-kernel test-engine test-vm test-many test-long torture fuzz bench lint lock clean
+.PHONY: help image plugin install uninstall demo test test-pure test-kernel test-engine test-vm test-many test-long torture fuzz mutation \
+    bench lint lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -113,12 +115,15 @@ test-vm: $(VENV)/ready vm-packages ## run the tests on virtual machines of four 
 	$(PYTHON) -m tests.vm images
 	$(PYTHON) -m pytest -v tests/vm
 
-torture: $(VENV)/ready ## disturb everything around the plugin (kills, reboots, flushes) while probing from outside (ENGINE, MINUTES)
-	$(PYTHON) -m tests.torture --engine $(ENGINE) --minutes $(MINUTES)
+torture: $(VENV)/ready ## disturb everything around the plugin (kills, reboots, flushes) while probing from outside (ENGINE, MINUTES, LOAD)
+	$(PYTHON) -m tests.torture --engine $(ENGINE) --minutes $(MINUTES) --load $(LOAD)
 
 fuzz: $(VENV)/ready ## run atheris on each parser of data from outside (SECONDS for each)
 	$(PYTHON) -m pip install -q --require-hashes --no-deps -r requirements-fuzz.lock
 	$(PYTHON) -m tests.fuzz --seconds $(SECONDS)
+
+mutation: $(VENV)/ready ## weaken each rule and each condition: a test must fail; writes docs/mutation.md (MUTATION=options)
+	$(PYTHON) -m tests.mutation $(MUTATION)
 
 bench: $(VENV)/ready ## measure speed and memory against Docker's bridge in the same run → build/bench.json (ENGINE)
 	$(PYTHON) -m tests.bench --engine $(ENGINE)
