@@ -68,7 +68,7 @@ def wait(
         for each in running:
             each.terminate()
         for each in running:
-            each.wait()
+            each.wait(60)
     done = len(results(name, directory))
     if late:
         raise UnfinishedError(f"{name}: the time is over, {done} of {total} are done; --new continues")

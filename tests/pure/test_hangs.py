@@ -88,6 +88,9 @@ ENDLESS = {
     "plugin/daemon/loops.py: self._queue.get()": "a loop of the daemon, which an entry of the queue ends",
     "tests/lab/probe.py: Agent.get()": "the lab's own method",
     "tests/lab/wan.py: Agent.get()": "the lab's own method",
+    "tests/mutation/conditions_judge.py: self.wait()": "its own method, which ends a mutant that takes too long",
+    "tests/mutation/conditions_judge.py: children.wait()": "the same",
+    "tests/torture/storm.py: done.result()": "the torture, which lasts as long as it is asked to",
 }
 
 

@@ -19,4 +19,4 @@ def loops(number: int, seconds: float) -> Iterator[None]:
         for each in started:
             each.terminate()  # timeout hands it on to its child
         for each in started:
-            each.wait()
+            each.wait(60)

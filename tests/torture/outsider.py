@@ -115,7 +115,7 @@ class Outsider:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+            self._process.wait(10)
         self._reader.join(10)
 
     def permit(self, ports: Iterable[Port]) -> None:

@@ -115,7 +115,7 @@ def end(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
         process.wait(5)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.wait()
+        process.wait(10)
 
 
 class Tracer:
