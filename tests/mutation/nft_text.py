@@ -17,7 +17,7 @@ from plugin.nftables.document import skeleton
 _FIELD = (
     r"(?:meta \w+|ct \w+|[io]if(?:name|group)?|ip6? \w+|th [sd]port|tcp flags|icmp(?:v6)? type|igmp type|ether \w+"
     r"|arp \w+(?: ether| ip)?|fib \w+(?: \. [io]if)? (?:oifname|oif|type)|rt type|socket transparent"
-    r"|socket cgroupv2 level \d|@\w+,\d+,\d+)"
+    r"|socket cgroupv2 level \d|frag [\w-]+|@\w+,\d+,\d+)"
 )
 _PART = rf"{_FIELD}(?: & (?:\([^)]*\)|\S+))?(?: \| \S+)?"
 _KEY = rf"{_PART}(?: \. {_PART})*"
