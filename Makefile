@@ -14,10 +14,10 @@ PYTHON := $(VENV)/bin/python
 DEBIAN := python3 python3-venv python3-nftables nftables iptables iproute2 conntrack mmdebstrap \
           debian-archive-keyring busybox-static ca-certificates procps tcpdump
 
-.PHONY: help image plugin install uninstall demo test test-pure test-kernel test-engine torture fuzz bench lint lock clean
+.PHONY: help image plugin install uninstall demo test test-pure test-kernel test-engine referee-docker torture fuzz bench lint lock clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 image: ## build the image (DOCKER, IMAGE)
 	$(DOCKER) build -t $(IMAGE) -t docker-fw:latest .
@@ -78,6 +78,9 @@ test-kernel: $(VENV)/ready
 
 test-engine: $(VENV)/ready
 	$(PYTHON) -m pytest -m engine
+
+referee-docker: $(VENV)/ready ## try Docker's promises on all engines, without and with docker-fw → docs/docker-promises.md (ARGS)
+	$(PYTHON) -m tests.promises $(ARGS)
 
 torture: $(VENV)/ready ## disturb everything around the plugin (kills, reboots, flushes) while probing from outside (ENGINE, MINUTES)
 	$(PYTHON) -m tests.torture --engine $(ENGINE) --minutes $(MINUTES)
