@@ -18,7 +18,8 @@ from tests.waiting import until
 
 #: The settings under which docker-fw promises to change nothing.
 SETTINGS = ("FW_POLICY=open", "FW_PUBLISHED=allow")
-#: Seconds until a probe without an answer is silent. One that should be answered is tried again with more patience.
+#: Seconds until a probe without an answer is silent, and until a server behind docker-proxy must have answered. A
+#: probe that should be answered is tried again with more patience.
 TIMEOUT, PATIENCE, TRIES = 0.5, 1.5, 2
 
 #: Asks Docker's embedded DNS server for a name, and prints the response's code and the number of addresses.
@@ -210,7 +211,7 @@ class World:
             mine = [each for each in asked if each[1].source == source]
             names = [each for each in mine if each[1].proto == "name"]
             targets = {each: self._target(each[1]) for each in mine if each[1].proto != "name"}
-            answers = self._from(source).probe.ask(targets.values(), timeout=timeout) if targets else {}
+            answers = self._from(source).probe.ask(targets.values(), timeout=timeout, linger=timeout) if targets else {}
             found |= {each: self._seen(each[1], answers[target]) for each, target in targets.items()}
             found |= {each: self._resolve(each[1]) for each in names}
         return found
