@@ -25,7 +25,7 @@ DEBIAN_VM := qemu-system-x86 qemu-utils seabios e2fsprogs util-linux
 .PHONY: $(shell sed -n 's/^\([a-z-]*\):.*## .*/\1/p' $(firstword $(MAKEFILE_LIST))) test-pure test-kernel test-engine
 
 help: ## show this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 image: ## build the image (DOCKER, IMAGE)
 	$(DOCKER) build -t $(IMAGE) -t docker-fw:latest .
@@ -97,6 +97,9 @@ test-kernel: $(VENV)/ready
 
 test-engine: $(VENV)/ready
 	$(PYTHON) -m pytest -m engine
+
+referee-docker: $(VENV)/ready ## try Docker's promises on all engines, without and with docker-fw → docs/docker-promises.md (ARGS)
+	$(PYTHON) -m tests.promises $(ARGS)
 
 test-many: $(VENV)/ready ## run all tests RUNS times in a row in other orders, beside LOAD busy loops → build/test-many
 	$(PYTHON) -m tests.many --runs $(RUNS) --load $(LOAD)

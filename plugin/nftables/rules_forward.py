@@ -72,7 +72,15 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str, flows: str) -> str:
 	chain reverse_path_bridge {{
 		icmpv6 type {{ {LINK6} }} return
 		ip6 saddr fe80::/10 iifname . oifname @same_bridge return
-		iifname != @egress_restricted iifname != @internal iifname . oifname @same_bridge return
+		iifname != @egress_restricted iifname . oifname @same_bridge goto within_bridge
+		fib saddr . iif oif missing goto deny
+	}}
+
+	# On an isolated network (Docker's gateway mode) the host has no address, so it has no route to sources either. A
+	# packet that the host could not route to its destination on the bridge was not routed: br_netfilter shows it here.
+	chain within_bridge {{
+		iifname != @internal return
+		fib saddr type != local fib daddr . iif oif missing return
 		fib saddr . iif oif missing goto deny
 	}}
 
@@ -112,9 +120,11 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str, flows: str) -> str:
 	}}
 
 	# Docker itself accepts established packets of Docker networks. A SYN opens a new connection, but if it reuses the
-	# port of a connection that the peer reset, conntrack assigns it to the old one (tcp_conntracks, sIG).
+	# port of a connection that the peer reset, conntrack assigns it to the old one (tcp_conntracks, sIG). No flow
+	# leaves an internal network: two of its containers can forge one, with a source address outside.
 	chain established {{
 		{NEW_SYN} return
+		iifname @internal iifname . oifname != @same_bridge goto deny
 		oifgroup {GROUP:#x} goto accept_marked
 		iifgroup {GROUP:#x} goto established_outbound
 		accept
@@ -135,9 +145,9 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str, flows: str) -> str:
 		oifgroup {GROUP:#x} meta iifkind "bridge" iif != @unmanaged{no_in} jump from_container
 		oifname @egress_restricted ct state new tcp flags & (fin | syn | rst | ack) != syn goto deny
 		icmp type redirect goto deny
+		iifname @internal goto deny
 		{ERRORS} goto to_known_address
 		oifname @internal goto deny
-		iifname @internal goto deny
 		rt type 0 goto deny
 		meta l4proto icmp goto icmp_in
 		meta l4proto ipv6-icmp goto icmp6_in
