@@ -7,6 +7,7 @@ PLUGIN  ?= fw:latest
 ENGINE  ?= 28.5.2
 MINUTES ?= 15
 SECONDS ?= 60
+SEED    ?=
 
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
@@ -14,10 +15,10 @@ PYTHON := $(VENV)/bin/python
 DEBIAN := python3 python3-venv python3-nftables nftables iptables iproute2 conntrack mmdebstrap \
           debian-archive-keyring busybox-static ca-certificates procps tcpdump
 
-.PHONY: help image plugin install uninstall demo test test-pure test-kernel test-engine torture fuzz bench lint lock clean
+.PHONY: help image plugin install uninstall demo test test-pure test-kernel test-engine torture referee-policy fuzz bench lint lock clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 image: ## build the image (DOCKER, IMAGE)
 	$(DOCKER) build -t $(IMAGE) -t docker-fw:latest .
@@ -81,6 +82,9 @@ test-engine: $(VENV)/ready
 
 torture: $(VENV)/ready ## disturb everything around the plugin (kills, reboots, flushes) while probing from outside (ENGINE, MINUTES)
 	$(PYTHON) -m tests.torture --engine $(ENGINE) --minutes $(MINUTES)
+
+referee-policy: $(VENV)/ready ## compare with Kubernetes' NetworkPolicy: all cases, and some by chance → docs/networkpolicy.md (SEED)
+	$(PYTHON) -m tests.referees.networkpolicy --write $(if $(SEED),--seed $(SEED))
 
 fuzz: $(VENV)/ready ## run atheris on each parser of data from outside (SECONDS for each)
 	$(PYTHON) -m pip install -q --require-hashes --no-deps -r requirements-fuzz.lock
