@@ -5,7 +5,8 @@ DOCKER  ?= docker
 IMAGE   ?= docker-fw:$(VERSION)
 PLUGIN  ?= fw:latest
 ENGINE  ?= 28.5.2
-MINUTES ?= 15
+MINUTES ?= 30
+LOAD    ?= 0
 SECONDS ?= 60
 SEED    ?=
 
@@ -14,8 +15,11 @@ PYTHON := $(VENV)/bin/python
 # Debian packages that the demo and the tests need. Engines are in root file systems of their own: Docker is not installed.
 DEBIAN := python3 python3-venv python3-nftables nftables iptables iproute2 conntrack mmdebstrap \
           debian-archive-keyring busybox-static ca-certificates procps tcpdump
+# In addition, what virtual machines need; only `make test-vm` installs it.
+DEBIAN_VM := qemu-system-x86 qemu-utils seabios e2fsprogs util-linux
 
-.PHONY: help image plugin install uninstall demo test test-pure test-kernel test-engine torture referee-policy fuzz bench lint lock clean
+.PHONY: help image plugin install uninstall demo test test-pure test-kernel test-engine test-vm torture referee-policy fuzz mutation \
+    bench lint lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -55,12 +59,17 @@ uninstall: ## remove the plugin, its rules, its links and its image from this ho
 	-$(DOCKER) plugin rm -f $(PLUGIN)
 	-$(DOCKER) rmi $(IMAGE) docker-fw:latest
 
-$(VENV)/ready: requirements-dev.lock
+# Installs those of the packages that are missing; the argument is a list of them.
+define debian
 	@command -v apt-get >/dev/null || { echo "make $(MAKECMDGOALS) needs Debian" >&2; exit 1; }
-	@missing=$$(dpkg-query -W -f='$${db:Status-Abbrev}$${Package}\n' $(DEBIAN) 2>/dev/null | sed -n 's/^ii //p' | sort > /tmp/docker-fw.have; \
-	    printf '%s\n' $(DEBIAN) | sort | comm -23 - /tmp/docker-fw.have; rm -f /tmp/docker-fw.have); \
+	@have=$$(dpkg-query -W -f='$${db:Status-Abbrev}$${Package}\n' $(1) 2>/dev/null | sed -n 's/^ii //p'); \
+	    missing=$$(printf '%s\n' $(1) | grep -vxF "$$have" || true); \
 	    [ -z "$$missing" ] || { echo "installing" $$missing; apt-get update -qq && \
 	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }
+endef
+
+$(VENV)/ready: requirements-dev.lock
+	$(call debian,$(DEBIAN))
 	/usr/bin/python3 -m venv --system-site-packages --clear $(VENV)
 	$(PYTHON) -m pip install -q --require-hashes -r requirements-dev.lock
 	@touch $@
@@ -80,8 +89,16 @@ test-kernel: $(VENV)/ready
 test-engine: $(VENV)/ready
 	$(PYTHON) -m pytest -m engine
 
-torture: $(VENV)/ready ## disturb everything around the plugin (kills, reboots, flushes) while probing from outside (ENGINE, MINUTES)
-	$(PYTHON) -m tests.torture --engine $(ENGINE) --minutes $(MINUTES)
+.PHONY: vm-packages
+vm-packages:
+	$(call debian,$(DEBIAN_VM))
+
+test-vm: $(VENV)/ready vm-packages ## run the tests on virtual machines of four Debian releases (the first time: an hour for the images)
+	$(PYTHON) -m tests.vm images
+	$(PYTHON) -m pytest -v tests/vm
+
+torture: $(VENV)/ready ## disturb everything around the plugin (kills, reboots, flushes) while probing from outside (ENGINE, MINUTES, LOAD)
+	$(PYTHON) -m tests.torture --engine $(ENGINE) --minutes $(MINUTES) --load $(LOAD)
 
 referee-policy: $(VENV)/ready ## compare with Kubernetes' NetworkPolicy: all cases, and some by chance → docs/networkpolicy.md (SEED)
 	$(PYTHON) -m tests.referees.networkpolicy --write $(if $(SEED),--seed $(SEED))
@@ -89,6 +106,9 @@ referee-policy: $(VENV)/ready ## compare with Kubernetes' NetworkPolicy: all cas
 fuzz: $(VENV)/ready ## run atheris on each parser of data from outside (SECONDS for each)
 	$(PYTHON) -m pip install -q --require-hashes --no-deps -r requirements-fuzz.lock
 	$(PYTHON) -m tests.fuzz --seconds $(SECONDS)
+
+mutation: $(VENV)/ready ## weaken each rule and each condition: a test must fail; writes docs/mutation.md (MUTATION=options)
+	$(PYTHON) -m tests.mutation $(MUTATION)
 
 bench: $(VENV)/ready ## measure speed and memory against Docker's bridge in the same run → build/bench.json (ENGINE)
 	$(PYTHON) -m tests.bench --engine $(ENGINE)

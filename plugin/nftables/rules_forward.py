@@ -26,10 +26,11 @@ PORT_0 = f"th dport 0 meta l4proto {{ {', '.join(each.nft for each in PROTOCOLS 
 _NAMED = ", ".join((*(each.nft for each in PROTOCOLS), "icmp", "ipv6-icmp"))
 
 
-def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
+def forward(mark: int, *, log: str, no_in: str, no_out: str, flows: str) -> str:
     """Return the chains for forwarded traffic.
 
     `log`: the statement that logs a drop. `no_in`, `no_out`: the exceptions for bridges that are unmanaged by name.
+    `flows`: the condition for packets whose flows are tracked by port.
     """
     passes = f"meta mark set meta mark | {mark:#010x} return"
     return f"""\
@@ -40,7 +41,7 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 		type filter hook forward priority filter - 1; policy accept;
 		meta mark set meta mark & {0xFFFFFFFF ^ mark:#010x}
 		meta nfproto @ban_families jump banned
-		ct state established jump established
+		{flows}ct state established jump established
 		ct state != related jump reverse_path
 		ct state related meta l4proto != {{ icmp, ipv6-icmp }} jump reverse_path
 		ct state new jump quarantine
