@@ -8,6 +8,7 @@ ENGINE  ?= 28.5.2
 MINUTES ?= 30
 LOAD    ?= 0
 SECONDS ?= 60
+SEED    ?=
 RUNS    ?= 20
 TIMES   ?= 10
 # Options of pytest for the order of tests: say, ORDER=--randomly-seed=5, or ORDER="-p no:randomly" for that of the files.
@@ -119,6 +120,9 @@ test-vm: $(VENV)/ready vm-packages ## run the tests on virtual machines of four 
 
 torture: $(VENV)/ready ## disturb everything around the plugin (kills, reboots, flushes) while probing from outside (ENGINE, MINUTES, LOAD)
 	$(PYTHON) -m tests.torture --engine $(ENGINE) --minutes $(MINUTES) --load $(LOAD)
+
+referee-policy: $(VENV)/ready ## compare with Kubernetes' NetworkPolicy: all cases, and some by chance → docs/networkpolicy.md (SEED)
+	$(PYTHON) -m tests.referees.networkpolicy --write $(if $(SEED),--seed $(SEED))
 
 fuzz: $(VENV)/ready ## run atheris on each parser of data from outside (SECONDS for each)
 	$(PYTHON) -m pip install -q --require-hashes --no-deps -r requirements-fuzz.lock
