@@ -98,7 +98,7 @@ class World:
         return [GUEST]
 
     def events(self) -> Iterator[Event]:
-        while (event := self._events.get()) is not None:
+        while (event := self._events.get(timeout=60)) is not None:
             yield event
 
     def emit(self, what: str, id: str = "", container: str = "", kind: str = "bridge") -> None:
