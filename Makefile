@@ -14,8 +14,10 @@ PYTHON := $(VENV)/bin/python
 # Debian packages that the demo and the tests need. Engines are in root file systems of their own: Docker is not installed.
 DEBIAN := python3 python3-venv python3-nftables nftables iptables iproute2 conntrack mmdebstrap \
           debian-archive-keyring busybox-static ca-certificates procps tcpdump
+# In addition, what virtual machines need; only `make test-vm` installs it.
+DEBIAN_VM := qemu-system-x86 qemu-utils seabios e2fsprogs util-linux
 
-.PHONY: help image plugin install uninstall demo test test-pure test-kernel test-engine torture fuzz bench lint lock clean
+.PHONY: help image plugin install uninstall demo test test-pure test-kernel test-engine test-vm torture fuzz bench lint lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -55,12 +57,17 @@ uninstall: ## remove the plugin, its rules, its links and its image from this ho
 	-$(DOCKER) plugin rm -f $(PLUGIN)
 	-$(DOCKER) rmi $(IMAGE) docker-fw:latest
 
-$(VENV)/ready: requirements-dev.lock
+# Installs those of the packages that are missing; the argument is a list of them.
+define debian
 	@command -v apt-get >/dev/null || { echo "make $(MAKECMDGOALS) needs Debian" >&2; exit 1; }
-	@missing=$$(dpkg-query -W -f='$${db:Status-Abbrev}$${Package}\n' $(DEBIAN) 2>/dev/null | sed -n 's/^ii //p' | sort > /tmp/docker-fw.have; \
-	    printf '%s\n' $(DEBIAN) | sort | comm -23 - /tmp/docker-fw.have; rm -f /tmp/docker-fw.have); \
+	@have=$$(dpkg-query -W -f='$${db:Status-Abbrev}$${Package}\n' $(1) 2>/dev/null | sed -n 's/^ii //p'); \
+	    missing=$$(printf '%s\n' $(1) | grep -vxF "$$have" || true); \
 	    [ -z "$$missing" ] || { echo "installing" $$missing; apt-get update -qq && \
 	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }
+endef
+
+$(VENV)/ready: requirements-dev.lock
+	$(call debian,$(DEBIAN))
 	/usr/bin/python3 -m venv --system-site-packages --clear $(VENV)
 	$(PYTHON) -m pip install -q --require-hashes -r requirements-dev.lock
 	@touch $@
@@ -79,6 +86,14 @@ test-kernel: $(VENV)/ready
 
 test-engine: $(VENV)/ready
 	$(PYTHON) -m pytest -m engine
+
+.PHONY: vm-packages
+vm-packages:
+	$(call debian,$(DEBIAN_VM))
+
+test-vm: $(VENV)/ready vm-packages ## run the tests on virtual machines of four Debian releases (the first time: an hour for the images)
+	$(PYTHON) -m tests.vm images
+	$(PYTHON) -m pytest -v tests/vm
 
 torture: $(VENV)/ready ## disturb everything around the plugin (kills, reboots, flushes) while probing from outside (ENGINE, MINUTES, LOAD)
 	$(PYTHON) -m tests.torture --engine $(ENGINE) --minutes $(MINUTES) --load $(LOAD)

@@ -25,6 +25,8 @@ PARTS = {"test_guard.py": "guard", "test_guard_windows.py": "guard", "test_core.
 
 #: Seconds for a test of an engine: its root file system and image may have to be built first.
 ENGINE_TIMEOUT = 1800
+#: Seconds for a test of a virtual machine that sets none: its disk and its state may have to be made first.
+MACHINE_TIMEOUT = 2400
 #: Seconds after which a test that still hangs is interrupted again, for example while it waits for a program's end.
 AGAIN = 60
 _settings = pytest.StashKey[Any]()
@@ -37,11 +39,26 @@ def pytest_configure() -> None:
             signal.signal(each, lambda *_: None)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    _leave_out_machines(config, items)
     for item in items:
         if "tests/engine/" in str(item.path):
             item.add_marker(pytest.mark.engine)
             item.add_marker(pytest.mark.timeout(ENGINE_TIMEOUT), append=False)
+
+
+def _leave_out_machines(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests of virtual machines, except for the short ones, unless they are asked for."""
+    for item in items:
+        if "tests/vm/" in str(item.path):
+            item.add_marker(pytest.mark.vm)
+            item.add_marker(pytest.mark.timeout(MACHINE_TIMEOUT), append=False)
+    if any("tests/vm" in argument for argument in config.args) or "vm" in (config.option.markexpr or ""):
+        return
+    left = [item for item in items if item.get_closest_marker("vm") and not item.get_closest_marker("engine")]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in left]
 
 
 @pytest.hookimpl(wrapper=True, optionalhook=True)

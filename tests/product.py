@@ -38,8 +38,8 @@ def image_tar() -> Path:
     return build_image(ROOT, IMAGE)
 
 
-def plugin_dir(engine: Engine) -> str:
-    """Return build/plugin inside the engine's host: config.json and rootfs, made as the Makefile makes them."""
+def plugin_rootfs(engine: Engine) -> Path:
+    """Return the plugin's root file system, in the cache; the engine makes it of the image if it is not there."""
     tar = image_tar()
 
     def unpack(target: Path) -> None:
@@ -51,7 +51,12 @@ def plugin_dir(engine: Engine) -> str:
         engine.host.run(["sh", "-ec", script], timeout=300)
         shutil.move(engine.host.share / "unpacked", target)
 
-    rootfs = cached("plugins", tar.stem, "the plugin's root file system", unpack)
+    return cached("plugins", tar.stem, "the plugin's root file system", unpack)
+
+
+def plugin_dir(engine: Engine) -> str:
+    """Return build/plugin inside the engine's host: config.json and rootfs, made as the Makefile makes them."""
+    rootfs = plugin_rootfs(engine)
     target = engine.host.share / "plugin"
     if not target.exists():
         target.mkdir()

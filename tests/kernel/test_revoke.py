@@ -272,6 +272,28 @@ def test_docker_proxys_flows_of_a_peer_that_left_are_cut(
         assert talks.going("prefix") == {name for name in everything if not name.startswith("leaves")}
 
 
+def test_an_internal_network_that_becomes_known_late_loses_its_flows(
+    site: Site, boxes: Boxes, reconciler: Reconciler, tracker: EndpointTracker
+) -> None:
+    """Flows that a container opened to outside before docker-fw knew that its network is internal end.
+
+    Flows within the network, with the host, and of other networks continue.
+    """
+    internal = dataclasses.replace(DOCKER_NETWORKS[0], internal=True)
+    with Talks() as talks:
+        for proto, out in itertools.product(BOTH, (Site.OUT4, Site.OUT6)):
+            talks.open(f"leaves {proto} {out}", proto, boxes.shop, site.wan, out, 5432)
+        for proto in BOTH:
+            talks.open(f"host {proto}", proto, boxes.shop, site.host, IPv4Address("10.101.0.1"), 5433)
+            talks.open(f"from host {proto}", proto, site.host, boxes.shop, boxes.shop.v6, 5434)
+            talks.open(f"near {proto}", proto, boxes.shop, boxes.near, boxes.near.v6, 5435)
+        talks.open("job", "tcp", boxes.job, site.wan, Site.OUT6, 5436)
+        everything = set(talks.all)
+        assert talks.going("job") == everything
+        tracker.replace([internal, DOCKER_NETWORKS[1]], [], asked=tracker.now())
+        assert talks.going("job") == {name for name in everything if not name.startswith("leaves")}
+
+
 def test_a_removed_service_loses_only_its_own_flows(
     site: Site, boxes: Boxes, reconciler: Reconciler, tracker: EndpointTracker
 ) -> None:

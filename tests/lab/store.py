@@ -72,14 +72,28 @@ def cached(kind: str, name: str, title: str, make: Callable[[Path], None]) -> Pa
         target.parent.mkdir(parents=True, exist_ok=True)
         say(f"making {title}…")
         began = time.monotonic()
+        _remove_half_made(target.parent)
         scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=target.parent))
-        try:
-            make(scratch / "it")
-            (scratch / "it").rename(target)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        with open(scratch / "owned", "w") as owned:
+            fcntl.flock(owned, fcntl.LOCK_EX)
+            try:
+                make(scratch / "it")
+                (scratch / "it").rename(target)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
         say(f"  done in {time.monotonic() - began:.0f} s: {target}")
     return target
+
+
+def _remove_half_made(directory: Path) -> None:
+    """Remove what killed processes were making here: its owner would have it locked."""
+    for scratch in directory.glob(".making-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - scratch.stat().st_mtime < 60:
+                continue  # perhaps its owner is about to lock it
+            with open(scratch / "owned", "a") as owned:
+                fcntl.flock(owned, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(scratch, ignore_errors=True)
 
 
 def call(argv: list[str], **more: object) -> str:

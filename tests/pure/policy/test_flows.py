@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, ip_network
 import pytest
 
 from plugin.model import Address, AddressPolicy, Flow, Peer, Policy, Rule
-from plugin.policy.flows import Way, is_closed, is_from_unknown, let_through, ways
+from plugin.policy.flows import Way, is_closed, is_from_unknown, leaves_internal, let_through, ways
 from plugin.protocols import NUMBER
 
 WEB, NEIGHBOUR, HOST, OUTSIDE = (IPv4Address(text) for text in ("10.0.0.2", "10.0.0.3", "10.0.0.1", "192.0.2.9"))
@@ -97,6 +97,23 @@ def test_nothing_enters_or_leaves_an_internal_network() -> None:
     assert closed(flow(WEB, OUTSIDE), policy, internal=True)
     assert not closed(flow(WEB, HOST), policy, internal=True)
     assert not closed(flow(NEIGHBOUR, WEB), policy, internal=True)
+
+
+@pytest.mark.parametrize(
+    ("one", "ends"),
+    [
+        (flow(WEB, OUTSIDE), True),
+        (flow(OUTSIDE, NEIGHBOUR), True),
+        (flow(WEB, NEIGHBOUR), False),
+        (flow(WEB, HOST), False),
+        (flow(HOST, WEB), False),
+        (flow(OUTSIDE, HOST), False),
+        (flow(OUTSIDE, IPv4Address("192.0.2.1")), False),
+    ],
+)
+def test_flows_across_the_border_of_an_internal_network(one: Flow, ends: bool) -> None:
+    """A flow ends if exactly one end is on the internal network, and the other is not the host."""
+    assert leaves_internal(one, [SUBNET], LOCAL) is ends
 
 
 def test_a_flow_with_two_containers_ends_if_one_of_them_is_closed_to_it() -> None:
