@@ -73,11 +73,12 @@ def run(bed: Bed, given: argparse.Namespace) -> tuple[list[Row], list[Usage]]:
     rows: list[Row] = []
     used: list[Usage] = []
     waiting: list[Blow] = []
-    storms = (starts_storm(given.storm), kills_storm(given.storm))
+    storms = (starts_storm(given.storm), kills_storm(given.storm)) if given.storm else ()
+    singles = [blow for blow in BLOWS if not given.blows or blow.__name__ in given.blows]
     print(HEADER, flush=True)
     while time.monotonic() < end:
-        if len(waiting) < SINGLE:
-            waiting = [*waiting, *draw.sample(BLOWS, len(BLOWS))]
+        while len(waiting) < SINGLE:
+            waiting += draw.sample(singles, len(singles))
         for blow in (*storms, *(waiting.pop(0) for _ in range(SINGLE))):
             rows.append(bed.strike(blow))
             print(rows[-1], *map(str, rows[-1].opened[:5]), flush=True)
@@ -123,7 +124,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=30, help="how long (30)")
     parser.add_argument("--engine", default=NEWEST, choices=ENGINES, help=f"Docker's version ({NEWEST})")
     parser.add_argument("--load", type=int, default=0, help="busy loops beside it (0)")
-    parser.add_argument("--storm", type=float, default=30, help="seconds of each storm (30)")
+    parser.add_argument("--storm", type=float, default=30, help="seconds of each storm (30); 0 is none")
+    parser.add_argument(
+        "--blows", nargs="+", metavar="BLOW", choices=[blow.__name__ for blow in BLOWS], help="only these"
+    )
     return parser.parse_args()
 
 

@@ -20,7 +20,7 @@ def pushed(engine: Engine, registry: Registry) -> list[str]:
         reference = f"{registry.address}/docker-fw:{build}"
         engine.docker("plugin", "create", reference, directory, timeout=300)
         engine.docker("plugin", "push", reference, timeout=300)
-        engine.docker("plugin", "rm", reference)
+        engine.docker("plugin", "rm", reference, timeout=300)
         references.append(reference)
     config.unlink()
     config.write_text(json.dumps(made))
