@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from plugin.model import Container, Endpoint, Network, Override, Overriding, Peer, Prefix, Rule
+from plugin.model import Container, Endpoint, Network, Override, Overriding, Peer, PolicySpec, Prefix, Rule
 from plugin.policy.decide import of, passes
 from plugin.policy.overrides import ended, expired, in_force, lapsed, suspended, swept, with_one, without
 from plugin.policy.saved import SavedState
@@ -67,6 +67,15 @@ def test_the_later_override_applies() -> None:
         (23, "in"),
         (23, "out"),
     }
+
+
+def test_allow_for_some_sources_leaves_a_deny_in_force_for_all_others() -> None:
+    """A port that a label opens to all, and `fwctl deny` closed, opens to the allowed sources only."""
+    labelled = dataclasses.replace(ENDPOINT, container=Container("web", "web", PolicySpec(allow=(MORE,))))
+    override = in_force(after(deny(MORE), allow(Rule("tcp", 8080, 8080, (TEN,)))))["web"]
+    rules = of(Network("n", "fw-n"), labelled, override=override).accepts
+    assert passes(rules, "tcp", 8080, INSIDE)
+    assert not passes(rules, "tcp", 8080, OUTSIDE)
 
 
 def test_allow_for_some_sources_closes_to_others() -> None:
