@@ -10,14 +10,16 @@ SECONDS ?= 60
 
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
+# Scanners and attack tools, which the tests run in network namespaces against the plugin.
+SCANNERS := thc-ipv6 ipv6toolkit nmap
 # Debian packages that the demo and the tests need. Engines are in root file systems of their own: Docker is not installed.
 DEBIAN := python3 python3-venv python3-nftables nftables iptables iproute2 conntrack mmdebstrap \
-          debian-archive-keyring busybox-static ca-certificates procps tcpdump
+          debian-archive-keyring busybox-static ca-certificates procps tcpdump $(SCANNERS)
 
-.PHONY: help image plugin install uninstall demo test test-pure test-kernel test-engine torture fuzz bench lint lock clean
+.PHONY: help image plugin install uninstall demo test test-pure test-kernel test-engine referee-scanners torture fuzz bench lint lock clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 image: ## build the image (DOCKER, IMAGE)
 	$(DOCKER) build -t $(IMAGE) -t docker-fw:latest .
@@ -54,12 +56,17 @@ uninstall: ## remove the plugin, its rules, its links and its image from this ho
 	-$(DOCKER) plugin rm -f $(PLUGIN)
 	-$(DOCKER) rmi $(IMAGE) docker-fw:latest
 
+# Install those of these Debian packages that are missing.
+define install
+@missing=$$(dpkg-query -W -f='$${db:Status-Abbrev}$${Package}\n' $(1) 2>/dev/null | sed -n 's/^ii //p' | sort > /tmp/docker-fw.have; \
+    printf '%s\n' $(1) | sort | comm -23 - /tmp/docker-fw.have; rm -f /tmp/docker-fw.have); \
+    [ -z "$$missing" ] || { echo "installing" $$missing; apt-get update -qq && \
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }
+endef
+
 $(VENV)/ready: requirements-dev.lock
 	@command -v apt-get >/dev/null || { echo "make $(MAKECMDGOALS) needs Debian" >&2; exit 1; }
-	@missing=$$(dpkg-query -W -f='$${db:Status-Abbrev}$${Package}\n' $(DEBIAN) 2>/dev/null | sed -n 's/^ii //p' | sort > /tmp/docker-fw.have; \
-	    printf '%s\n' $(DEBIAN) | sort | comm -23 - /tmp/docker-fw.have; rm -f /tmp/docker-fw.have); \
-	    [ -z "$$missing" ] || { echo "installing" $$missing; apt-get update -qq && \
-	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }
+	$(call install,$(DEBIAN))
 	/usr/bin/python3 -m venv --system-site-packages --clear $(VENV)
 	$(PYTHON) -m pip install -q --require-hashes -r requirements-dev.lock
 	@touch $@
@@ -78,6 +85,10 @@ test-kernel: $(VENV)/ready
 
 test-engine: $(VENV)/ready
 	$(PYTHON) -m pytest -m engine
+
+referee-scanners: $(VENV)/ready ## run every case of thc-ipv6, ipv6toolkit and nmap against the plugin → docs/scanners.md
+	$(call install,$(SCANNERS))
+	$(PYTHON) -m tests.referees.scanners --write
 
 torture: $(VENV)/ready ## disturb everything around the plugin (kills, reboots, flushes) while probing from outside (ENGINE, MINUTES)
 	$(PYTHON) -m tests.torture --engine $(ENGINE) --minutes $(MINUTES)
