@@ -58,7 +58,6 @@ def _types() -> Iterator[Case]:
         for options, (name, arrives, state) in _TCP.items():
             quick = options in ("-sS", "-sA", "-sX")
             yield _scan(version, name, f"{options} {_FEW}", arrives=arrives, finds=(state, "tcp"), quick=quick)
-        yield _scan(version, "SYN, all 65,535 ports", f"-sS {_ALL}", arrives=_OPEN, finds=("open", "tcp"))
         ports = f"-p 53,67,123,161,{OPEN_UDP},{CLOSED_UDP}"
         arrives = frozenset({f"udp {OPEN_UDP}"})
         yield _scan(version, "UDP", f"-sU {ports}", arrives=arrives, finds=("open", "udp"), quick=True)
@@ -77,6 +76,7 @@ def _types() -> Iterator[Case]:
             f"nmap -n -oG - {hosts} {_FAMILIES[version]}",
             frozenset({echo, "tcp 443", "tcp 8080"}),
         )
+    yield _scan(4, "SYN, all 65,535 ports", f"-sS {_ALL}", arrives=_OPEN, finds=("open", "tcp"))
 
 
 def _evasions() -> Iterator[Case]:
@@ -96,6 +96,9 @@ def _evasions() -> Iterator[Case]:
 
 CASES = (*_types(), *_evasions())
 NOT_APPLICABLE = (
+    NotApplicable(
+        "nmap", "SYN, all 65,535 ports, IPv6", "takes minutes; the other IPv6 scans take a part of the ports"
+    ),
     NotApplicable(
         "nmap", "fragments, IPv6 (-6 -f, -6 --mtu)", "nmap does not support it; firewall6 and frag6 send such fragments"
     ),
