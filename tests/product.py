@@ -28,6 +28,8 @@ VERSIONS = os.environ.get("FW_ENGINES", " ".join(ENGINES)).split()
 NEWEST = VERSIONS[-1]
 #: Tests with equal results on the other versions run on those only on request.
 DEEP = VERSIONS if "FW_ENGINES" in os.environ else [NEWEST]
+#: Debian packages of the firewalls that docker-fw is tested with, in a root of their own.
+FIREWALLS = ("ufw", "firewalld", "dbus")
 #: Ports that every container answers on without any configuration.
 BASE = (22, 80, 443)
 _numbers, _subnets = itertools.count(1), itertools.count(1)
@@ -38,8 +40,8 @@ def image_tar() -> Path:
     return build_image(ROOT, IMAGE)
 
 
-def plugin_dir(engine: Engine) -> str:
-    """Return build/plugin inside the engine's host: config.json and rootfs, made as the Makefile makes them."""
+def plugin_rootfs(engine: Engine) -> Path:
+    """Return the plugin's root file system, in the cache; the engine makes it of the image if it is not there."""
     tar = image_tar()
 
     def unpack(target: Path) -> None:
@@ -51,11 +53,16 @@ def plugin_dir(engine: Engine) -> str:
         engine.host.run(["sh", "-ec", script], timeout=300)
         shutil.move(engine.host.share / "unpacked", target)
 
-    rootfs = cached("plugins", tar.stem, "the plugin's root file system", unpack)
+    return cached("plugins", tar.stem, "the plugin's root file system", unpack)
+
+
+def plugin_dir(engine: Engine) -> str:
+    """Return build/plugin inside the engine's host: config.json and rootfs, made as the Makefile makes them."""
+    rootfs = plugin_rootfs(engine)
     target = engine.host.share / "plugin"
     if not target.exists():
         target.mkdir()
-        subprocess.run(["cp", "-al", str(rootfs), str(target / "rootfs")], check=True)
+        subprocess.run(["cp", "-al", str(rootfs), str(target / "rootfs")], check=True, timeout=300)
         shutil.copy(ROOT / "config.json", target)
     return "/lab/plugin"
 

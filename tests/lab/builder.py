@@ -37,20 +37,28 @@ def build_image(context: Path, tag: str, dockerfile: str = "Dockerfile") -> Path
     output if it fails.
     """
     sources = sorted(_sources(context, dockerfile))
-    contents = [(str(path.relative_to(context)), path.stat().st_mode, path.read_bytes()) for path in sources]
-    base = debian_base(_base(context / dockerfile))
-    stem = tag.replace("/", "-").replace(":", "-")
-    name = f"{stem}-{digest(tag, dockerfile, contents, base.tar.name)}.tar"
     made = cached(
         "built",
-        name,
+        image_path(context, tag, dockerfile).name,
         f"the image {tag} (minutes the first time)",
         lambda path: _build(context, sources, dockerfile, tag, path),
     )
     os.utime(made)
-    for old in sorted(made.parent.glob(f"{stem}-????????????.tar"), key=os.path.getmtime)[:-_KEPT]:
+    for old in sorted(made.parent.glob(f"{_stem(tag)}-????????????.tar"), key=os.path.getmtime)[:-_KEPT]:
         old.unlink(missing_ok=True)
     return made
+
+
+def image_path(context: Path, tag: str, dockerfile: str = "Dockerfile") -> Path:
+    """Return the path that `build_image` returns, without building the image."""
+    sources = sorted(_sources(context, dockerfile))
+    contents = [(str(path.relative_to(context)), path.stat().st_mode, path.read_bytes()) for path in sources]
+    base = debian_base(_base(context / dockerfile))
+    return cache() / "built" / f"{_stem(tag)}-{digest(tag, dockerfile, contents, base.tar.name)}.tar"
+
+
+def _stem(tag: str) -> str:
+    return tag.replace("/", "-").replace(":", "-")
 
 
 def _build(context: Path, sources: list[Path], dockerfile: str, tag: str, target: Path) -> None:

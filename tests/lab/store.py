@@ -72,19 +72,38 @@ def cached(kind: str, name: str, title: str, make: Callable[[Path], None]) -> Pa
         target.parent.mkdir(parents=True, exist_ok=True)
         say(f"making {title}…")
         began = time.monotonic()
+        _remove_half_made(target.parent)
         scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=target.parent))
-        try:
-            make(scratch / "it")
-            (scratch / "it").rename(target)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        with open(scratch / "owned", "w") as owned:
+            fcntl.flock(owned, fcntl.LOCK_EX)
+            try:
+                make(scratch / "it")
+                (scratch / "it").rename(target)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
         say(f"  done in {time.monotonic() - began:.0f} s: {target}")
     return target
 
 
-def call(argv: list[str], **more: object) -> str:
-    """Run a program of this machine and return its stdout; LabError with its stderr if it fails."""
-    done = subprocess.run(argv, check=False, text=True, capture_output=True, **more)  # type: ignore[call-overload]
+def _remove_half_made(directory: Path) -> None:
+    """Remove what killed processes were making here: its owner would have it locked."""
+    for scratch in directory.glob(".making-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - scratch.stat().st_mtime < 60:
+                continue  # perhaps its owner is about to lock it
+            with open(scratch / "owned", "a") as owned:
+                fcntl.flock(owned, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(scratch, ignore_errors=True)
+
+
+def call(argv: list[str], *, timeout: float = 300, **more: object) -> str:
+    """Run a program of this machine and return its stdout; LabError with its stderr if it fails or takes too long."""
+    try:
+        done = subprocess.run(  # type: ignore[call-overload]
+            argv, check=False, text=True, capture_output=True, timeout=timeout, **more
+        )
+    except subprocess.TimeoutExpired as late:
+        raise LabError(f"{' '.join(argv[:6])} …: not done after {timeout:g} s") from late
     if done.returncode:
         raise LabError(f"{' '.join(argv[:6])} … failed ({done.returncode}):\n{done.stderr[-3000:]}")
     return str(done.stdout)

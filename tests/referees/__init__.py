@@ -1,1 +1,1 @@
-"""Referees: programs that this project did not write attack the real product, and what they reach is compared."""
+"""Referees: rules and cases from outside this project, against which docker-fw is compared."""
