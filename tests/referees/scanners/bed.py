@@ -118,7 +118,7 @@ class Bed:
     def spot(self, sender: Sender, kind: Kind) -> Iterator[Spot]:
         """Take a target that no other case uses meanwhile; it waits until one is free."""
         free = self._free[sender, kind]
-        target = free.get()
+        target = free.get(timeout=PATIENCE)
         attacker: NamedNetns = self._hostile[kind] if sender == "neighbour" else self.site.wan
         try:
             yield Spot(self, sender, kind, target, attacker)
@@ -220,7 +220,7 @@ class Spot:
                 if not case.ended_after:
                     raise
                 tool.kill()
-                return str(tool.communicate()[0])
+                return str(tool.communicate(timeout=PATIENCE)[0])
             finally:
                 tool.kill()
 

@@ -42,7 +42,7 @@ def run(cases: Iterable[Case], lanes: int) -> Iterator[Result]:
         waiting = [pools[case.sender, kind].submit(_one, bed, case, kind) for case in cases for kind in case.kinds]
         try:
             for done in as_completed(waiting):
-                yield done.result()
+                yield done.result(timeout=0)  # it is done
         finally:
             for each in waiting:
                 each.cancel()

@@ -78,6 +78,7 @@ def _versions() -> str:
         check=True,
         capture_output=True,
         text=True,
+        timeout=60,
     )
     kernel = ".".join(platform.release().split("-")[0].split(".")[:2])
     return f"This run: Linux {kernel}, {', '.join(asked.stdout.split(chr(10))[:-1])}.\n"
