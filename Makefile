@@ -16,9 +16,11 @@ ORDER   ?=
 
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
+# Scanners and attack tools, which the tests run in network namespaces against the plugin.
+SCANNERS := thc-ipv6 ipv6toolkit nmap
 # Debian packages that the demo and the tests need. Engines are in root file systems of their own: Docker is not installed.
 DEBIAN := python3 python3-venv python3-nftables nftables iptables iproute2 conntrack mmdebstrap \
-          debian-archive-keyring busybox-static ca-certificates procps tcpdump
+          debian-archive-keyring busybox-static ca-certificates procps tcpdump $(SCANNERS)
 # In addition, what virtual machines need; only `make test-vm` installs it.
 DEBIAN_VM := qemu-system-x86 qemu-utils seabios e2fsprogs util-linux
 
@@ -26,7 +28,7 @@ DEBIAN_VM := qemu-system-x86 qemu-utils seabios e2fsprogs util-linux
 .PHONY: $(shell sed -n 's/^\([a-z-]*\):.*## .*/\1/p' $(firstword $(MAKEFILE_LIST))) test-pure test-kernel test-engine
 
 help: ## show this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-15s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 image: ## build the image (DOCKER, IMAGE)
 	$(DOCKER) build -t $(IMAGE) -t docker-fw:latest .
@@ -120,6 +122,13 @@ test-vm: $(VENV)/ready vm-packages ## run the tests on virtual machines of four 
 
 torture: $(VENV)/ready ## disturb everything around the plugin (kills, reboots, flushes) while probing from outside (ENGINE, MINUTES, LOAD)
 	$(PYTHON) -m tests.torture --engine $(ENGINE) --minutes $(MINUTES) --load $(LOAD)
+
+.PHONY: scanner-packages
+scanner-packages:
+	$(call debian,$(SCANNERS))
+
+referee-scanners: $(VENV)/ready scanner-packages ## run thc-ipv6, ipv6toolkit and nmap against the plugin → docs/scanners.md (ARGS)
+	$(PYTHON) -m tests.referees.scanners --write $(ARGS)
 
 referee-policy: $(VENV)/ready ## compare with Kubernetes' NetworkPolicy: all cases, and some by chance → docs/networkpolicy.md (SEED)
 	$(PYTHON) -m tests.referees.networkpolicy --write $(if $(SEED),--seed $(SEED))

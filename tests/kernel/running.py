@@ -87,7 +87,7 @@ class Running:
         assert self.process
         assert self.process.poll() is None, f"the plugin ended:\n{self.log.read_text()[-3000:]}"
         try:
-            return self.call("Plugin.Activate", timeout=5) == {"Implements": ["NetworkDriver"]}
+            return bool(self.call("Plugin.Activate", timeout=5) == {"Implements": ["NetworkDriver"]})
         except OSError:
             return False
 
