@@ -27,7 +27,7 @@ LENGTHS = {
 def blocks(first: int, last: int) -> Iterator[tuple[int, int]]:
     """Cut a port range into the fewest aligned (size, first port) pieces of 1 port or a block."""
     if (first, last) == (1, 65535):
-        first = 0  # port 0 cannot be reached, and with it the range is one whole protocol
+        first = 0  # with port 0, which the rules drop, the range is one whole protocol
     while first <= last:
         size = next((n for n in reversed(BLOCKS) if first % n == 0 and first + n - 1 <= last), 1)
         yield size, first

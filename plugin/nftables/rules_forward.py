@@ -20,6 +20,8 @@ NOT_OWN = "meta nfproto ipv6 fib saddr type local goto deny"
 #: Without these packets to the host, a container has no network at all: neighbours, multicast groups.
 LINK6 = "nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert, mld-listener-report, mld2-listener-report"
 _ICMP6 = f"packet-too-big, {_ICMP}, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert"
+#: No rule means port 0, which no program can have. The block of all ports of a protocol contains it (`labels.ranges`).
+PORT_0 = f"th dport 0 meta l4proto {{ {', '.join(each.nft for each in PROTOCOLS if each.ports)} }}"
 #: Protocols that rules can name, and ICMP, which has rules of its own.
 _NAMED = ", ".join((*(each.nft for each in PROTOCOLS), "icmp", "ipv6-icmp"))
 
@@ -140,6 +142,7 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 		meta l4proto ipv6-icmp goto icmp6_in
 		ct state invalid goto deny
 		oifgroup != {GROUP:#x} meta nfproto != @lease goto deny
+		{PORT_0} goto deny
 		{NOT_OWN}
 		ct status dnat ip daddr . meta l4proto . th dport @allow_published4 goto permit
 		ct status dnat ip6 daddr . meta l4proto . th dport @allow_published6 goto permit
@@ -223,6 +226,7 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 
 	chain egress_allow {{
 		ct state invalid return
+		{PORT_0} return
 		meta nfproto ipv6 goto egress_allow6
 		goto egress_allow4
 	}}

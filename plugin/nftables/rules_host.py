@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from plugin.kernel.names import GROUP
 from plugin.nftables import lookups
-from plugin.nftables.rules_forward import ERRORS, LINK6, NEW_SYN, NOT_OWN
+from plugin.nftables.rules_forward import ERRORS, LINK6, NEW_SYN, NOT_OWN, PORT_0
 from plugin.protocols import PROTOCOLS
 
 #: The protocols that docker-proxy serves.
@@ -66,6 +66,7 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 
 	chain egress_allow_host {{
 		ct state invalid return
+		{PORT_0} return
 {lookups.egress_host(6, passes)}
 {lookups.egress_host(4, passes)}
 	}}

@@ -417,7 +417,7 @@ class Gun:
             for p in (rule.first // n * n, rule.last // n * n - 1, rule.last // n * n)
         }
         edges |= {22, 23, 53, 80, 443, 5432, 8080}
-        self.ports = sorted(p for p in edges if 1 <= p <= 65535)
+        self.ports = sorted(p for p in edges if 0 <= p <= 65535)
         about = {prefix_of(peer) for rule in spoken for peer in rule.peers if peer.kind == "prefix"}
         about |= set(inventory.state.bans)
         around: set[Address] = {Site.OUT4, Site.OUT6, *_HERE4, *_HERE6}
@@ -497,7 +497,7 @@ class Gun:
         if whose is seat.box:
             return None
         port = self._pick([rule.first, rule.last, (rule.first + rule.last) // 2, rule.first - 1, rule.last + 1])
-        flow = (rule.proto, min(max(port, 1), 65535))
+        flow = (rule.proto, min(max(port, 0), 65535))
         if inbound:
             return self._shot(whose, other, mine, flow=flow)
         return self._shot(seat.box, mine, other, host=other == self.host(version), flow=flow)

@@ -247,6 +247,22 @@ def test_a_protocol_can_be_denied_on_an_open_container(site: Site, boxes: Boxes,
         assert got == {packet for packet, each in sent.items() if each in passing}
 
 
+@pytest.mark.parametrize("spec", ["open", "every port"])
+def test_port_0_is_never_open(site: Site, boxes: Boxes, spec: str) -> None:
+    """`*` means the ports 1-65535: a packet to port 0, which no program can have, is dropped, also with `fw.policy`."""
+    every = tuple(Rule(proto, 1, 65535) for proto in PROTOS)
+    known = site.known(boxes.web, spec=PolicySpec(policy="open") if spec == "open" else PolicySpec(allow=every))
+    site.load(known)
+    sent = {
+        new_flow(proto, src, dst, port, next(_ports)): port
+        for src, dst in outside(boxes.web)
+        for proto in PROTOS
+        for port in (0, 1, 65535)
+    }
+    got = site.deliver(sent, boxes.web)
+    assert got == {packet for packet, port in sent.items() if port}
+
+
 # --- ICMP ---------------------------------------------------------------------------------------------------------
 
 ACCEPTED = {
