@@ -26,34 +26,12 @@ SIDECAR = ROOT / "compose-examples/sidecar.yml"
 COMPOSE = "usr/libexec/docker/cli-plugins/docker-compose"
 #: Modules that docker-fw's tables and Docker need. A real machine loads each in milliseconds when it is first needed;
 #: here each takes a quarter of a second, and dockerd waits only some seconds for a plugin's socket.
-MODULES = [
-    "nf_tables",
-    "nft_ct",
-    "nft_fib_inet",
-    "nft_socket",
-    "nft_nat",
-    "nft_masq",
-    "nft_limit",
-    "nft_log",
-    "nft_reject_inet",
-    "nft_objref",
-    "nft_compat",
-    "nft_chain_nat",
-    "nft_meta_bridge",
-    "nfnetlink_log",
-    "nf_conntrack_netlink",
-    "nf_conntrack_bridge",
-    "xt_conntrack",
-    "xt_addrtype",
-    "xt_MASQUERADE",
-    "xt_mark",
-    "xt_comment",
-    "xt_nat",
-    "bridge",
-    "veth",
-    "overlay",
-    "br_netfilter",
-]
+MODULES = (
+    *("nf_tables", "nft_ct", "nft_fib_inet", "nft_socket", "nft_nat", "nft_masq", "nft_limit", "nft_log"),
+    *("nft_reject_inet", "nft_objref", "nft_compat", "nft_chain_nat", "nft_meta_bridge", "nfnetlink_log"),
+    *("nf_conntrack_netlink", "nf_conntrack_bridge", "xt_conntrack", "xt_addrtype", "xt_MASQUERADE", "xt_mark"),
+    *("xt_comment", "xt_nat", "bridge", "veth", "overlay"),
+)
 #: All that an installation depends on but the package itself.
 _DEPENDENCIES = ("config.json", "Makefile", "Dockerfile", "requirements.lock")
 
