@@ -37,7 +37,7 @@ class Feature:
 def chain(family: str, rule: str, hook: str = "", before: str = "") -> str:
     """Return a table with one rule."""
     kind = f"type filter hook {hook} priority 0; " if hook else ""
-    return f"table {family} docker-fw-try {{ {before} chain c {{ {kind}{rule}; }} }}"
+    return f"table {family} docker-fw-try {{\n{before}\nchain c {{ {kind}{rule}; }}\n}}\n"
 
 
 def link(kind: str) -> str:
@@ -61,7 +61,7 @@ FEATURES = (
     ),
     Feature(
         "time-out of connection tracking (`ct timeout`)",
-        "table inet docker-fw-try { ct timeout t { protocol tcp; l3proto ip; policy = { established : 100 } } }",
+        "table inet docker-fw-try {\nct timeout t { protocol tcp; l3proto ip; policy = { established : 100 }; }\n}\n",
     ),
     Feature("limit of connections (`ct count`)", chain("inet", "ct count over 9 drop")),
     Feature("log group (nfnetlink_log)", chain("inet", "log group 7", "input")),
