@@ -5,8 +5,14 @@ DOCKER  ?= docker
 IMAGE   ?= docker-fw:$(VERSION)
 PLUGIN  ?= fw:latest
 ENGINE  ?= 28.5.2
-MINUTES ?= 15
+MINUTES ?= 30
+LOAD    ?= 0
 SECONDS ?= 60
+SEED    ?=
+RUNS    ?= 20
+TIMES   ?= 10
+# Options of pytest for the order of tests: say, ORDER=--randomly-seed=5, or ORDER="-p no:randomly" for that of the files.
+ORDER   ?=
 
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
@@ -16,10 +22,11 @@ DEBIAN := python3 python3-venv python3-nftables nftables iptables iproute2 connt
 # In addition, what virtual machines need; only `make test-vm` installs it.
 DEBIAN_VM := qemu-system-x86 qemu-utils seabios e2fsprogs util-linux
 
-.PHONY: help image plugin install uninstall demo test test-pure test-kernel test-engine test-vm torture fuzz bench lint lock clean
+# All targets that `make help` lists, and these.
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*## .*/\1/p' $(firstword $(MAKEFILE_LIST))) test-pure test-kernel test-engine
 
 help: ## show this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 image: ## build the image (DOCKER, IMAGE)
 	$(DOCKER) build -t $(IMAGE) -t docker-fw:latest .
@@ -74,8 +81,14 @@ $(VENV)/ready: requirements-dev.lock
 demo: $(VENV)/ready ## start an isolated engine, the plugin and compose stacks, probe them from outside, show a table (ENGINE)
 	$(PYTHON) -m tests.demo --engine $(ENGINE)
 
-test: $(VENV)/ready lint ## run lint and all tests: pure, kernel, engine
-	$(PYTHON) -m pytest -n 4 --no-loadscope-reorder # engines first: they take longest, and mostly wait
+test: $(VENV)/ready ## run lint and all tests: pure, kernel, engine
+	@$(MAKE) --no-print-directory -j 2 lint collected
+	timeout --foreground --kill-after=60 1h $(PYTHON) -m pytest -n 4 --no-loadscope-reorder $(ORDER) # in the order of tests/conftest.py: engines first
+
+# pytest compiles each test module once, and keeps it: beside lint, and not in four processes at the same time.
+.PHONY: collected
+collected: $(VENV)/ready
+	@$(PYTHON) -m pytest --collect-only >/dev/null 2>&1 || : # the run itself shows what is wrong
 
 test-pure: $(VENV)/ready
 	$(PYTHON) -m pytest -m "not kernel and not engine"
@@ -86,6 +99,17 @@ test-kernel: $(VENV)/ready
 test-engine: $(VENV)/ready
 	$(PYTHON) -m pytest -m engine
 
+referee-docker: $(VENV)/ready ## try Docker's promises on all engines, without and with docker-fw → docs/docker-promises.md (ARGS)
+	$(PYTHON) -m tests.promises $(ARGS)
+
+test-many: $(VENV)/ready ## run all tests RUNS times in a row in other orders, beside LOAD busy loops → build/test-many
+	$(PYTHON) -m tests.many --runs $(RUNS) --load $(LOAD)
+
+test-long: $(VENV)/ready ## run all tests with TIMES as many random inputs, at every step, on every engine (hours)
+	TEST_TIMES=$(TIMES) FW_TEST_CRASHES=1 FW_TEST_STARTS=$$((4 * $(TIMES))) \
+	    FW_ENGINES="$$($(PYTHON) -c 'from tests.lab import ENGINES; print(*ENGINES)')" \
+	    $(PYTHON) -m pytest -n 4 --no-loadscope-reorder -o timeout=7200
+
 .PHONY: vm-packages
 vm-packages:
 	$(call debian,$(DEBIAN_VM))
@@ -94,12 +118,18 @@ test-vm: $(VENV)/ready vm-packages ## run the tests on virtual machines of four 
 	$(PYTHON) -m tests.vm images
 	$(PYTHON) -m pytest -v tests/vm
 
-torture: $(VENV)/ready ## disturb everything around the plugin (kills, reboots, flushes) while probing from outside (ENGINE, MINUTES)
-	$(PYTHON) -m tests.torture --engine $(ENGINE) --minutes $(MINUTES)
+torture: $(VENV)/ready ## disturb everything around the plugin (kills, reboots, flushes) while probing from outside (ENGINE, MINUTES, LOAD)
+	$(PYTHON) -m tests.torture --engine $(ENGINE) --minutes $(MINUTES) --load $(LOAD)
+
+referee-policy: $(VENV)/ready ## compare with Kubernetes' NetworkPolicy: all cases, and some by chance → docs/networkpolicy.md (SEED)
+	$(PYTHON) -m tests.referees.networkpolicy --write $(if $(SEED),--seed $(SEED))
 
 fuzz: $(VENV)/ready ## run atheris on each parser of data from outside (SECONDS for each)
 	$(PYTHON) -m pip install -q --require-hashes --no-deps -r requirements-fuzz.lock
 	$(PYTHON) -m tests.fuzz --seconds $(SECONDS)
+
+mutation: $(VENV)/ready ## weaken each rule and each condition: a test must fail; writes docs/mutation.md (MUTATION=options)
+	$(PYTHON) -m tests.mutation $(MUTATION)
 
 bench: $(VENV)/ready ## measure speed and memory against Docker's bridge in the same run → build/bench.json (ENGINE)
 	$(PYTHON) -m tests.bench --engine $(ENGINE)

@@ -1,17 +1,28 @@
-"""Define the needs of tests, and which run side by side: those of one engine share it, so they stay in one process.
+"""Define the needs of tests, their order, and which run side by side: those of one engine share it, in one process.
 
+The order is new in every run (pytest-randomly, which prints its seed): of the tests of a group, and of the groups.
+Only the groups that take longest always come first, so that short ones fill the end and no process works alone then.
 No test hangs: each has a time-out (pytest-timeout), and programs that it starts can be interrupted.
 """
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
+import os
 import re
 import signal
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Generator
+from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 from tests.product import NEWEST, VERSIONS
 
@@ -23,13 +34,20 @@ OWN = ("test_swarm.py", "test_sidecar.py", "test_firewalls.py", "test_torture.py
 #: Files that share an engine of the newest version.
 PARTS = {"test_guard.py": "guard", "test_guard_windows.py": "guard", "test_core.py": "core", "test_survival.py": "core"}
 
+#: Files without an engine that take minutes.
+LONG = ("test_socket.py", "test_docker29.py", "test_nft.py", "test_quarantine.py", "test_reference.py", "test_lab.py")
+
 #: Seconds for a test of an engine: its root file system and image may have to be built first.
 ENGINE_TIMEOUT = 1800
 #: Seconds for a test of a virtual machine that sets none: its disk and its state may have to be made first.
 MACHINE_TIMEOUT = 2400
 #: Seconds after which a test that still hangs is interrupted again, for example while it waits for a program's end.
 AGAIN = 60
+#: Seconds for the end of the run after its last test.
+END = 300
 _settings = pytest.StashKey[Any]()
+_lab = pytest.StashKey["Preparing"]()
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure() -> None:
@@ -39,12 +57,46 @@ def pytest_configure() -> None:
             signal.signal(each, lambda *_: None)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None, None, None]:
     _leave_out_machines(config, items)
     for item in items:
         if "tests/engine/" in str(item.path):
             item.add_marker(pytest.mark.engine)
             item.add_marker(pytest.mark.timeout(ENGINE_TIMEOUT), append=False)
+    yield  # pytest deselects by markers, and groups by fixtures
+    longest_first(items)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if seed := config.getoption("randomly_seed", None):
+        terminalreporter.write_line(f"order of the tests: --randomly-seed={seed}")
+
+
+def longest_first(items: list[pytest.Item]) -> None:
+    """Sort by how long the groups take, engines' first; equally long groups, and the tests of each, stay in order."""
+    groups = [group(item.nodeid) for item in items]
+    seconds: Counter[str] = Counter()
+    for name, item in zip(groups, items, strict=True):
+        seconds[name] += expected(item.nodeid)
+    # A group's tests are in several files, and must be together: by the place of the group's first test.
+    first = {name: index for index, name in reversed([*enumerate(groups)])}
+
+    def place(item: pytest.Item) -> tuple[bool, int, int]:
+        name = group(item.nodeid)
+        return not is_engines(item.nodeid), -seconds[name] // 60, first[name]
+
+    items.sort(key=place)
+
+
+def expected(nodeid: str) -> int:
+    """Return about how many seconds a test takes, as far as it matters for the order."""
+    path = nodeid.partition("::")[0]
+    if path.endswith("test_packaging.py"):
+        return 120
+    if "engine/" in path:
+        return 6
+    return 2 if path.rpartition("/")[2] in LONG else 0
 
 
 def _leave_out_machines(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -80,10 +132,74 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
 
 
 class Groups(LoadScopeScheduling):
-    """Tests of one group run in one process, one after the other."""
+    """Tests of one group run in one process, one after the other.
+
+    Those of engines come first, but while the lab's cache is not complete the others do: the short ones, so that a
+    process is free soon after it is.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         return group(nodeid)
+
+    def schedule(self) -> None:
+        if self.collection is None and self.collection_is_completed:
+            collected = next(iter(self.registered_collections.values()), [])
+            if any(is_engines(nodeid) for nodeid in collected):
+                self.config.stash[_lab] = Preparing()
+        super().schedule()
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        lab = self.config.stash.get(_lab, None)
+        if lab and not lab.done:
+            for name, tests in reversed(self.workqueue.items()):
+                if not is_engines(next(iter(tests))):
+                    self.workqueue.move_to_end(name, last=False)
+                    break
+        super()._assign_work_unit(node)
+
+
+class Preparing:
+    """The process that completes the lab's cache, see `tests.prepare`."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.prepare"],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        Thread(target=self._wait, daemon=True).start()
+
+    def _wait(self) -> None:
+        assert self._process.stdout
+        self._process.stdout.readline()  # or its end: then the tests say what cannot be made
+        self.done = True
+
+    def close(self) -> None:
+        """End it, if it is still at work."""
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGTERM)
+            self._process.wait(60)
+
+
+def is_engines(nodeid: str) -> bool:
+    """Return True if a test needs an engine, or a machine with one."""
+    path = nodeid.partition("::")[0]
+    return "engine/" in path or "vm/" in path or path.endswith("test_lab.py")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if lab := config.stash.get(_lab, None):
+        lab.close()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Bound the end, too: if the run hangs after its last test it is ended, and says where it was."""
+    if not hasattr(session.config, "workerinput"):  # the processes that run tests wait there until all are done
+        faulthandler.dump_traceback_later(END, exit=True, file=sys.__stderr__)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -28,6 +28,8 @@ VERSIONS = os.environ.get("FW_ENGINES", " ".join(ENGINES)).split()
 NEWEST = VERSIONS[-1]
 #: Tests with equal results on the other versions run on those only on request.
 DEEP = VERSIONS if "FW_ENGINES" in os.environ else [NEWEST]
+#: Debian packages of the firewalls that docker-fw is tested with, in a root of their own.
+FIREWALLS = ("ufw", "firewalld", "dbus")
 #: Ports that every container answers on without any configuration.
 BASE = (22, 80, 443)
 _numbers, _subnets = itertools.count(1), itertools.count(1)
@@ -60,7 +62,7 @@ def plugin_dir(engine: Engine) -> str:
     target = engine.host.share / "plugin"
     if not target.exists():
         target.mkdir()
-        subprocess.run(["cp", "-al", str(rootfs), str(target / "rootfs")], check=True)
+        subprocess.run(["cp", "-al", str(rootfs), str(target / "rootfs")], check=True, timeout=300)
         shutil.copy(ROOT / "config.json", target)
     return "/lab/plugin"
 

@@ -46,7 +46,7 @@ def root_network() -> str:
         "nft list ruleset",
         "sysctl -a --pattern '^net\\.(ipv4|ipv6)\\.(ip_forward|conf)'",
     )
-    done = subprocess.run(["sh", "-c", "; ".join(commands)], capture_output=True, text=True, check=False)
+    done = subprocess.run(["sh", "-c", "; ".join(commands)], capture_output=True, text=True, check=False, timeout=60)
     return "\n".join(line for line in done.stdout.splitlines() if "expires" not in line)
 
 
@@ -253,7 +253,9 @@ else:
 def test_nothing_is_left(how: str) -> None:
     """Whether a lab is closed or killed, no process, namespace, mount, cgroup or link of it remains."""
     before = root_network()
-    done = subprocess.run([sys.executable, "-c", LAB_THAT_IS_KILLED, how], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", LAB_THAT_IS_KILLED, how], capture_output=True, text=True, check=False, timeout=900
+    )
     assert done.returncode == (0 if how == "close" else -signal.SIGKILL), done.stderr
     name, *processes = done.stdout.split()
     assert len(processes) >= 5  # init, dockerd, containerd, a shim, the container's
@@ -264,7 +266,10 @@ def test_nothing_is_left(how: str) -> None:
         assert start_time(int(pid)) != int(started)
     prefix = name.rpartition("h")[0]
     assert prefix.startswith("fwlab")
-    assert prefix not in subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
+    assert (
+        prefix
+        not in subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True, timeout=60).stdout
+    )
     assert prefix not in Path("/proc/self/mountinfo").read_text()
     leftovers = [path for path in Path("/sys/fs/cgroup").rglob(f"{prefix}*") if path.is_dir()]
     assert not leftovers

@@ -15,18 +15,18 @@ import select
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from plugin.docker.bridges import Bridges
 from plugin.docker.proxy_ports import before
 from plugin.fwctl.host.closed_elements import closed_elements
 from plugin.kernel import link_monitor
-from plugin.model import FwError
+from plugin.model import NewerStateError
 from plugin.nftables import identity
 from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.elements import bridge_elements
 from plugin.nftables.sets import TABLE
 from plugin.nftables.table import KernelTable
-from plugin.policy.saved import SavedState
 from plugin.settings import Settings
 from plugin.state.store import Store
 
@@ -99,16 +99,20 @@ def close(nft: KernelTable, settings: Settings, *, lasts: bool = False) -> None:
     `lasts`: the plugin does not replace it soon. Only then are the bridges of default routes looked up, which takes as
     long as all the rest.
     """
+    store, certain = Store(settings.state), True
     try:
-        state = Store(settings.state).load()
-    except FwError:  # a newer version wrote it: the plugin reports that when it is loaded
-        state, lasts = SavedState(), True
+        state = store.load()
+    except NewerStateError:  # the plugin reports it when it is loaded
+        lasts = True
+        state, certain = store.closing_part()
     bridges = Bridges(_uplinks(settings) if lasts else set, state.unmanaged)
     bridges.see(link_monitor.links().values())
+    facts = bridges.facts()
+    if not certain:  # containers on any of them may have restricted egress
+        state = replace(state, egress_restricted=state.egress_restricted | facts.guarded)
     listeners = before(state, settings.sysctl, None)
     lasting, timed = ban_elements(state.bans, time.time())
-    bridge = bridge_elements(bridges.facts())
-    nft.replace(bridge | closed_elements(state, settings, listeners) | lasting, timed)
+    nft.replace(bridge_elements(facts) | closed_elements(state, settings, listeners) | lasting, timed)
 
 
 def _uplinks(settings: Settings) -> Callable[[], set[str]]:

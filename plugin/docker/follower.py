@@ -8,6 +8,7 @@ does not delay closing.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -88,8 +89,9 @@ class DockerFollower:
         self._all = False
         self._places: dict[tuple[str, str], None] = {}
         self._started: dict[str, None] = {}
-        #: A container may have started while no process followed Docker.
-        self._missed = True
+        #: The last moment until which flows may have been opened unfiltered: no process followed Docker, or a bridge
+        #: was not protected. A listing that was requested later knows their containers. None: flows were cut since.
+        self._unfiltered: float | None = -math.inf
         #: Bridges that the log reports as not left alone any more.
         self._logged_uncertain: frozenset[str] = frozenset()
         #: The time of the last full listing.
@@ -152,7 +154,7 @@ class DockerFollower:
         match event.action:
             case "subscribed":
                 self._tracker.start_over()
-                self._missed = True
+                self._cut_flows_until(self._bridges.now())
                 self.listening = True
                 self.wake()
             case "container die":
@@ -185,11 +187,27 @@ class DockerFollower:
             case "network disconnect":
                 self._tracker.leaves(event.id, event.container)
             case "network create":
+                exempt = self._bridges.unmanaged()
                 self._bridges.mark_unknown()
                 self._write_bridges()
+                if exempt:
+                    self._cut_flows_until(self._bridges.now())
                 self.wake()
             case "network destroy":
                 self._tracker.network_gone(event.id)
+
+    def _cut_flows_until(self, moment: float) -> None:
+        """Cut the flows that containers do not accept after the next listing that is requested from this moment on."""
+        with self._requested:
+            self._unfiltered = max(moment, self._unfiltered or moment)
+
+    def _cut_flows(self, asked: float) -> None:
+        """Cut the flows that containers do not accept, if a listing of that moment knows the containers concerned."""
+        with self._requested:
+            due = self._unfiltered is not None and self._unfiltered <= asked
+            self._unfiltered = None if due else self._unfiltered
+        if due:
+            self._state.cut_closed()
 
     def _request(self, place: tuple[str, str] | None = None, started: str = "") -> None:
         with self._requested:
@@ -275,9 +293,13 @@ class DockerFollower:
         self._looked = time.monotonic()
         asked, moment, then = self._bridges.now(), self._tracker.now(), self._proxies.now()
         bridges, complete = self._api.bridges()
+        exempt = self._bridges.unmanaged()
         self._bridges.set_listed(bridges, asked, complete=complete)
         self._logged_uncertain = frozenset()
         self._write_bridges()
+        if not exempt <= self._bridges.unmanaged():  # Docker claims one: its containers are listed from now on
+            asked = self._bridges.now()
+            self._cut_flows_until(asked)
         look = self._api.look()
         self._proxies.judge(look, then)
         self._sighted()
@@ -291,9 +313,7 @@ class DockerFollower:
             self.wake()  # the answer was too old when it arrived
             return
         self._gwbridge = next((network.id for network in look.networks if network.name == "docker_gwbridge"), "")
-        if self._missed:
-            self._missed = False
-            self._state.cut_closed()
+        self._cut_flows(asked)
         self.not_guarded = look.not_guarded
         self._driver_sync.update_labels(look.containers)
         self._driver_sync.prune(look.containers, look.network_ids)

@@ -43,6 +43,7 @@ class Listing:
         self.bridge_networks = tuple(found for raw in self._networks if (found := understood(parse.network, raw)))
         #: By network ID, its key in the compose file.
         self.compose_keys = {raw["Id"]: understood(container_labels.compose_key, raw) or "" for raw in self._networks}
+        self._bypassing = {raw["Id"]: driver for raw in self._networks if (driver := understood(parse.bypassing, raw))}
         self._too_large = [entry for entry in self._all_containers if isinstance(entry, Cut)]
         for cut in self._too_large:
             log.error("container %s %s", cut.id[:12], cut.CLOSED)
@@ -76,7 +77,7 @@ class Listing:
         not_guarded = {cut.name or cut.id[:12]: cut.CLOSED for cut in self._too_large}
         unconfirmed: set[str] = set()
         for container in running:
-            if why := parse.not_guarded(container.entry):
+            if why := parse.not_guarded(container.entry, self._bypassing):
                 not_guarded[container.labels.name] = why
             for endpoint in self._endpoints(container):
                 endpoints[endpoint.id] = endpoint

@@ -25,6 +25,8 @@ _BRIDGE = "com.docker.network.bridge."
 _MANY = 100
 #: The errors that reading raises if Docker's JSON is malformed.
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+#: Drivers of networks whose packets never pass the host's rules.
+BYPASSING = {"macvlan", "ipvlan"}
 CONNECTING = {"network connect", "network disconnect"}
 #: The action of an event that was too large to be read, and whose beginning does not identify it.
 UNREAD = "too large event"
@@ -251,13 +253,29 @@ def attached(
     return None
 
 
-def not_guarded(raw: Mapping[str, Any]) -> str:
-    """Return why a container has no network of its own, for people; "" if it has one."""
+def bypassing(raw: Any) -> str:
+    """Return the driver of a network as `GET /networks` lists it, if its packets bypass the host's rules; "" if not."""
+    driver = text(raw, "Driver")
+    return driver if driver in BYPASSING else ""
+
+
+def not_guarded(raw: Mapping[str, Any], drivers: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Return why docker-fw does not filter a container, or not on all its networks, for people; "" if it does.
+
+    `raw`: the container as `GET /containers/json` lists it. `drivers`: by network ID, the driver that is `bypassing`.
+    """
     mode = str((raw.get("HostConfig") or {}).get("NetworkMode") or "")
     if mode == "host":
         return "has the host's network, which docker-fw does not filter"
     if mode.startswith("container:"):
         return f"shares the network of {mode[10:22]}: that container's labels apply, not its own"
+    networks = (raw.get("NetworkSettings") or {}).get("Networks") or {}
+    for name, attached in networks.items():
+        driver = drivers.get(attached.get("NetworkID") or "") if isinstance(attached, dict) else None
+        if driver:
+            return (
+                f"is on the {driver} network {name}, which docker-fw does not filter: it bypasses the host's firewall"
+            )
     return ""
 
 

@@ -20,7 +20,7 @@ class DockerSnapshot:
     networks: tuple[BridgeNetwork, ...] = ()
     #: The running containers' endpoints, on networks of any driver.
     endpoints: tuple[Endpoint, ...] = ()
-    #: Containers that have no network of their own, with the reason.
+    #: Containers that docker-fw does not filter, or not on all their networks, by name, with the reason.
     not_guarded: Mapping[str, str] = field(default_factory=dict)
     #: The IDs of all containers, stopped ones included.
     container_ids: frozenset[str] = frozenset()

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
+from pathlib import Path
 
 from plugin.kernel import link_monitor
 from plugin.kernel import netlink as nl
@@ -55,6 +56,15 @@ _OFFLOADED = (
     "they are in a flow table of this host (flow offload), and this kernel cannot remove them from it: their packets "
     "bypass every rule until they end or the flow table is deleted"
 )
+
+
+def distinguishes_sctp() -> bool:
+    """Return whether connection tracking knows SCTP's ports; False if that is unknown.
+
+    The kernel has time-outs for each protocol whose flows it tracks by port, as soon as connection tracking is loaded
+    (nf_conntrack_standalone.c). A process sees those of its own network namespace.
+    """
+    return Path("/proc/sys/net/netfilter/nf_conntrack_sctp_timeout_established").exists()
 
 
 def cut_addresses(addresses: Collection[Address]) -> None:

@@ -25,6 +25,9 @@ class Features:
     listener is blocked until its owner is known. Without `cgroups`, that is always done.
     `cgroups`: the kernel can match a socket's control group (≥ 5.13).
     `logs`: the kernel has nfnetlink_log.
+    `sctp`: connection tracking distinguishes SCTP's flows by their ports (CONFIG_NF_CT_PROTO_SCTP). Otherwise all SCTP
+    between two addresses is one flow, so the first packet to an open port would make every port part of an established
+    flow. Then each SCTP packet is judged by the rules; replies to SCTP flows that a container opens are dropped.
     """
 
     owned: bool = False
@@ -32,6 +35,12 @@ class Features:
     listeners: bool = True
     cgroups: bool = True
     logs: bool = True
+    sctp: bool = True
+
+    @property
+    def flows(self) -> str:
+        """The condition, in nft's syntax, for packets whose established flows are those of one port."""
+        return "" if self.sctp else "meta l4proto != sctp "
 
     def loadable(self, elements: Iterable[Element]) -> tuple[Element, ...]:
         """Return the elements whose sets are in the tables."""
@@ -74,5 +83,10 @@ PROBES = (
         "listeners",
         f"create table inet {_TRY} {{ chain try {{ socket transparent 0; }}; }}\ndelete table inet {_TRY}\n",
         "new listening ports cannot be closed until their owner is known",
+    ),
+    Probe(  # connection tracking is loaded with its first rule, and lists its protocols then
+        "sctp",
+        f"create table inet {_TRY} {{ chain try {{ ct state new; }}; }}\ndelete table inet {_TRY}\n",
+        "the kernel has no connection tracking",
     ),
 )

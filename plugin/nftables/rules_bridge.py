@@ -48,9 +48,15 @@ def bridge() -> str:
 
 	# Only the host is a router and a multicast querier here. A query that reaches only the bridge would make it forget
 	# group members, and neighbour discovery would fail (RFC 4541). A link without an address may probe for duplicates
-	# and join groups (RFC 4862 section 5.4.2, RFC 3810 section 5.2.13).
+	# and join groups (RFC 4862 section 5.4.2, RFC 3810 section 5.2.13). A first fragment may end before the type
+	# (RFC 7113 section 2.1): no rule matches such a type, so it is dropped. Only later fragments have no type.
 	chain bridge_port_icmp6 {{
-		icmpv6 type {{ nd-router-advert, nd-redirect, mld-listener-query, {_ROUTER6} }} goto stray
+		frag frag-off != 0 {_FROM}ip6 saddr @bound6 accept
+		icmpv6 type != {{ nd-router-advert, nd-redirect, mld-listener-query, {_ROUTER6} }} goto bridge_port_icmp6_host
+		goto stray
+	}}
+
+	chain bridge_port_icmp6_host {{
 		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} ip6 nexthdr != ipv6-icmp goto stray
 		icmpv6 type nd-neighbor-advert {_FROM}{TARGET} != @bound_targets goto stray
 		{_FROM}ip6 saddr @bound6 accept

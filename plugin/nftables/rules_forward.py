@@ -26,10 +26,11 @@ PORT_0 = f"th dport 0 meta l4proto {{ {', '.join(each.nft for each in PROTOCOLS 
 _NAMED = ", ".join((*(each.nft for each in PROTOCOLS), "icmp", "ipv6-icmp"))
 
 
-def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
+def forward(mark: int, *, log: str, no_in: str, no_out: str, flows: str) -> str:
     """Return the chains for forwarded traffic.
 
     `log`: the statement that logs a drop. `no_in`, `no_out`: the exceptions for bridges that are unmanaged by name.
+    `flows`: the condition for packets whose flows are tracked by port.
     """
     passes = f"meta mark set meta mark | {mark:#010x} return"
     return f"""\
@@ -40,7 +41,7 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 		type filter hook forward priority filter - 1; policy accept;
 		meta mark set meta mark & {0xFFFFFFFF ^ mark:#010x}
 		meta nfproto @ban_families jump banned
-		ct state established jump established
+		{flows}ct state established jump established
 		ct state != related jump reverse_path
 		ct state related meta l4proto != {{ icmp, ipv6-icmp }} jump reverse_path
 		ct state new jump quarantine
@@ -71,7 +72,15 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 	chain reverse_path_bridge {{
 		icmpv6 type {{ {LINK6} }} return
 		ip6 saddr fe80::/10 iifname . oifname @same_bridge return
-		iifname != @egress_restricted iifname != @internal iifname . oifname @same_bridge return
+		iifname != @egress_restricted iifname . oifname @same_bridge goto within_bridge
+		fib saddr . iif oif missing goto deny
+	}}
+
+	# On an isolated network (Docker's gateway mode) the host has no address, so it has no route to sources either. A
+	# packet that the host could not route to its destination on the bridge was not routed: br_netfilter shows it here.
+	chain within_bridge {{
+		iifname != @internal return
+		fib saddr type != local fib daddr . iif oif missing return
 		fib saddr . iif oif missing goto deny
 	}}
 
@@ -111,9 +120,11 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 	}}
 
 	# Docker itself accepts established packets of Docker networks. A SYN opens a new connection, but if it reuses the
-	# port of a connection that the peer reset, conntrack assigns it to the old one (tcp_conntracks, sIG).
+	# port of a connection that the peer reset, conntrack assigns it to the old one (tcp_conntracks, sIG). No flow
+	# leaves an internal network: two of its containers can forge one, with a source address outside.
 	chain established {{
 		{NEW_SYN} return
+		iifname @internal iifname . oifname != @same_bridge goto deny
 		oifgroup {GROUP:#x} goto accept_marked
 		iifgroup {GROUP:#x} goto established_outbound
 		accept
@@ -134,9 +145,9 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 		oifgroup {GROUP:#x} meta iifkind "bridge" iif != @unmanaged{no_in} jump from_container
 		oifname @egress_restricted ct state new tcp flags & (fin | syn | rst | ack) != syn goto deny
 		icmp type redirect goto deny
+		iifname @internal goto deny
 		{ERRORS} goto to_known_address
 		oifname @internal goto deny
-		iifname @internal goto deny
 		rt type 0 goto deny
 		meta l4proto icmp goto icmp_in
 		meta l4proto ipv6-icmp goto icmp6_in

@@ -11,11 +11,11 @@ from plugin.protocols import PROTOCOLS
 _PUBLISHABLE = ", ".join(each.nft for each in PROTOCOLS if each.socket)
 
 
-def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
+def host(mark: int, *, log: str, unknown: str, no_in: str, flows: str) -> str:
     """Return the chains for the host.
 
     `log`: the statement that logs a drop. `unknown`: the rule that identifies docker-proxy. `no_in`: the exceptions
-    for bridges that are unmanaged by name.
+    for bridges that are unmanaged by name. `flows`: the condition for packets whose flows are tracked by port.
     """
     passes = f"meta mark set meta mark | {mark:#010x} return"
     return f"""\
@@ -50,7 +50,7 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 	}}
 
 	chain egress_to_host {{
-		ct state established return
+		{flows}ct state established return
 		{ERRORS} return
 		icmpv6 type {{ {LINK6} }} return
 		meta l4proto igmp return
@@ -72,7 +72,7 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 	}}
 
 	chain host_closed {{
-		ct state established jump host_established
+		{flows}ct state established jump host_established
 {_neighbours("accept")}
 		ct state invalid goto deny
 		meta nfproto != @lease goto deny_host

@@ -247,7 +247,10 @@ SETS: dict[str, SetSpec] = {
     ),
     "protected_bridges": SetSpec(("fib saddr oifname",), comment="every bridge except unmanaged ones", effect="closes"),
     "internal": SetSpec(
-        ("oifname",), comment="bridges of internal networks: no traffic enters or leaves", effect="closes"
+        ("oifname",),
+        comment="bridges of internal networks: no traffic enters or leaves",
+        effect="closes",
+        ends_flows="always",
     ),
     "egress_restricted": SetSpec(
         ("iifname",),

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from types import MappingProxyType
 from typing import NamedTuple
 
+from plugin.kernel import conntrack
 from plugin.kernel import netlink as nl
 from plugin.model import Address
 from plugin.nftables import identity, rate_chains, ruleset
@@ -202,6 +203,9 @@ class KernelTable:
 
     def _find_features(self) -> None:
         found = {probe.feature: self._succeeds(probe) for probe in PROBES}
+        if not conntrack.distinguishes_sctp():
+            found["sctp"] = False
+            log.warning("this kernel does not track SCTP by port: replies to SCTP flows of containers are dropped")
         self.features = dataclasses.replace(self.features, **found)
 
     def _succeeds(self, probe: Probe) -> bool:

@@ -159,3 +159,14 @@ def is_from_unknown(flow: Flow, prefixes: Collection[Prefix], known: set[bytes],
         return False
     source, target = ip_address(flow.source), ip_address(flow.responder)
     return any(source in prefix and (target not in prefix or flow.responder in local) for prefix in prefixes)
+
+
+def leaves_internal(flow: Flow, prefixes: Collection[Prefix], local: set[bytes]) -> bool:
+    """Return whether the connection enters or leaves an internal network, which only the host may do.
+
+    `prefixes`: the subnets of internal networks. `local`: the host's addresses: those of its bridges are within them.
+    """
+    if flow.source in local or flow.responder in local:
+        return False
+    source, target = ip_address(flow.source), ip_address(flow.responder)
+    return any((source in prefix) != (target in prefix) for prefix in prefixes)

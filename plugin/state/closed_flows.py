@@ -36,6 +36,17 @@ def cut_unknown(prefixes: Collection[Prefix], known: Collection[Address], quaran
             conntrack.cut(version, chosen, before=_reporting(quarantine, {}))
 
 
+def cut_internal(prefixes: Collection[Prefix]) -> None:
+    """Delete flows that enter or leave internal networks, which have these subnets. Never raises.
+
+    No quarantine is needed: no packet of such a flow passes the rules again, in either direction.
+    """
+    for version in (4, 6):
+        if wanted := [prefix for prefix in prefixes if prefix.version == version]:
+            local = conntrack.local_addresses()
+            conntrack.cut(version, partial(flows.leaves_internal, prefixes=wanted, local=local))
+
+
 def closed_flows(protected: Mapping[Address, AddressPolicy]) -> list[ClosedFlow]:
     """Return the flows that `cut_closed` would cut. Raises OSError."""
     return [

@@ -19,7 +19,7 @@ from itertools import chain
 
 from plugin.kernel import conntrack
 from plugin.kernel.conntrack import Cut
-from plugin.model import Address, AddressPolicy, Published
+from plugin.model import Address, AddressPolicy, BridgeNetwork, Network, Prefix, Published
 from plugin.nftables import dump, sets
 from plugin.nftables.client import NftError
 from plugin.nftables.identity import FORMER_SETS
@@ -63,6 +63,8 @@ class FlowCutter:
     def of(self, owners: Iterable[ElementOwner]) -> list[Callable[[], None]]:
         """Return calls that cut these: to their addresses, and to host ports that docker-proxy serves for them.
 
+        Of owners that are internal networks, these are the flows that enter or leave them.
+
         The owner `EGRESS` stands for the flows that unknown containers opened on bridges with restricted egress.
         """
         owners = list(owners)
@@ -75,6 +77,8 @@ class FlowCutter:
             cuts.append(partial(closed_flows.cut_closed, answers, self.quarantine))
         if ports:
             cuts.append(partial(conntrack.cut_published, ports, stays))
+        if internal := self._internal(owners):
+            cuts.append(partial(closed_flows.cut_internal, internal))
         return cuts + self._of_unknown_addresses() if restricted else cuts
 
     def departed(self, before: Facts, after: Facts, owners: Iterable[ElementOwner]) -> list[Callable[[], None]]:
@@ -131,6 +135,19 @@ class FlowCutter:
             place = self._view.endpoint(owner)
             if place and place[0].bridge in bridges and place[1].joined and self._view.who(owner) is None:
                 found.append(owner)
+        return found
+
+    def _internal(self, owners: Iterable[ElementOwner]) -> list[Prefix]:
+        """Return the subnets of those of these owners that are internal networks."""
+        facts, found = self._view.facts, list[Prefix]()
+        for owner in owners:
+            network: Network | BridgeNetwork | None = None
+            if owner.kind is Kind.NETWORK:
+                network = facts.saved.networks.get(owner.id)
+            elif owner.kind is Kind.DOCKER_NETWORK:
+                network = facts.networks.get(owner.id)
+            if network and network.internal:
+                found += network.subnets
         return found
 
     def _of_unknown_addresses(self) -> list[Callable[[], None]]:

@@ -15,10 +15,10 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from plugin.jsonio import (
     ID,
@@ -49,6 +49,8 @@ NOT_AS_IT_SHOULD_BE = (ValueError, TypeError, KeyError, AttributeError, Arithmet
 #: Fields that the file has under the names of former versions, which read it after a downgrade.
 _KEYS = {"spec": "said", "image_spec": "brought"}
 log = logging.getLogger(__name__)
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class Store:
@@ -93,6 +95,25 @@ class Store:
             self._flushed = path == self._path  # it has every network, so the next write keeps it aside
             return self._replayed(state, serial)
         return SavedState()
+
+    def closing_part(self) -> tuple[SavedState, bool]:
+        """Return what a newer version's file closes, as far as this version reads it. Never raises.
+
+        Each entry is read by itself, and the rest is left out. The second value is True if all egress-restricted
+        bridges are known.
+        """
+        try:
+            document = json.loads(self._path.read_text())
+            found = document if isinstance(document, dict) else {}
+        except (ValueError, RecursionError, OSError):
+            found = {}
+        bridges = found.get("confined")
+        return SavedState(
+            proxied=_readable(found, "proxied", lambda key, ports: (key, tuple(map(_published, ports)))),
+            egress_restricted=frozenset(filter(_plain_name, bridges if isinstance(bridges, list) else ())),
+            bans=_readable(found, "bans", lambda prefix, until: (ip_network(prefix), codec.moment(until))),
+            asked=_readable(found, "asked", lambda key, ports: (key, tuple(map(codec.requested_ports, ports)))),
+        ), isinstance(bridges, list) and all(map(_plain_name, bridges))
 
     def _replayed(self, state: SavedState, serial: str) -> SavedState:
         """Return the state with the journal's changes, up to the first damaged one."""
@@ -231,6 +252,17 @@ def _decode(document: Any) -> SavedState:
     if [*networks, *endpoints] != [item.id for item in _records(state)]:
         raise ValueError("a record has another ID than its key")
     return state
+
+
+def _readable(document: dict[str, Any], key: str, read: Callable[[str, Any], tuple[K, V]]) -> dict[K, V]:
+    """Return the entries of a mapping in the document that `read` understands."""
+    found: dict[K, V] = {}
+    entries = document.get(key)
+    for name, value in entries.items() if isinstance(entries, dict) else ():
+        with contextlib.suppress(*NOT_AS_IT_SHOULD_BE):
+            entry, content = read(name, value)
+            found[entry] = content
+    return found
 
 
 def _plain_name(value: Any) -> bool:

@@ -211,7 +211,7 @@ class Bed:
         for worker in workers:
             worker.start()
         for worker in workers:
-            worker.join()
+            worker.join(600)
         if failed:
             raise failed[0]
 

@@ -170,7 +170,7 @@ class Kernel:
 
     def __exit__(self, *_: object) -> None:
         self._stop = True
-        self._thread.join()
+        self._thread.join(10)
         self._sock.close()
 
     def when(self, kind: int, key: bytes, since: int) -> int:

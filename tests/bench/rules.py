@@ -57,7 +57,7 @@ def _child(many: int) -> dict[str, Any]:
     changes.append(_pair(nft, many))
     _blocklist(many)
     changes.append(_pair(nft, many))
-    subprocess.run(["nft", "delete", "table", "inet", "blocklist"], check=True)
+    subprocess.run(["nft", "delete", "table", "inet", "blocklist"], check=True, timeout=60)
     intact = median([_timed(nft.intact) for _ in range(50)])
     full = _weight(lambda: nft.replace(elements), lambda: nft.replace([]))
     rates = [_rates(nft, count) for count in (_FEW, _CROWD)]
@@ -133,7 +133,7 @@ def _blocklist(count: int) -> None:
         "table inet blocklist {\nset banned {\ntypeof ip saddr\nflags interval\n"
         f"elements = {{ {addresses} }}\n}}\n}}\n"
     )
-    done = subprocess.run(["nft", "-f", "-"], check=False, input=text, text=True, capture_output=True)
+    done = subprocess.run(["nft", "-f", "-"], check=False, input=text, text=True, capture_output=True, timeout=600)
     if done.returncode:
         raise RuntimeError(f"nft: {done.stderr[:300]}")
 

@@ -44,7 +44,7 @@ def within(netns: str, function: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=body)
     thread.start()
-    thread.join()
+    thread.join(600)
     if failure:
         raise failure[0]
     return result[0]

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import pytest
 
 from tests.lab import Engine, Hammer, Host, Process, Target, Verdict, engine_root
-from tests.product import DEEP, ROOT, Fw
+from tests.product import DEEP, FIREWALLS, ROOT, Fw
 from tests.waiting import until
 
-FIREWALLS = ("ufw", "firewalld", "dbus")
 #: The README's commands for a host with ufw, and a Docker without DOCKER-USER for IPv6 (or without any).
 UFW_ROUTES = ("ufw route allow out on fw-+", "ufw route allow in on fw-+")
 #: The README's commands for a host with firewalld and a Docker ≥ 27, which makes the policy `docker-forwarding`.
@@ -230,7 +229,7 @@ def test_firewalld_protects_the_host_and_docker_fw_the_containers(fw: Fw) -> Non
         assert at.host_service() == ("open" if dockers else "refused")
         assert at.table_handle() == table
         process.signal(signal.SIGTERM)
-        process.wait()
+        process.wait(30)
         firewalld(host)
         at.sees("refused", *inside)
         assert at.table_handle() == table

@@ -236,7 +236,7 @@ def test_a_dry_run_says_what_installing_would_close(engines: object) -> None:
                 refused = engine.try_docker(*bare, IMAGE, "dry-run")
             finally:
                 talking.kill()
-                talking.wait()
+                talking.wait(30)
         assert refused.returncode == 1
         assert refused.stderr.startswith("fwctl: could not list the established connections")
         assert "--cap-add NET_ADMIN" in refused.stderr

@@ -126,6 +126,7 @@ def test_a_wrong_setting_ends_the_start_with_a_message(engines: object, setting:
         capture_output=True,
         text=True,
         check=False,
+        timeout=60,
     )
     assert done.returncode != 0
     assert name in done.stderr

@@ -43,7 +43,8 @@ def main() -> int:
             bounds = [f"-max_total_time={options.seconds}", "-timeout=5", "-max_len=8192"]
             arguments = ["-print_final_stats=1", f"-artifact_prefix={corpus}/"]
             command = [sys.executable, "-m", "tests.fuzz.one", name, *bounds, *arguments, corpus]
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+            limit = 2 * options.seconds + 120
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=limit)
         runs = [line.split()[-1] for line in done.stderr.splitlines() if "number_of_executed_units" in line]
         print(f"{name}: {runs[0] if runs else '?'} inputs, {'well' if done.returncode == 0 else 'FAILED'}", flush=True)
         if done.returncode:

@@ -71,7 +71,9 @@ def in_thread(path: str, work: Callable[[], T]) -> T:
 
     thread = Thread(target=run)
     thread.start()
-    thread.join()
+    thread.join(300)
+    if thread.is_alive():
+        raise TimeoutError("the work in the namespace is not done after 300 s")
     if failed:
         raise failed[0]
     return found[0]

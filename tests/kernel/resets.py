@@ -39,7 +39,7 @@ def resetting(netns: NamedNetns, address: object, port: int) -> Iterator[None]:
         yield
     finally:
         server.kill()
-        server.communicate()
+        server.communicate(timeout=30)
 
 
 def served(site: Site, address: object, port: int, times: int, sport: int = 0) -> int:

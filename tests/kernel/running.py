@@ -21,7 +21,7 @@ from plugin.state.store import Store
 from tests.kernel.fakedocker import FakeDocker
 from tests.kernel.site import MARK, Box, Site
 from tests.recorded import GENERIC, PORTMAP
-from tests.waiting import until
+from tests.waiting import crowded, until
 
 ROOT = Path(__file__).parents[2]
 Body = dict[str, Any]
@@ -298,7 +298,8 @@ def names_of(network: Body, *endpoints: Body) -> set[str]:
 
 
 def took(began: float) -> float:
-    return time.monotonic() - began
+    """Return the seconds since `began`, as they would be on a machine that is not crowded."""
+    return (time.monotonic() - began) / crowded()
 
 
 def cleanup(fw: Running) -> subprocess.CompletedProcess[str]:

@@ -100,6 +100,18 @@ class Talks:
             other = ears
         self.all[name] = Talk(proto, mouth, other)
 
+    def through(
+        self, name: str, client: NamedNetns, server: NamedNetns, to: tuple[object, int], at: tuple[object, int]
+    ) -> None:
+        """Open a TCP connection over IPv4 to the address and port `to`, which leads to the server's own `at`."""
+        ears, mouth = (self._made(netns, socket.AF_INET, socket.SOCK_STREAM) for netns in (server, client))
+        ears.bind((str(at[0]), at[1]))
+        ears.listen()
+        for sock in (ears, mouth):
+            sock.settimeout(3)
+        mouth.connect((str(to[0]), to[1]))
+        self.all[name] = Talk("tcp", mouth, self._stack.enter_context(ears.accept()[0]))
+
     def _made(self, netns: NamedNetns, family: int, kind: int) -> socket.socket:
         with inside(netns.path):
             sock = self._stack.enter_context(socket.socket(family, kind))

@@ -31,6 +31,8 @@ from tests.lab import NamedNetns
 from tests.lab.netns import FORWARDING
 from tests.waiting import until
 
+#: Seconds of a ban for a time. If a machine is so slow that it ends before the test has looked, the next one is tried.
+LONG_ENOUGH = (1.5, 6, 24, 96)
 _ports = itertools.cycle(range(20000, 60000))
 BRIDGE = "br-000000000001"
 OPEN = PolicySpec(allow=(Rule("udp", 53, 53), Rule("tcp", 8080, 8080)))
@@ -152,7 +154,7 @@ def test_an_open_connection_to_the_host_ends_too(site: Site, boxes: Boxes) -> No
     with inside(site.host.path):
         server = socket.create_server(("::", 2222), family=socket.AF_INET6)
     with inside(site.wan.path):
-        client = socket.create_connection((str(Site.HOST6), 2222), source_address=(str(Site.OUT6), 0))
+        client = socket.create_connection((str(Site.HOST6), 2222), timeout=30, source_address=(str(Site.OUT6), 0))
     peer, _ = server.accept()
     with server, client, peer:
         client.send(b"before")
@@ -190,18 +192,23 @@ def test_a_prefix_is_banned_to_its_edge(site: Site, boxes: Boxes, prefix: str, i
 
 def test_a_ban_ends_by_itself(site: Site, boxes: Boxes) -> None:
     """A timed ban ends in the kernel, whether docker-fw runs or not; a permanent one remains."""
-    now = time.time()
-    before = {**bans(str(BANNED[4])), **bans(str(BANNED[6]), "2001:db8:77::/64", until=now + 1)}
-    load(site, boxes, before)
 
     def passing() -> list[bool]:
         sources = (BANNED[4], BANNED[6], IPv6Address("2001:db8:77::9"))
         shots = [(None, new_flow("tcp", a, boxes.web.address(a.version), 80, next(_ports))) for a in sources]
         return heard(site, site.sniffer(boxes.web), shots, ping(site.wan.V6, boxes.web.v6))
 
-    assert passing() == [False] * 3
-    until(lambda: passing() == [False, True, True], "the bans for a time have ended", 4)
-    assert time.time() - now >= 1
+    for seconds in LONG_ENOUGH:
+        end = time.time() + seconds
+        load(site, boxes, {**bans(str(BANNED[4])), **bans(str(BANNED[6]), "2001:db8:77::/64", until=end)})
+        found = passing()
+        if time.time() < end:
+            assert found == [False] * 3
+            break
+    else:
+        pytest.fail("this machine needs more than a minute for three packets")
+    until(lambda: passing() == [False, True, True], "the bans for a time have ended", seconds + 4)
+    assert time.time() >= end
 
 
 def test_active_bans_can_be_changed(site: Site, boxes: Boxes) -> None:
@@ -253,20 +260,27 @@ def test_bans_survive_a_flush_a_repair_and_a_restart(
         shots = [(None, new_flow("tcp", BANNED[v], boxes.web.address(v), 8080, next(_ports))) for v in (4, 6)]
         return heard(site, site.sniffer(boxes.web), shots, ping(site.wan.V6, boxes.web.v6))
 
-    end = time.time() + 1.5
     with site.inside():
-        both = {**bans(str(BANNED[4])), **bans(str(BANNED[6]), until=end)}
-        reconciler.edit_state(lambda state: dataclasses.replace(state, bans=both))
-        assert passing() == [False, False]
-        site.run("nft", "flush", "ruleset")
-        assert passing() == [True, True], "the table is flushed"
-        assert reconciler.repair()
-        assert passing() == [False, False]
-        again = Reconciler(site.nft, Store(str(tmp_path / "state.json")), Defaults())
-        again.start(Facts(Store(str(tmp_path / "state.json")).load()))
-        assert passing() == [False, False]
-        until(lambda: passing() == [False, True], "the ban ends at its time", 5)
-        assert end - 0.1 <= time.time() <= end + 2
+        for seconds in LONG_ENOUGH:
+            end = time.time() + seconds
+            both = {**bans(str(BANNED[4])), **bans(str(BANNED[6]), until=end)}
+            reconciler.edit_state(lambda state, both=both: dataclasses.replace(state, bans=both))
+            found = [passing()]
+            site.run("nft", "flush", "ruleset")
+            assert passing() == [True, True], "the table is flushed"
+            assert reconciler.repair()
+            found.append(passing())
+            again = Reconciler(site.nft, Store(str(tmp_path / "state.json")), Defaults())
+            again.start(Facts(Store(str(tmp_path / "state.json")).load()))
+            found.append(passing())
+            if time.time() < end:
+                assert found == [[False, False]] * 3
+                break
+            reconciler = again
+        else:
+            pytest.fail("this machine needs more than a minute for a restart")
+        until(lambda: passing() == [False, True], "the ban ends at its time", seconds + 5)
+        assert time.time() >= end - 0.1
         again.edit_state(lambda state: dataclasses.replace(state, bans={}))
         assert passing() == [True, True]
 

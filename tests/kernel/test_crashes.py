@@ -111,7 +111,7 @@ class Fire:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join()
+        self._thread.join(60)
 
     def watch(self, box: Box) -> None:
         self._sniffers.append(self._site.sniffer(box))

@@ -342,10 +342,10 @@ for s in (t, u):
             assert [server.stdout.readline(), server.stdout.readline()] == ["nothing\n", "nothing\n"]
         finally:
             outsider.kill()
-            outsider.communicate()
+            outsider.communicate(timeout=30)
     finally:
         server.kill()
-        server.communicate()
+        server.communicate(timeout=30)
 
 
 def test_cut_udp_is_not_reopened_by_the_container(site: Site, boxes: Boxes) -> None:

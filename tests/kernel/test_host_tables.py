@@ -211,7 +211,7 @@ def killed(fw: Running) -> None:
     assert fw.process
     for pid in (fw.process.pid, fw.worker()):
         os.kill(pid, signal.SIGKILL)
-    fw.process.wait()
+    fw.process.wait(30)
     fw.process = None
 
 

@@ -262,6 +262,35 @@ def test_no_packet_leaves_with_anothers_address(bound: list[Box]) -> None:
     assert heard(victim, hostile, frames) == set()
 
 
+def test_no_message_of_neighbour_discovery_hides_in_later_fragments(bound: list[Box]) -> None:
+    """A first fragment of ICMPv6 shows the message's type, or does not leave: the rules judge by the type.
+
+    Its extension headers may fill it, as thc-ipv6 makes them (fake_router26 -E D, fake_advertise6 -D; RFC 7113 section
+    2.1); later fragments have no type. A large echo request still passes in fragments.
+    """
+    victim, _, hostile = bound
+    own, fe80 = hostile.endpoint.mac, lladdr(hostile)
+    hidden = {
+        "a router": router(fe80),
+        "a redirect": router(fe80, 137),
+        "an advertisement for a neighbour": neighbour(136, fe80, NEXT6, own),
+        "a query for groups": icmp(fe80, ALL, 130, body=struct.pack("!HH", 1, 0) + bytes(16) + tail()),
+    }
+    frames: dict[str, Frame] = {}
+    for name, message in hidden.items():
+        for place, size in (("after", 12), ("just after", 13), ("long after", 100)):
+            # 96 bytes of destination options, which end with this fragment, or in a later one.
+            options = bytes([size - 1, 1, 92]) + os.urandom(92)
+            filled = extended(Packet(message.src, message.dst, 58, b""), 60, options)
+            frames[f"{name} {place} the fragment"] = discovery(part(filled, 0))
+        frames[f"{name} without a type"] = discovery(part(Packet(message.src, message.dst, 58, b""), 0))
+    assert heard(victim, hostile, frames) == set()
+    large = ping(OWN6, "2001:db8:1::2")
+    rest = Packet(large.src, large.dst, 58, os.urandom(64))
+    pieces = {"the first": (IP6, bytes(part(large, 0))), "the second": (IP6, bytes(part(rest, 1232)))}
+    assert heard(victim, hostile, pieces) == set(pieces)
+
+
 def test_the_hosts_neighbour_entries_stay_true(site: Site, bound: list[Box]) -> None:
     """The host's entry for a neighbour's MAC stays, whatever another container claims: none is reached in its place."""
     _, nextdoor, hostile = bound

@@ -377,7 +377,7 @@ def test_links_are_used_from_many_threads(site: Site) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
     assert not failures
     assert len([name for name in names(site) if name.startswith("fwv")]) == 48
     assert shown(site, "link", "show", "master", NETWORK.bridge).count("mtu 1400") == 48
@@ -491,7 +491,7 @@ def test_not_one_packet_passes_while_forwarding_is_switched_on(fresh: Site) -> N
     with fresh.inside():
         fresh.sysctl.forward({2, 10})
     stop.set()
-    thread.join()
+    thread.join(60)
     fresh.send(sent)
     # From the host itself, which is no transit: by then all others have passed, or are dropped.
     last = icmp("2001:db8:9::1", lan.v6, 128)

@@ -123,7 +123,7 @@ while data := c.recv(99):
     finally:
         for process in filter(None, (client, server)):
             process.kill()
-            process.communicate()
+            process.communicate(timeout=30)
     site.load(more=PROXY_UNIDENTIFIED)
     with site.wan.probe.serve(udp=[7005]):
         assert set(site.host.probe([("udp", str(out), 7005) for out in (Site.OUT4, Site.OUT6)]).values()) == {"open"}
@@ -189,7 +189,7 @@ def sockets(site: Site) -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         process.kill()
-        process.communicate()
+        process.communicate(timeout=30)
 
 
 def test_sockets_are_seen_as_they_are(site: Site) -> None:
@@ -242,7 +242,7 @@ input()
         yield
     finally:
         process.kill()
-        process.communicate()
+        process.communicate(timeout=30)
 
 
 def test_a_program_of_the_hosts_is_reached_once_docker_has_answered(fw: Running) -> None:
@@ -337,4 +337,4 @@ def test_docker_proxy_is_known_by_a_group_of_any_level(site: Site, group: Path, 
         assert site.wan.probe.tcp(six, 7001, timeout=0.3) == "open"
     finally:
         process.kill()
-        process.communicate()
+        process.communicate(timeout=30)

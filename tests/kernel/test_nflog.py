@@ -176,7 +176,7 @@ def test_a_flood_is_bounded_and_hides_no_other_drop(site: Site, boxes: tuple[Box
             "the other's drop is reported",
             1,
         )
-        seconds = took(began)
+        seconds = time.monotonic() - began
     assert sum(drop.header.target == web.v4 for drop in found) <= 20 + 5 * (seconds + 1)
     assert len(found) <= MAX_DROPS
 
@@ -240,7 +240,7 @@ def test_a_flood_by_another_programs_rules_is_only_sampled(
         began = time.monotonic()
         site.send(udp(Site.OUT4, web.v4, 9, 1 + n % 60000) for n in range(30_000))
         until(lambda: drops.log.ring.newest > 0, "some drops are reported")
-        seconds = took(began)
+        seconds = time.monotonic() - began
         assert drops.log.ring.newest <= droplog._RATE * (seconds + 1)
         assert len(drops.log.ring.after(0)) <= MAX_DROPS
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from plugin.kernel import netlink
@@ -28,6 +28,7 @@ from plugin.nftables.fields import CGROUP, TARGET
 from plugin.nftables.sets import RATED, SETS, Change, Element, SetSpec, spec_of
 from plugin.nftables.table import KernelTable
 from plugin.protocols import NUMBER
+from tests.inputs import inputs
 from tests.kernel.netns import inside
 from tests.kernel.site import MARK
 from tests.lab import NamedNetns
@@ -122,9 +123,7 @@ WRITTEN = {name: spec for name, spec in SETS.items() if not spec.meter}
 #: And without those that mark elements as missing.
 WHOLE = {name: spec for name, spec in WRITTEN.items() if not name.startswith("loading")}
 any_elements = st.lists(st.one_of(*(elements_of(n, s) for n, s in WHOLE.items())), max_size=40).map(distinct)
-bounded = settings(
-    max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+bounded = inputs(25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def test_every_kind_of_set_is_written_alike_both_ways(host: NamedNetns, nft: KernelTable) -> None:
@@ -573,7 +572,9 @@ class Command:
 
     def __init__(self, root: Path | None = None) -> None:
         self._prefix = ["chroot", str(root)] if root else []
-        shown = subprocess.run([*self._prefix, "nft", "--version"], capture_output=True, text=True, check=True).stdout
+        shown = subprocess.run(
+            [*self._prefix, "nft", "--version"], capture_output=True, text=True, check=True, timeout=60
+        ).stdout
         self.version = shown.split()[1]
 
     def __call__(self, host: NamedNetns, *argv: str, input: str | None = None) -> str:
@@ -662,7 +663,7 @@ def test_a_thousand_and_more_open_files_later(host: NamedNetns, nft: KernelTable
     finally:
         for fd in opened:
             os.close(fd)
-    assert subprocess.run(["true"], check=False).returncode == 0
+    assert subprocess.run(["true"], check=False, timeout=60).returncode == 0
 
 
 def test_a_table_whose_last_elements_were_not_added_is_not_intact(

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from plugin.driver.host_ports import HostPorts, LoopbackRelay
@@ -27,6 +27,7 @@ from plugin.driver.host_socket import raise_fd_limit
 from plugin.driver.relay_loop import Relay
 from plugin.model import FwError, PortBinding, Published
 from plugin.protocols import Proto
+from tests.inputs import inputs
 from tests.kernel.netns import inside as enter
 from tests.waiting import until
 
@@ -74,7 +75,7 @@ def lab() -> Iterator[Lab]:
 
 
 def ip(*args: str) -> None:
-    subprocess.run(("ip", *args), check=True, capture_output=True, text=True)
+    subprocess.run(("ip", *args), check=True, capture_output=True, text=True, timeout=60)
 
 
 def wire(one: str, name: str, addresses: tuple[str, str], other: str, peers: tuple[str, str]) -> None:
@@ -872,7 +873,7 @@ def overlap(one: Published, other: Published) -> bool:
     return same_port and (a == b or a.is_unspecified or b.is_unspecified)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@inputs(150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
 def test_any_order(plain: Host, steps: list[tuple[str, list[PortBinding], bool]]) -> None:
     """After any calls: no two containers have one port, a failure changes nothing, a release frees all."""
@@ -926,7 +927,7 @@ FAMILIES = st.sampled_from([(BOX4, BOX6), (BOX4, None), (None, BOX6)])
 MIXED = st.lists(st.tuples(ENDPOINTS, FAMILIES, st.lists(NARROW, max_size=3), st.booleans()), max_size=8)
 
 
-@settings(max_examples=150, deadline=None)
+@inputs(150)
 @given(steps=MIXED)
 def test_any_order_with_implied_addresses(lab: Lab, steps: list[Step]) -> None:
     """No call takes what another container asked for, a failed one changes nothing, and no two share a port."""

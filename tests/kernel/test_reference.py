@@ -51,6 +51,7 @@ from plugin.policy.verdict import ICMP, Verdict, verdict
 from plugin.policy.verdict import Packet as Asked
 from plugin.policy.view import PolicyView
 from plugin.protocols import OTHER, PORTLESS, Proto
+from tests.inputs import inputs
 from tests.kernel import packets as pk
 from tests.kernel.packets import Packet, arrived, new_flow, ping
 from tests.kernel.site import Box, Site, claimed
@@ -617,17 +618,11 @@ seeds = st.integers(0, 2**32)
 
 
 def examples(count: int) -> settings:
-    """Return that many examples, the same in every run.
+    """Return that many examples, see `inputs`.
 
     A failure names the packet and the reason; minutes of shrinking would add little.
     """
-    return settings(
-        max_examples=count,
-        deadline=None,
-        derandomize=True,
-        phases=[Phase.generate],
-        suppress_health_check=[HealthCheck.too_slow],
-    )
+    return inputs(count, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
 
 
 @given(

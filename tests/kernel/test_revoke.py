@@ -6,12 +6,16 @@ import dataclasses
 import itertools
 import json
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 
 import pytest
 
 from plugin.docker.tracker import EndpointTracker
-from plugin.model import Endpoint, Overriding, PolicySpec, Published, Rule
+from plugin.model import Defaults, Endpoint, Overriding, PolicySpec, Published, Rule
+from plugin.policy.facts import Facts
+from plugin.policy.saved import SavedState
 from plugin.state.reconciler import Reconciler
+from plugin.state.store import Store
 from tests.kernel import compose_project
 from tests.kernel.compose_project import DOCKER_NETWORKS, Boxes, guest, known
 from tests.kernel.site import BRIDGED_FRAMES_UNTRACKED, Site, site_of_module
@@ -270,6 +274,52 @@ def test_docker_proxys_flows_of_a_peer_that_left_are_cut(
         assert talks.going("prefix") == everything
         reconciler.drop_endpoint(api.id)
         assert talks.going("prefix") == {name for name in everything if not name.startswith("leaves")}
+
+
+@pytest.mark.parametrize("by", ["a label", "FW_PUBLISHED=allow"])
+def test_a_connection_through_a_published_port_that_is_revoked(
+    site: Site, boxes: Boxes, tmp_path: Path, by: str
+) -> None:
+    """When Docker revokes a published port, its connections end if only the publication opened the container's port.
+
+    If a label opens it, the client could connect to the container's own address, and its connection continues.
+    """
+    published = (Published("tcp", Site.HOST4, 15432, 5432),)
+    web = known(boxes.web, "web", spec_of(allow="5432") if by == "a label" else None)
+    with site.inside():
+        site.load()
+        made = Reconciler(site.nft, Store(str(tmp_path / "state.json")), Defaults(published=by != "a label"))
+        made.start(Facts(SavedState(dict(site.networks)), bridges=compose_project.seen()))
+        site.forget_flows()
+        made.put_endpoint(dataclasses.replace(web, published=published))
+        with Talks() as talks:
+            talks.open("witness", "tcp", site.wan, boxes.web, boxes.web.v6, 80)
+            talks.through("published", site.wan, boxes.web, (Site.HOST4, 15432), (boxes.web.v4, 5432))
+            assert talks.going("witness") == {"witness", "published"}
+            made.edit_endpoint(web.id, lambda endpoint: dataclasses.replace(endpoint, published=()))
+            assert talks.going("witness") == {"witness"} | ({"published"} if by == "a label" else set())
+
+
+def test_an_internal_network_that_becomes_known_late_loses_its_flows(
+    site: Site, boxes: Boxes, reconciler: Reconciler, tracker: EndpointTracker
+) -> None:
+    """Flows that a container opened to outside before docker-fw knew that its network is internal end.
+
+    Flows within the network, with the host, and of other networks continue.
+    """
+    internal = dataclasses.replace(DOCKER_NETWORKS[0], internal=True)
+    with Talks() as talks:
+        for proto, out in itertools.product(BOTH, (Site.OUT4, Site.OUT6)):
+            talks.open(f"leaves {proto} {out}", proto, boxes.shop, site.wan, out, 5432)
+        for proto in BOTH:
+            talks.open(f"host {proto}", proto, boxes.shop, site.host, IPv4Address("10.101.0.1"), 5433)
+            talks.open(f"from host {proto}", proto, site.host, boxes.shop, boxes.shop.v6, 5434)
+            talks.open(f"near {proto}", proto, boxes.shop, boxes.near, boxes.near.v6, 5435)
+        talks.open("job", "tcp", boxes.job, site.wan, Site.OUT6, 5436)
+        everything = set(talks.all)
+        assert talks.going("job") == everything
+        tracker.replace([internal, DOCKER_NETWORKS[1]], [], asked=tracker.now())
+        assert talks.going("job") == {name for name in everything if not name.startswith("leaves")}
 
 
 def test_a_removed_service_loses_only_its_own_flows(

@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from plugin.kernel.names import bridge_name, container_side, host_side
 from plugin.state.store import VERSION
+from tests.inputs import inputs
 from tests.kernel.fakedocker import Mode
 from tests.kernel.netns import inside
 from tests.kernel.packets import arrived, new_flow, ping
@@ -636,22 +637,25 @@ _sane = st.sampled_from(
 
 
 @given(path=st.sampled_from(CALLS), body=st.one_of(_sane, json_values))
-@settings(max_examples=150, deadline=None, derandomize=True)
-def test_any_json_is_answered(running: Running, path: str, body: Any) -> None:
+@inputs(150)
+def any_json_is_answered(running: Running, path: str, body: Any) -> None:
     """Any JSON value to any call is answered with an object, in time; no call fails in an unforeseen way."""
     value = answered(running, f"/{path}", json.dumps(body).encode())
     assert "docker-fw failed on" not in value.get("Err", ""), value
 
 
 @given(path=st.sampled_from(CALLS), data=st.binary(max_size=300))
-@settings(max_examples=50, deadline=None, derandomize=True)
-def test_any_bytes_are_answered(running: Running, path: str, data: bytes) -> None:
+@inputs(50)
+def any_bytes_are_answered(running: Running, path: str, data: bytes) -> None:
     """Any bytes are answered, not only JSON."""
     assert "docker-fw failed on" not in answered(running, f"/{path}", data).get("Err", "")
 
 
-def test_after_all_that_nothing_is_left(fw: Running) -> None:
-    """Objects that fuzzing created are removed with its networks, and a plain container starts as before."""
+def test_any_request_is_answered_and_leaves_nothing(fw: Running) -> None:
+    """Any JSON and any bytes are answered. Objects that they created are removed with their networks, and a plain
+    container starts as before."""
+    any_json_is_answered(fw)
+    any_bytes_are_answered(fw)
     fw.clean()
     fw.nothing_left()
     network = fw.network(1)
@@ -684,7 +688,7 @@ _steps = st.lists(
 
 
 @given(steps=_steps)
-@settings(max_examples=35, deadline=None, derandomize=True)
+@inputs(35)
 def test_calls_in_any_order(running: Running, steps: list[tuple[str, int, int]]) -> None:
     """In any order, each call is answered, only joined endpoints are open, and at the end nothing is left."""
     fw = running
@@ -844,7 +848,7 @@ def test_two_networks_that_want_the_same(fw: Running) -> None:
             body = fw.network(number, options)
             if clash == "subnet":
                 body.update(IPv4Data=[{"Gateway": "10.99.0.1/24"}], IPv6Data=None)
-            barrier.wait()
+            barrier.wait(60)
             return fw.driver("CreateNetwork", body)
 
         with ThreadPoolExecutor(8) as pool:
@@ -905,7 +909,7 @@ def test_not_one_packet_before_the_labels_are_known(fw: Running) -> None:
         until(lambda: len(fired) > count + 200, "some hundred packets more")
     finally:
         stop.set()
-        thread.join()
+        thread.join(60)
     last = ping(Site.OUT6, target6)
     site.send([last])
     (seen,) = arrived([sniffer], last)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
 import sys
 from ipaddress import IPv4Address
+from pathlib import Path
 
 import pytest
 
+from plugin.daemon.early_table import close
 from plugin.model import Published
 from plugin.nftables import dump
 from plugin.nftables.codec import NFPROTO_INET
@@ -17,14 +20,17 @@ from plugin.nftables.document import skeleton
 from plugin.nftables.identity import SETS_OF_OURS, Found, find
 from plugin.nftables.ruleset import Table
 from plugin.nftables.sets import FORMER, TABLE
+from plugin.settings import read
 from plugin.state.store import VERSION
 from tests.kernel import older
-from tests.kernel.packets import arrived, frame, new_flow
+from tests.kernel.packets import arrived, frame, new_flow, ping
 from tests.kernel.running import ROOT, Running, cleanup
-from tests.kernel.site import BR_DOCKER, MARK, Site, arriving
+from tests.kernel.site import BR_DOCKER, MARK, Box, Site, arriving
+from tests.lab.netns import FORWARDING
 from tests.waiting import until
 
 WEB, SHUT = ("10.1.0.2", "2001:db8:1::2"), ("10.1.0.3", "2001:db8:1::3")
+_ports = itertools.count(20000)
 RULE = "-m mark --mark {0}/{0} -m comment --comment docker-fw -j ACCEPT"
 
 
@@ -149,6 +155,31 @@ def test_a_newer_state_file_leaves_no_bridge_open_after_a_boot(own: Running) -> 
     own.stop()
     assert own.state.read_text() == newer
     assert arriving(own.site, box) == set()
+
+
+@pytest.mark.parametrize("readable", [True, False], ids=["known restrictions", "none that this version reads"])
+def test_a_newer_state_file_keeps_what_it_closes(site: Site, tmp_path: Path, readable: bool) -> None:
+    """After a downgrade and a boot, bans apply and egress-restricted bridges stay so, as far as the file is understood.
+
+    If its list of bridges is not understood, no container on any bridge may open a connection.
+    """
+    site.host.sysctl(FORWARDING)
+    restricted, free = site.docker_box(BR_DOCKER, 100), site.docker_box("br-ba9876543210", 101)
+    known = {"confined": [BR_DOCKER]} if readable else {"confined": {"of a": "later form"}}
+    bans = {str(Site.OUT4): 0, "a later form": 0}
+    state = tmp_path / "state.json"
+    state.write_text(json.dumps({"version": VERSION + 1, **known, "bans": bans}))
+    with site.inside():
+        close(site.nft, read({"FW_STATE": str(state), "FW_SYSCTL": "/proc/sys/net", "FW_MARK": hex(MARK)}), lasts=True)
+    assert opened(site, restricted) == set()
+    assert opened(site, free) == ({6} if readable else set())
+
+
+def opened(site: Site, box: Box) -> set[int]:
+    """Return the families over which a flow of the box reaches the outsider."""
+    flows = [new_flow("udp", box.v4, Site.OUT4, 9, next(_ports)), new_flow("udp", box.v6, Site.OUT6, 9, next(_ports))]
+    got = site.deliver(flows, site.wan, box, last=ping(site.HOST6, Site.OUT6), witness=site.host)
+    return {4 if len(packet.dst) == 4 else 6 for packet in got}
 
 
 def test_cleanup_beside_a_plugin_that_runs_touches_nothing(own: Running) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from plugin.kernel import conntrack
 from plugin.model import Network, Peer, PolicySpec, Published, Rule
 from plugin.nftables.sets import Element
 from plugin.protocols import Proto
@@ -261,6 +262,30 @@ def test_port_0_is_never_open(site: Site, boxes: Boxes, spec: str) -> None:
     }
     got = site.deliver(sent, boxes.web)
     assert got == {packet for packet, port in sent.items() if port}
+
+
+@pytest.mark.parametrize("by_port", [True, False], ids=["tracked by port", "tracked by address"])
+def test_sctp_of_an_established_flow(monkeypatch: pytest.MonkeyPatch, by_port: bool) -> None:
+    """Where the kernel does not track SCTP by port, each packet needs an open port, also one of an established flow.
+
+    Otherwise one open port would open all (CONFIG_NF_CT_PROTO_SCTP is off). This kernel has it, so the test shows that
+    an established flow to a port that is closed now passes in the one case, and not in the other.
+    """
+    if not by_port:
+        monkeypatch.setattr(conntrack, "distinguishes_sctp", lambda: False)
+    with Site() as site:
+        web = site.box(site.network(1), 2)
+        site.load(site.known(web, Rule("sctp", 7, 7)))
+        sport, out = next(_ports), Site.OUT6
+        init = new_flow("sctp", out, web.v6, 7, sport)
+        assert site.deliver([init], web) == {init}
+        answer = pk.sctp_chunk(web.v6, out, sport, 7, 2, tag=1)
+        assert site.deliver([answer], site.wan, web) == {answer}
+        more = pk.sctp_chunk(out, web.v6, 7, sport, 10, tag=1)
+        assert site.deliver([more], web) == {more}
+        site.load(site.known(web))
+        more = pk.sctp_chunk(out, web.v6, 7, sport, 11 if by_port else 10, tag=1)
+        assert (site.deliver([more], web) == {more}) is by_port
 
 
 # --- ICMP ---------------------------------------------------------------------------------------------------------

@@ -129,7 +129,7 @@ class Capsule:
         reply = output.readline().decode().split()
         if reply[:1] != ["ok"]:
             trouble = " ".join(reply) or errors.read().decode()
-            self._init.wait()
+            self._init.wait(30)
             raise LabError(f"{self.name} does not boot: {trouble}")
         output.close()
         errors.close()
@@ -142,7 +142,7 @@ class Capsule:
         if self._init is None or not self._init_pid:
             return
         claims.kill(self._init_pid)
-        self._init.wait()
+        self._init.wait(30)
         if self._lifeline:
             self._lifeline.close()
         self._init_pid = 0

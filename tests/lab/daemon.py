@@ -122,7 +122,7 @@ class Daemon:
     def forget(self) -> None:
         """Note that the capsule was halted, and dockerd with it."""
         if self._process:
-            self._process.wait()
+            self._process.wait(30)
             self._process = None
 
     def _end(self, number: int, timeout: float) -> None:

@@ -81,7 +81,7 @@ def _add(tar: tarfile.TarFile, path: str, content: bytes) -> None:
 
 
 def _make_busybox(binary: Path, target: Path) -> None:
-    listed = subprocess.run([str(binary), "--list"], capture_output=True, text=True, check=True)
+    listed = subprocess.run([str(binary), "--list"], capture_output=True, text=True, check=True, timeout=60)
     with tarfile.open(target, "w") as tar:
         for directory in ("bin", "etc", "root", "tmp", "var", "var/www"):
             entry = tarfile.TarInfo(directory)

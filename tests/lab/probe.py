@@ -134,7 +134,7 @@ class Agent:
     def _close(self) -> None:
         assert self._process.stdin
         self._process.stdin.close()
-        self._process.wait()
+        self._process.wait(30)
 
     def _listen(self) -> None:
         assert self._process.stdout

@@ -24,6 +24,8 @@ _BY_SUITE: dict[str, tuple[str, ...]] = {
     "trixie": ("docker-cli", "docker-compose", "docker-registry"),
     "forky": ("docker-cli", "docker-compose"),
 }
+#: Seconds: a mirror that does not answer must not take the whole time of a test.
+DEBOOTSTRAP_TIMEOUT = 1500
 #: Files no test reads; without them a root is smaller and quicker to make.
 _LEAVE_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
 
@@ -86,7 +88,7 @@ def debootstrap(suite: str, packages: tuple[str, ...], target: Path, *, overlay:
     if proxy:  # mmdebstrap does not read the machine's apt configuration
         argv += [f"--aptopt=Acquire::http::Proxy {_unquote(proxy)};"]
     argv += [suite, str(target), f"deb {mirror()} {suite} main"]
-    call(argv, env={**os.environ, "LC_ALL": "C.UTF-8"})
+    call(argv, env={**os.environ, "LC_ALL": "C.UTF-8"}, timeout=DEBOOTSTRAP_TIMEOUT)
 
 
 def _keyrings() -> list[Path]:

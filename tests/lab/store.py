@@ -96,9 +96,14 @@ def _remove_half_made(directory: Path) -> None:
                 shutil.rmtree(scratch, ignore_errors=True)
 
 
-def call(argv: list[str], **more: object) -> str:
-    """Run a program of this machine and return its stdout; LabError with its stderr if it fails."""
-    done = subprocess.run(argv, check=False, text=True, capture_output=True, **more)  # type: ignore[call-overload]
+def call(argv: list[str], *, timeout: float = 300, **more: object) -> str:
+    """Run a program of this machine and return its stdout; LabError with its stderr if it fails or takes too long."""
+    try:
+        done = subprocess.run(  # type: ignore[call-overload]
+            argv, check=False, text=True, capture_output=True, timeout=timeout, **more
+        )
+    except subprocess.TimeoutExpired as late:
+        raise LabError(f"{' '.join(argv[:6])} …: not done after {timeout:g} s") from late
     if done.returncode:
         raise LabError(f"{' '.join(argv[:6])} … failed ({done.returncode}):\n{done.stderr[-3000:]}")
     return str(done.stdout)

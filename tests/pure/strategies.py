@@ -25,11 +25,12 @@ from plugin.model import (
     Rule,
 )
 from plugin.protocols import PORTLESS, WITH_PORTS
+from tests.inputs import inputs
 
 
 def examples(count: int) -> settings:
-    """Use this number of examples, the same ones in every run, without a deadline, which fails on a busy machine."""
-    return settings(max_examples=count, deadline=None, derandomize=True)
+    """Use this number of examples, see `inputs`."""
+    return inputs(count)
 
 
 protos = st.sampled_from(sorted(WITH_PORTS))

@@ -1,6 +1,6 @@
 """Any request to the plugin's socket gets an answer that says what is wrong, and opens nothing by mistake.
 
-FW_FUZZ=N tries N times as many inputs, different ones in each run.
+The inputs are the same ones in each run; `make test-long` tries more, different ones.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import copy
 import dataclasses
 import inspect
 import json
-import os
 import re
 import socket
 from collections.abc import Callable, Iterator
@@ -38,13 +37,13 @@ from plugin.policy.facts import Facts
 from plugin.policy.saved import SavedState
 from plugin.state.reconciler import Reconciler
 from tests.fuzz.targets import TARGETS
+from tests.inputs import inputs
 from tests.pure.expected import desired
 from tests.pure.fakes import Disk, Kernel, NoLinks, cut_no_flows
 from tests.pure.strategies import ELEMENT_TEXT, HOSTILE_TEXTS, json_values
 from tests.recorded import CREATE_ENDPOINT, CREATE_NETWORK, ENDPOINT_ID, NETWORK_ID
 
 Body = dict[str, Any]
-_TIMES = int(os.environ.get("FW_FUZZ", "0"))
 #: The longest readable error.
 LONGEST = 8001
 IDS = {"NetworkID": NETWORK_ID, "EndpointID": ENDPOINT_ID}
@@ -90,8 +89,8 @@ keys = st.sampled_from(["fw.allow", "fw.deny", "fw.egress", "fw.rate", "fw.polic
 
 
 def some(count: int) -> settings:
-    """Use this number of inputs, the same ones each time; with FW_FUZZ many more, and different ones."""
-    return settings(max_examples=count * max(_TIMES, 1), deadline=None, derandomize=not _TIMES)
+    """Use this number of inputs, see `inputs`."""
+    return inputs(count)
 
 
 class Queries:

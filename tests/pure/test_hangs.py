@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -66,3 +68,80 @@ def test_tests_pass_where_an_interrupt_is_ignored(ignored: tuple[signal.Signals,
         ROOT, "-o", "timeout=60", "tests/pure/fwctl/cli/test_main.py", "-k", "test_watch", ignore=ignored
     )
     assert "2 passed" in output, output
+
+
+# --- waits ------------------------------------------------------------------------------------------------------------
+
+#: Functions of `subprocess` that wait for a program.
+RUNS = {"run", "call", "check_call", "check_output"}
+#: Methods that wait until something happens, if no argument says how long.
+WAITS = {"wait", "wait_for", "join", "result", "acquire", "get"}
+#: Waits without an end, and why they may have none.
+ENDLESS = {
+    "tests/lab/__main__.py: subprocess.call(host.command(command or ['bash', '--norc'], env, cwd='/root'), …": (
+        "a person's shell"
+    ),
+    "plugin/docker/follower.py: self._requested.wait()": "a loop of the daemon, which `stop` wakes",
+    "plugin/fwctl/api/droplog_http.py: places.acquire(blocking=False)": "does not wait",
+    "plugin/fwctl/socket_client.py: http.client.HTTPConnection('fw')": "its socket is set, with a time-out, before use",
+    "plugin/labels/parser.py: reading.result()": "a parser's own method",
+    "plugin/daemon/loops.py: self._queue.get()": "a loop of the daemon, which an entry of the queue ends",
+    "tests/lab/probe.py: Agent.get()": "the lab's own method",
+    "tests/lab/wan.py: Agent.get()": "the lab's own method",
+    "tests/mutation/conditions_judge.py: self.wait()": "its own method, which ends a mutant that takes too long",
+    "tests/mutation/conditions_judge.py: children.wait()": "the same",
+    "tests/torture/storm.py: done.result()": "the torture, which lasts as long as it is asked to",
+}
+
+
+def endless(source: str) -> Iterator[str]:
+    """Return the calls in Python source that can wait for ever: no argument bounds them."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and _waits(node) and not {"timeout", None} & {each.arg for each in node.keywords}:
+            yield ast.unparse(node)
+
+
+def _waits(call: ast.Call) -> bool:
+    if not isinstance(call.func, ast.Attribute):
+        return getattr(call.func, "id", "") == "urlopen"
+    name = call.func.attr
+    if isinstance(call.func.value, ast.Name) and call.func.value.id == "subprocess":
+        return name in RUNS
+    return (
+        (name in WAITS and not call.args)
+        or name in ("communicate", "urlopen", "HTTPConnection", "HTTPSConnection")
+        or (name == "create_connection" and len(call.args) < 2)
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("subprocess.run(['x'], check=True)", True),
+        ("subprocess.run(['x'], timeout=5)", False),
+        ("subprocess.run(['x'], **more)", False),
+        ("process.wait()", True),
+        ("process.wait(5)", False),
+        ("process.communicate('x')", True),
+        ("process.communicate(timeout=5)", False),
+        ("thread.join()", True),
+        ("', '.join(words)", False),
+        ("urllib.request.urlopen(url)", True),
+        ("socket.create_connection(place)", True),
+        ("socket.create_connection(place, 5)", False),
+    ],
+)
+def test_waits_without_an_end_are_found(source: str, found: bool) -> None:
+    """The next test sees each way to wait for ever."""
+    assert bool([*endless(source)]) is found
+
+
+def test_every_wait_has_an_end() -> None:
+    """Neither the product nor a test waits for a program, a thread or a peer for ever; exceptions have a reason."""
+    found = set()
+    for path in sorted([*(ROOT / "tests").rglob("*.py"), *(ROOT / "plugin").rglob("*.py")]):
+        for call in endless(path.read_text()):
+            short = call if len(call) < 90 else f"{call.partition(', preexec')[0][:90]}, …"
+            found.add(f"{path.relative_to(ROOT)}: {short}")
+    assert found - ENDLESS.keys() == set(), "give it a time-out"
+    assert ENDLESS.keys() - found == set(), "these are gone: remove them"

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -25,6 +25,7 @@ from plugin.model import Container, Defaults, DockerUnavailable
 from plugin.policy.facts import Facts
 from plugin.policy.saved import SavedState
 from plugin.state.reconciler import Reconciler
+from tests.inputs import inputs
 from tests.pure import naive
 from tests.pure.fakes import Disk, Kernel, NoLinks, cut_no_flows
 from tests.pure.tracer import Packet, Table
@@ -312,9 +313,7 @@ class Calls(RuleBasedStateMachine):
         assert set(self.state.networks) == self.docker.networks
 
 
-Calls.TestCase.settings = settings(
-    max_examples=30, stateful_step_count=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-)
+Calls.TestCase.settings = inputs(30, steps=30, suppress_health_check=list(HealthCheck))
 
 
 class TestCallsInAnyOrder(Calls.TestCase):

@@ -37,6 +37,7 @@ from plugin.policy.saved import SavedState
 from plugin.policy.view import PolicyView, evaluated
 from plugin.state.reconciler import Reconciler
 from plugin.text import printable
+from tests.inputs import inputs
 from tests.pure.answers import QUIET_STATUS
 from tests.pure.fakes import Disk, Kernel
 from tests.pure.strategies import ELEMENT_TEXT, HOSTILE_TEXTS
@@ -133,7 +134,7 @@ class Host:
 
 
 def some(count: int) -> settings:
-    return settings(max_examples=count, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    return inputs(count, suppress_health_check=list(HealthCheck))
 
 
 def skeletons(text: str) -> tuple[str, list[str]]:

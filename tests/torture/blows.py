@@ -1,4 +1,4 @@
-"""The failures of a host that runs docker-fw. Each blow is over when it returns."""
+"""The failures of a host that runs docker-fw. Each blow is over when it returns, and counts what it did."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from pathlib import Path
 from tests.product import Fw
 from tests.waiting import until
 
-from .bed import ORPHAN, Bed
+from .bed import ORPHAN, OTHER_LABEL, Bed
+from .image import IMAGE
 
 Blow = Callable[[Bed], None]
 
 
 def _killed(bed: Bed, victims: list[str]) -> None:
     bed.fw.host.run(["kill", "-9", *victims], check=False)
+    bed.count("kills")
     until(lambda: not set(victims) & set(bed.fw.pids()), "the plugin's processes have ended")
     until(bed.fw.answers, "the plugin answers again")
 
@@ -36,7 +38,9 @@ def plugin_killed_amid_changes(bed: Bed) -> None:
     for number, name in enumerate(names):
         if number == 1:
             bed.fw.host.run(["kill", "-9", *bed.fw.pids()], check=False)
-        bed.fw.engine.try_docker("run", "-d", "--name", name, "--network", "tortured", "busybox", "sleep", "inf")
+            bed.count("kills")
+        started = bed.fw.engine.try_docker("run", "-d", "--name", name, "--network", "tortured", IMAGE, "sleep", "inf")
+        bed.count("starts", started.returncode == 0)
     until(bed.fw.answers, "the plugin answers again")
     bed.fw.remove(*names)
 
@@ -44,6 +48,19 @@ def plugin_killed_amid_changes(bed: Bed) -> None:
 def plugin_disabled_and_enabled(bed: Bed) -> None:
     bed.fw.engine.docker("plugin", "disable", "-f", bed.fw.driver)
     bed.fw.engine.docker("plugin", "enable", bed.fw.driver)
+    bed.count("restarts")
+
+
+def plugin_upgraded(bed: Bed) -> None:
+    """Upgrade the plugin to the other version, by the commands of README.md; skipped without versions."""
+    if not bed.versions:
+        return
+    bed.versions.append(bed.versions.pop(0))
+    fw, docker = bed.fw.driver, bed.fw.engine.docker
+    docker("plugin", "disable", "-f", fw)
+    docker("plugin", "upgrade", "--skip-remote-check", "--grant-all-permissions", fw, bed.versions[0], timeout=300)
+    docker("plugin", "enable", fw)
+    bed.count("upgrades")
 
 
 def containers_and_networks_come_and_go(bed: Bed) -> None:
@@ -61,25 +78,29 @@ def words_change(bed: Bed) -> None:
 def labels_change(bed: Bed) -> None:
     """Create each container again with the same addresses, without its label, and with it again, as compose does."""
     for place in bed.places:
-        bed.run(place, "fw.allow=8081")
+        bed.run(place, OTHER_LABEL)
     until(bed.all_closed, "without the label nothing is open")
     for place in bed.places:
         bed.run(place)
+        bed.count("labels", 2)
 
 
 def dockerd_restarted(bed: Bed) -> None:
     bed.fw.engine.restart()
+    bed.count("restarts")
 
 
 def dockerd_killed(bed: Bed) -> None:
     bed.fw.engine.kill()
     bed.fw.engine.start()
+    bed.count("restarts")
 
 
 def _live_restore(bed: Bed, wanted: bool) -> None:
     bed.fw.engine.stop()
     bed.fw.engine.live_restore = wanted
     bed.fw.engine.start()
+    bed.count("restarts")
 
 
 def dockerd_killed_with_live_restore(bed: Bed) -> None:
@@ -104,7 +125,9 @@ def dockerd_hangs(bed: Bed) -> None:
 
 
 def host_rebooted(bed: Bed) -> None:
-    bed.fw.engine.reboot()
+    with bed.host_down():
+        bed.fw.engine.reboot()
+    bed.count("boots")
 
 
 def _nft(bed: Bed, *command: str) -> None:
@@ -117,6 +140,7 @@ def _nft(bed: Bed, *command: str) -> None:
         now = time.monotonic()
         bed.orphaned(now, now + ORPHAN)
     bed.fw.host.run(["nft", *command], check=False)
+    bed.count("flushes")
 
 
 def table_deleted(bed: Bed) -> None:
@@ -149,13 +173,14 @@ def elements_added(bed: Bed) -> None:
 def ruleset_flushed(bed: Bed) -> None:
     """Flush the ruleset: Docker restores its own rules only when dockerd restarts."""
     _nft(bed, "flush", "ruleset")
-    bed.fw.engine.restart()
+    dockerd_restarted(bed)
 
 
 def iptables_flushed(bed: Bed) -> None:
     for tool in ("iptables", "ip6tables"):
         bed.fw.host.run([tool, "-F"], check=False)
-    bed.fw.engine.restart()
+        bed.count("flushes")
+    dockerd_restarted(bed)
 
 
 def flushed_while_disabled(bed: Bed) -> None:
@@ -163,9 +188,10 @@ def flushed_while_disabled(bed: Bed) -> None:
     bed.fw.engine.docker("plugin", "disable", "-f", bed.fw.driver)
     since = time.monotonic()
     bed.fw.host.run(["nft", "flush", "ruleset"])
+    bed.count("flushes")
     bed.fw.engine.docker("plugin", "enable", bed.fw.driver)
     bed.orphaned(since, time.monotonic() + ORPHAN)
-    bed.fw.engine.restart()
+    dockerd_restarted(bed)
 
 
 def state_files(fw: Fw) -> list[Path]:
@@ -215,6 +241,7 @@ BLOWS: tuple[Blow, ...] = (
     plugin_killed,
     plugin_killed_amid_changes,
     plugin_disabled_and_enabled,
+    plugin_upgraded,
     containers_and_networks_come_and_go,
     words_change,
     labels_change,
@@ -246,3 +273,18 @@ SHORT: tuple[Blow, ...] = (
     set_flushed,
     dockerd_hangs,
 )
+#: Blows during which containers and dockerd run on, and nothing is closed on purpose: open ports should not notice.
+LASTING = {
+    blow.__name__
+    for blow in (
+        worker_killed,
+        plugin_killed,
+        plugin_disabled_and_enabled,
+        plugin_upgraded,
+        table_deleted,
+        chain_flushed,
+        set_flushed,
+        elements_deleted,
+        elements_added,
+    )
+} | {"storm_of_starts", "storm_of_kills"}

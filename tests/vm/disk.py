@@ -140,7 +140,7 @@ def _make(system: str, packages: tuple[str, ...], target: Path) -> None:
         old.unlink()
     _configure(root)
     (target / "versions.json").write_text(json.dumps(_versions(root)))
-    call(["mke2fs", *_EXT4, "-d", str(root), str(target / "disk.raw"), _SIZE])
+    call(["mke2fs", *_EXT4, "-d", str(root), str(target / "disk.raw"), _SIZE], timeout=1800)
     shutil.rmtree(root)
 
 

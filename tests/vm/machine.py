@@ -184,7 +184,7 @@ class Machine:
         """Take its power away: what its kernel had not written is lost. `boot` starts it again from its disk."""
         if self._qemu is not None:
             claims.kill(self._qemu.pid)
-            self._qemu.wait()
+            self._qemu.wait(30)
         self._forget()
 
     def pause(self) -> None:
@@ -366,7 +366,7 @@ class Machine:
         try:
             wait = f"until [ -s {mark} ] || ! [ -e /proc/{server.pid} ]; do sleep 0.05; done; cat {mark}"
             if "ready" not in self.run(["sh", "-c", wait]).stdout:
-                raise LabError(f"no servers in {container}: {server.wait().stderr}")
+                raise LabError(f"no servers in {container}: {server.wait(10).stderr}")
             yield
         finally:
             server.end()

@@ -140,7 +140,7 @@ def install(vm: Machine) -> None:
         for name in ("Makefile", "pyproject.toml"):
             shutil.copy(ROOT / name, top)
         shutil.copy(ROOT / "config.json", top / "build/plugin")
-        subprocess.run(["cp", "-al", str(rootfs()), str(top / "build/plugin/rootfs")], check=True)
+        subprocess.run(["cp", "-al", str(rootfs()), str(top / "build/plugin/rootfs")], check=True, timeout=300)
         there = vm.put(top)
     vm.run(["make", "-C", there, "install-built"], timeout=900)
     vm.run(["rm", "-r", there])

@@ -130,7 +130,7 @@ def test_a_killed_run_leaves_nothing_and_the_next_one_works() -> None:
         words = owner.stdout.readline().split()
     finally:
         owner.send_signal(signal.SIGKILL)
-        owner.wait()
+        owner.wait(30)
     pid, directory, netns = int(words[0]), Path(words[1]), Path(words[2])
     until(lambda: start_time(pid) is None, "QEMU has ended")
     assert directory.exists()  # so that what follows shows something
@@ -153,10 +153,10 @@ def test_a_half_made_image_is_removed_by_the_next_that_makes_one(tmp_path: Path)
     assert owner.stdout
     owner.stdout.readline()
     owner.kill()
-    owner.wait()
+    owner.wait(30)
     (half,) = (tmp_path / "kind").glob(".making-*")
     os.utime(half, (0, 0))
     again = "from tests.lab.store import cached; cached('kind', 'name', 'a thing', lambda p: p.write_text('whole'))"
-    subprocess.run([sys.executable, "-c", again], check=True, env=env, capture_output=True)
+    subprocess.run([sys.executable, "-c", again], check=True, env=env, capture_output=True, timeout=60)
     assert [path.name for path in (tmp_path / "kind").iterdir()] == ["name"]
     assert (tmp_path / "kind/name").read_text() == "whole"

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class AdminCommands:
-    """`not_guarded`: containers without a network of their own, with the reason. `wake`: called after each override.
+    """`not_guarded`: containers that docker-fw does not filter, with the reason. `wake`: called after each override.
 
     Thread-safe. Every call but `end` raises FwError.
     """

@@ -41,7 +41,7 @@ class End:
 def ends(inventory: PolicyView, text: str, own: Collection[Address], not_guarded: Mapping[str, str]) -> list[End]:
     """Return every address that `text` may mean; none for "internet", see `internet`. Raises FwError.
 
-    `own`: the host's addresses. `not_guarded`: containers without a network of their own, with the reason.
+    `own`: the host's addresses. `not_guarded`: containers that docker-fw does not filter, with the reason.
     """
     if text.lower() == "internet":
         return []
@@ -122,7 +122,7 @@ def containers(inventory: PolicyView) -> dict[str, str]:
 def find_container(there: Mapping[str, str], text: str, not_guarded: Mapping[str, str]) -> str:
     """Return the ID of the container with this name or ID. Raises FwError that lists similar names.
 
-    `there`: names by ID. `not_guarded`: containers without a network of their own, by name, with the reason.
+    `there`: names by ID. `not_guarded`: containers that docker-fw does not filter, by name, with the reason.
     """
     named = [identity for identity, name in there.items() if name == text]
     found = named or [identity for identity in there if len(text) >= _SHORTEST_ID and identity.startswith(text.lower())]
@@ -132,7 +132,7 @@ def find_container(there: Mapping[str, str], text: str, not_guarded: Mapping[str
         several = ", ".join(sorted(f"{there[identity]} ({identity[:12]})" for identity in found)[:8])
         raise FwError(f"{text[:80]!r} is ambiguous: {several}; give more of the ID")
     if text in not_guarded:
-        raise FwError(f"{text} has no network of its own: it {not_guarded[text]}")
+        raise FwError(f"{text} {not_guarded[text]}")
     near = difflib.get_close_matches(text[:128], sorted({*there.values(), *not_guarded}), n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(near)}?" if near else "; `fwctl status` lists the containers"
     raise FwError(f"no container {text[:80]!r} is on a network that docker-fw knows{hint}")

@@ -75,7 +75,7 @@ def leave(fw: Older, name: str) -> None:
     assert fw.process
     for pid in (fw.process.pid, worker):
         os.kill(pid, signal.SIGKILL)
-    fw.process.wait()
+    fw.process.wait(30)
     fw.process = None
     kept = HERE / name
     kept.mkdir(exist_ok=True)

@@ -95,7 +95,7 @@ def test_a_kernel_that_does_not_answer_does_not_delay_the_start(
 
     def hangs(*_: object) -> object:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # this is a child, and the handler belongs to the test's time-out
-        signal.alarm(2)
+        signal.alarm(60)
         signal.pause()
         raise AssertionError
 
@@ -103,4 +103,4 @@ def test_a_kernel_that_does_not_answer_does_not_delay_the_start(
     monkeypatch.setattr(early_table, "LONGEST", 0.1)
     start = time.monotonic()
     early_table.close_first(settings)
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 30

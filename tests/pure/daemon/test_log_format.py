@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import logging
+import os
 import subprocess
 import sys
 import time
 from logging.config import DictConfigurator
 from pathlib import Path
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from plugin import gunicorn_conf
 from plugin.daemon.log_format import OneLine
 from plugin.text import MAX_ERROR
 from tests.pure.strategies import examples
@@ -65,8 +67,12 @@ def test_megabytes_are_cut_before_they_are_escaped() -> None:
     assert len(line) <= 5 * MAX_ERROR  # each is four characters now
 
 
-def test_the_plugin_uses_this_format() -> None:
+def test_the_plugin_uses_this_format(monkeypatch: pytest.MonkeyPatch) -> None:
     """The configuration that gunicorn gets uses this format."""
+    # Variables of the tests (FW_LAB_CACHE, FW_ENGINES) are no settings of the product.
+    for name in [name for name in os.environ if name.startswith("FW_")]:
+        monkeypatch.delenv(name)
+    gunicorn_conf = importlib.import_module("plugin.gunicorn_conf")
     config = copy.deepcopy(gunicorn_conf.logconfig_dict)
     made = {name: DictConfigurator({}).configure_formatter(each) for name, each in config["formatters"].items()}
     assert {type(made[handler["formatter"]]) for handler in config["handlers"].values()} == {OneLine}

@@ -44,10 +44,10 @@ class World:
         self.synced += 1
 
     def listen(self) -> None:
-        self._stopped.wait()
+        self._stopped.wait(60)
 
     def look_loop(self) -> None:
-        self._stopped.wait()
+        self._stopped.wait(60)
 
     place_loop = look_loop
 

@@ -98,7 +98,7 @@ class World:
         return [GUEST]
 
     def events(self) -> Iterator[Event]:
-        while (event := self._events.get()) is not None:
+        while (event := self._events.get(timeout=60)) is not None:
             yield event
 
     def emit(self, what: str, id: str = "", container: str = "", kind: str = "bridge") -> None:
@@ -210,6 +210,29 @@ def test_a_subscription_is_followed_by_a_full_listing(world: World, follower: Do
     assert names().index("replace") < names().index("cut_closed")
     assert world.called("replace", (NETWORK,), (GUEST,))
     assert follower.not_guarded == {"tool": "has the host's network"}
+
+
+@pytest.mark.parametrize("sign", ["network create", "a full listing"])
+def test_flows_from_before_a_bridge_was_protected_are_cut(
+    world: World, follower: DockerFollower, bridges: Bridges, sign: str
+) -> None:
+    """If a bridge that was unmanaged becomes Docker's, flows that its containers do not accept are cut after a listing.
+
+    They were opened between the network's creation and Docker's report of it, when nothing filtered them.
+    """
+    world.answer = DockerSnapshot()
+    world.emit("subscribed")
+    until(lambda: world.called("cut_closed"))
+    bridges.see([Link(5, NETWORK.bridge, bridge=True)])
+    bridges.set_listed(frozenset(), bridges.now() + SETTLE)
+    assert bridges.unmanaged() == {NETWORK.bridge}
+    before = len(world.calls)
+    world.answer = DockerSnapshot(networks=(NETWORK,), endpoints=(GUEST,))
+    world.emit(sign, NETWORK.id) if sign == "network create" else follower.wake()
+    until(lambda: "cut_closed" in [call[0] for call in world.calls[before:]])
+    names = [call[0] for call in world.calls[before:]]
+    assert names.index("replace") < names.index("cut_closed")
+    assert bridges.dockers() == {NETWORK.bridge}
 
 
 def test_a_departure_closes_while_docker_hangs(world: World, follower: DockerFollower) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 
 from plugin.docker import container_labels, parse
+from plugin.docker.listing import Listing, RunningContainer
 from plugin.model import Container, PolicySpec, Published, Rule
 from tests.pure.strategies import examples, json_values
 
@@ -271,6 +272,20 @@ def test_a_container_without_a_network_of_its_own_has_a_reason(mode: str, why: s
     """The reason is reported for a container whose labels have no effect."""
     assert parse.not_guarded({**RUNNING, "HostConfig": {"NetworkMode": mode}}) == why
     assert parse.not_guarded({}) == ""
+
+
+@pytest.mark.parametrize(
+    ("driver", "reported"), [("macvlan", True), ("ipvlan", True), ("bridge", False), ("fw", False)]
+)
+def test_a_container_on_a_network_that_bypasses_the_host_has_a_reason(driver: str, reported: bool) -> None:
+    """`fwctl status` names the network, also where the container is on a protected network too."""
+    network = {"Id": "n" * 64, "Name": "lan", "Driver": driver}
+    entry = {**RUNNING, "Names": ["/web"], "HostConfig": {"NetworkMode": "lan"}}
+    attached = {"lan": {"NetworkID": "n" * 64, "EndpointID": "e" * 64}, **RUNNING["NetworkSettings"]["Networks"]}
+    entry["NetworkSettings"] = {"Networks": attached}
+    found = Listing([network], [entry]).snapshot([RunningContainer(WEB, entry, {})], {})
+    why = f"is on the {driver} network lan, which docker-fw does not filter: it bypasses the host's firewall"
+    assert found.not_guarded == ({"web": why} if reported else {})
 
 
 @given(json_values)

@@ -8,7 +8,6 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -34,6 +33,7 @@ from plugin.policy.overrides import with_one
 from plugin.policy.saved import SavedState
 from plugin.state import closed_flows
 from plugin.state.reconciler import Reconciler
+from tests.inputs import inputs
 from tests.pure.fakes import Disk, Kernel, cut_no_flows
 from tests.specs import spec_of as spec
 
@@ -664,4 +664,4 @@ class Churn(RuleBasedStateMachine):
 
 
 TestChurn = Churn.TestCase
-TestChurn.settings = settings(max_examples=80, stateful_step_count=30, deadline=None, derandomize=True)
+TestChurn.settings = inputs(80, steps=30)

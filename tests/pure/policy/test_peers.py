@@ -6,12 +6,12 @@ import dataclasses
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from plugin.model import Address, Container, Endpoint, Peer, Policy, Rule
 from plugin.policy.peers import Key, PeerIndex, Who, names, who
+from tests.inputs import inputs
 
 A, B, C = (IPv4Address(f"172.18.0.{n}") for n in (2, 3, 4))
 A6 = IPv6Address("2001:db8:1::2")
@@ -299,7 +299,7 @@ class AnyOrder(RuleBasedStateMachine):
                 assert resolved(self.directory, peer, asker=asker) == expected
 
 
-AnyOrder.TestCase.settings = settings(max_examples=60, stateful_step_count=20, deadline=None, derandomize=True)
+AnyOrder.TestCase.settings = inputs(60, steps=20)
 
 
 class TestAnyOrder(AnyOrder.TestCase):  # type: ignore[name-defined,misc]

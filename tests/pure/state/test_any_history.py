@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -41,6 +40,7 @@ from plugin.policy.saved import SavedState
 from plugin.policy.view import PolicyView
 from plugin.state.flow_cutter import FlowCutter
 from plugin.state.reconciler import Reconciler
+from tests.inputs import inputs
 from tests.pure.fakes import Disk, Kernel
 from tests.pure.tracer import CHAINS, Packet, Table
 
@@ -500,7 +500,7 @@ class AnyHistory(RuleBasedStateMachine):
         assert not closed, closed
 
 
-AnyHistory.TestCase.settings = settings(max_examples=100, stateful_step_count=25, deadline=None, derandomize=True)
+AnyHistory.TestCase.settings = inputs(100, steps=25)
 
 
 class TestAnyHistory(AnyHistory.TestCase):

@@ -111,6 +111,25 @@ def see(state: Reconciler, *guests: TrackedEndpoint) -> None:
     state.observe(lambda facts: facts.with_guests({each.endpoint.id: each for each in guests}))
 
 
+def test_a_change_that_opens_again_saves_no_flow_that_an_earlier_one_ends(world: World, cuts: Cuts) -> None:
+    """Queued work judges flows by the policy of its own change, whatever changes follow before it is done.
+
+    A port that is closed for a moment ends its flows. A flow that was opened right afterwards may end too, and
+    its client opens it again.
+    """
+    wide = PolicySpec(allow=(Rule("udp", 53, 53),))
+    one = member(2, wide)
+    world.state.put_endpoint(one)
+    world.finish()
+    cuts.clear()
+    for spec in (FREE, wide):
+        world.state.put_endpoint(dataclasses.replace(one, container=member(2, spec).container))
+    world.finish()
+    assert one.addr4
+    judged = [policies[one.addr4].policy.accepts for policies in cuts.closed if one.addr4 in policies]
+    assert any(not any(rule.proto == "udp" for rule in accepts) for accepts in judged)
+
+
 def test_flows_of_unknown_containers_end_when_another_one_restricts_their_bridge(world: World, cuts: Cuts) -> None:
     """Before, any container on the bridge opened flows; afterwards only known ones and as their labels allow. So the
     flows end that unknown addresses opened, and those of a container whose labels are unknown."""

@@ -11,7 +11,6 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -36,6 +35,7 @@ from plugin.policy.overrides import with_one, without
 from plugin.policy.saved import SavedState
 from plugin.state import closed_flows
 from plugin.state.reconciler import Reconciler
+from tests.inputs import inputs
 from tests.pure.expected import desired
 from tests.pure.fakes import Disk, Kernel
 
@@ -208,7 +208,7 @@ class AnyOrder(RuleBasedStateMachine):
             assert kept.egress_restricted == {e.key[0] for e in desired(self.state) if e.set == "egress_restricted"}
 
 
-AnyOrder.TestCase.settings = settings(max_examples=80, stateful_step_count=25, deadline=None, derandomize=True)
+AnyOrder.TestCase.settings = inputs(80, steps=25)
 
 
 class TestAnyOrder(AnyOrder.TestCase):  # type: ignore[name-defined,misc]
@@ -445,7 +445,7 @@ def test_concurrent_calls_lose_nothing() -> None:
     barrier = threading.Barrier(8)
 
     def work(worker: int) -> None:
-        barrier.wait()
+        barrier.wait(60)
         for round_ in range(20):
             number = 100 + worker * 20 + round_
             net = dataclasses.replace(network(1), id=f"{number:064}", bridge=f"fw-{number}")

@@ -122,7 +122,7 @@ def test_a_container_is_found_by_its_name_or_its_id(desk: Desk) -> None:
         ("WEB", "no container 'WEB'"),
         ("we", "no container 'we'"),
         ("", "no container"),
-        ("tool", "has no network of its own: it has the host's network"),
+        ("tool", "tool has the host's network"),
         ("x" * 5000, "no container"),
         ("web; flush ruleset", "no container"),
     ):

@@ -79,8 +79,9 @@ def logged(packet: made.Packet, **fields: Any) -> Logged:
     return Logged(bytes(packet), **fields)
 
 
-def drops_of(known: Known, *records: Logged, clock: Callable[[], float] = time.monotonic) -> list[Drop]:
-    log = DropLog(known, lambda: True, clock=clock)
+def drops_of(known: Known, *records: Logged, clock: Callable[[], float] | None = None) -> list[Drop]:
+    """Return what becomes of packets; without a `clock`, at one moment, however slow the machine is."""
+    log = DropLog(known, lambda: True, clock=clock or Clock())
     log.take(records)
     return log.ring.after(0)
 

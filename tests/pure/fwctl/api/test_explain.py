@@ -97,7 +97,7 @@ def test_a_wrong_question_is_answered_with_advice(site: Site) -> None:
     """A typo, a range, a container with the host's network, an unknown protocol."""
     for question, why in (
         (("internet", "wbe", "80"), "did you mean web"),
-        (("internet", "tool", "80"), "it has the host's network"),
+        (("internet", "tool", "80"), "tool has the host's network"),
         (("internet", "web", "1-100"), "more than one port"),
         (("internet", "web", "*"), "more than one port"),
         (("internet", "web", "80, 443"), "more than one port"),

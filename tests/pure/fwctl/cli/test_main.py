@@ -403,7 +403,7 @@ def test_watch_repeats_until_interrupted(fake: Fake) -> None:
     later = threading.Thread(target=restarted)
     later.start()
     shown = on_terminal(fake, "status", "--watch", "0.1", until=b"virbr7")
-    later.join()
+    later.join(60)
     assert b"answered 500" in shown
 
 

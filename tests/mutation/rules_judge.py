@@ -1,0 +1,289 @@
+"""A pytest plugin that runs the kernel tier's tests with a mutated table, many times in one session.
+
+Each test runs once with counters in every rule, so it is known which rules its packets reach (task "cover"). Then, for
+each mutant, the tests run whose packets reach its rule, until one fails (task "judge"). That test must pass with the
+real table right afterwards; otherwise the fixtures are made again, and the mutant is tried again.
+
+FW_MUTATION_JOB is a JSON file: the task, the mutants, the coverage, the file for results (one JSON value in a line).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet
+
+import pytest
+
+from plugin.nftables import document, rate_chains, table
+from plugin.nftables.client import NftClient, NftError
+from tests import waiting
+from tests.kernel import packets
+from tests.kernel.netns import nowhere
+from tests.mutation.nft_text import Mutant, counting, general, mutated, places, whole_text
+
+#: Seconds, in place of the tests' own patience: a packet that a mutant drops is waited for in vain.
+ARRIVAL, CONDITION = 2.0, 5.0
+#: How often a mutant is tried whose killer then fails with the real table, too.
+TRIES = 3
+#: A test's coverage: the rules that a packet reached, and those that matched, as `rule_name` writes them.
+Covered = dict[str, list[str]]
+_COUNTER = re.compile(r"counter packets (\d+)")
+
+
+def rule_name(family: str, chain: str, rule: str) -> str:
+    """Return a rule as coverage names it."""
+    return f"{family} {chain}: {general(rule)}"
+
+
+class Text:
+    """The product's text on its way to the kernel: `change` is applied to it."""
+
+    def __init__(self) -> None:
+        self.change: Callable[[str], str] | None = None
+        document.skeleton = self._changed(document.skeleton)
+        rate_chains.added = self._changed(rate_chains.added)
+
+    def _changed(self, make: Callable[..., str]) -> Callable[..., str]:
+        def text(*args: Any, **named: Any) -> str:
+            made = make(*args, **named)
+            return self.change(made) if self.change else made
+
+        return text
+
+
+def loads(mutant: Mutant) -> bool:
+    """True if the kernel takes the tables with this mutant, and they differ from the real ones."""
+    text = whole_text()
+    changed = mutated(mutant, text)
+    if changed.splitlines() == text.splitlines():
+        return False
+    with nowhere():
+        try:
+            NftClient().run(changed)
+        except NftError:
+            return False
+    return True
+
+
+class Coverage:
+    """The rules that the packets of each test reach and match, by the counters of the tables loaded meanwhile."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, set[str]] = {"reached": set(), "matched": set()}
+        self._last: dict[tuple[int, str, int], tuple[int, int]] = {}
+        self._tables: WeakSet[table.KernelTable] = WeakSet()
+        #: The kernel lists a rule in other words, in the same place. A rate's chains have two forms: either's rule.
+        self._rules: dict[str, set[str]] = {}
+        for family, chain, rule, place in places(whole_text()):
+            self._rules.setdefault(place, set()).add(rule_name(family, chain, rule))
+        real = table.KernelTable.replace
+
+        def replace(its: table.KernelTable, *args: Any, **named: Any) -> None:
+            self._harvest(its)
+            self._last.clear()
+            self._tables.add(its)
+            real(its, *args, **named)
+
+        table.KernelTable.replace = replace  # type: ignore[method-assign, assignment]
+
+    def collect(self) -> None:
+        """Read the counters of all tables."""
+        for each in list(self._tables):
+            self._harvest(each)
+
+    def harvest(self) -> Covered:
+        """Return the rules since the last call."""
+        self.collect()
+        found = {
+            kind: sorted({rule for place in them for rule in self._rules[place]}) for kind, them in self.found.items()
+        }
+        self.found = {"reached": set(), "matched": set()}
+        return found
+
+    def _harvest(self, its: table.KernelTable) -> None:
+        for family in ("inet", "bridge"):
+            code, text, _ = its._client._nft.cmd(f"list table {family} {its._name}")
+            for number, (_, _, rule, place) in enumerate([] if code else places(text)):
+                counts = [*map(int, _COUNTER.findall(rule)), 0, 0]
+                if place in self._rules:
+                    self._counted((id(its), family, number), place, (counts[0], counts[1]))
+
+    def _counted(self, key: tuple[int, str, int], place: str, now: tuple[int, int]) -> None:
+        before = self._last.get(key, (0, 0))
+        self._last[key] = now
+        for kind, count, earlier in zip(("reached", "matched"), now, before, strict=True):
+            if count != earlier:
+                self.found[kind].add(place)
+
+
+class Judge:
+    """Runs tests of a session, whichever are wanted next, and knows whether they failed."""
+
+    def __init__(self, session: pytest.Session) -> None:
+        self.session = session
+        self.items = {item.nodeid: item for item in session.items}
+        by_module: dict[str, list[pytest.Item]] = {}
+        for item in session.items:
+            by_module.setdefault(item.nodeid.partition("::")[0], []).append(item)
+        self.by_module = by_module
+        self.module = ""
+        #: Called after each test, while its fixtures exist.
+        self.ending: Callable[[], None] = lambda: None
+        self._failed = False
+        session.config.pluginmanager.register(self)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Remember a failure."""
+        self._failed = self._failed or report.failed
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_teardown(self) -> None:
+        """Look at the tables before the fixtures are removed."""
+        self.ending()
+
+    def passes(self, test: str) -> bool:
+        """Run one test; the fixtures of its module remain for the next one of it."""
+        item = self.items[test]
+        module = test.partition("::")[0]
+        if module != self.module:
+            self.forget()
+            self.module = module
+        sibling = next((each for each in self.by_module[module] if each is not item), None)
+        self._failed = False
+        item.ihook.pytest_runtest_protocol(item=item, nextitem=sibling)
+        if sibling is None:
+            self.module = ""
+        return not self._failed
+
+    def forget(self) -> None:
+        """Remove the fixtures of the module whose tests ran last."""
+        self.session._setupstate.teardown_exact(None)
+        self.module = ""
+
+
+class Order:
+    """Which tests of a module to run for a mutant: first those that found others of its rule or chain, then quick ones.
+
+    One module after the other, because fixtures of modules are costly.
+    """
+
+    def __init__(self, coverage: dict[str, Covered], seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+        self.modules = list(dict.fromkeys(test.partition("::")[0] for test in coverage))
+        self.by: dict[tuple[str, str], list[str]] = {}
+        for test, covered in coverage.items():
+            for kind, rules in covered.items():
+                for rule in rules:
+                    self.by.setdefault((kind, rule), []).append(test)
+        self.kills: Counter[tuple[str, str]] = Counter()
+        self.rules = [(family, chain, rule) for family, chain, rule, _ in places(whole_text())]
+
+    def tests(self, mutant: Mutant, module: str) -> list[str]:
+        """Return the module's tests whose packets reach the rule, or match it if only a match makes a difference."""
+        kind = "matched" if mutant.change == "removed" or " is " in mutant.change else "reached"
+        found = {test for rule in self._reached(mutant) for test in self.by.get((kind, rule), ())}
+        mine = (test for test in found if test.startswith(f"{module}::"))
+        return sorted(mine, key=lambda test: (-self._likely(mutant, test), self.seconds[test]))
+
+    def _reached(self, mutant: Mutant) -> Iterable[str]:
+        """Return the rules that a packet must reach to be treated differently."""
+        name = mutant.chain.removeprefix("set ")
+        for family, chain, rule in self.rules:
+            here = chain == mutant.chain and (mutant.rule.startswith("type ") or general(rule) == mutant.rule)
+            uses = name != mutant.chain and f"@{name} " in f"{general(rule)} "
+            if family == mutant.family and (here or uses):
+                yield rule_name(family, chain, rule)
+
+    def _likely(self, mutant: Mutant, test: str) -> int:
+        return 10 * self.kills[mutant.rule, test] + self.kills[mutant.chain, test]
+
+    def killed(self, mutant: Mutant, test: str) -> None:
+        """Remember which test found it: it is likely to find others of this rule and chain."""
+        self.kills[mutant.rule, test] += 1
+        self.kills[mutant.chain, test] += 1
+
+
+class Verdicts:
+    """Runs the tests of one module with mutants, and makes the fixtures again if they are no longer sound."""
+
+    def __init__(self, judge: Judge, text: Text, order: Order) -> None:
+        self.judge, self.text, self.order = judge, text, order
+        self.unreliable: set[str] = set()
+
+    def killer(self, mutant: Mutant, module: str) -> str:
+        """Return the test that fails with this mutant and passes without it; "" if there is none."""
+        for test in self.order.tests(mutant, module):
+            for _ in range(TRIES):
+                if test in self.unreliable or self._passes(test, mutant):
+                    break
+                if self._passes(test):
+                    self.order.killed(mutant, test)
+                    return test
+                self.judge.forget()
+                if not self._passes(test):
+                    self.unreliable.add(test)
+        return ""
+
+    def _passes(self, test: str, mutant: Mutant | None = None) -> bool:
+        self.text.change = (lambda made: mutated(mutant, made)) if mutant else None
+        try:
+            return self.judge.passes(test)
+        finally:
+            self.text.change = None
+
+
+def cover(session: pytest.Session, job: dict[str, Any], out: Any) -> None:
+    """Run each test with counters and without: how long it takes, and whether it passes as it is run here."""
+    text, judge, coverage = Text(), Judge(session), Coverage()
+    judge.ending = coverage.collect
+    for test in judge.items:
+        start = time.monotonic()
+        passed = judge.passes(test)
+        seconds = time.monotonic() - start
+        coverage.harvest()
+        text.change = counting
+        judge.passes(test)
+        found = coverage.harvest()
+        text.change = None
+        out.write(json.dumps({"test": test, "seconds": seconds, "passed": passed, "covered": found}) + "\n")
+
+
+def judge_all(session: pytest.Session, job: dict[str, Any], out: Any) -> None:
+    """Judge each mutant of the job: those that a module's tests do not find go to the next module."""
+
+    def write(mutant: Mutant, state: str, killer: str = "") -> None:
+        out.write(json.dumps({"name": mutant.name, "state": state, "killer": killer}) + "\n")
+
+    order = Order(job["coverage"], job["seconds"])
+    verdicts = Verdicts(Judge(session), Text(), order)
+    alive = [Mutant(*each) for each in job["mutants"]]
+    for module in order.modules:
+        left = []
+        for mutant in alive:
+            if killer := verdicts.killer(mutant, module):
+                # A table that the kernel refuses fails every test.
+                write(mutant, "killed" if loads(mutant) else "refused", killer)
+            else:
+                left.append(mutant)
+        alive = left
+    for mutant in alive:
+        write(mutant, "survived" if loads(mutant) else "refused")
+
+
+def pytest_runtestloop(session: pytest.Session) -> bool:
+    """Do the task in place of running each test once."""
+    packets.arrived.__defaults__ = (ARRIVAL,)
+    waiting.until.__defaults__ = ("the condition holds", CONDITION)
+    job = json.loads(Path(os.environ["FW_MUTATION_JOB"]).read_text())
+    with Path(job["results"]).open("a", buffering=1) as out:
+        {"cover": cover, "judge": judge_all}[job["task"]](session, job, out)
+    session._setupstate.teardown_exact(None)
+    session.testsfailed = 0  # failures are what is looked for
+    return True

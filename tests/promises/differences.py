@@ -1,0 +1,59 @@
+"""All differences between Docker alone and Docker with docker-fw whose policy is open, each with its reason.
+
+Each one is asserted exactly: the probe finds `docker` without docker-fw and `ours` with it, in every set-up of `when`.
+"""
+
+from __future__ import annotations
+
+from tests.promises.model import Difference
+
+#: The reasons, by the word with which the table names them.
+REASONS = {
+    "routed": "On a network that is reached by container addresses (gateway mode `routed`), docker-fw's policy "
+    "decides instead of Docker's list of published ports: `FW_POLICY=open` opens every port there. This is how "
+    "`fw.allow` opens a port on such a network. Containers of other Docker networks still need a published port.",
+    "loopback": "A port that is published on loopback only is closed at the container's own address, for machines "
+    "with a route to it and for other networks. Docker itself has closed it since version 28.",
+}
+
+
+def _differences(reason: str, promise: str, docker: str, ours: str, *probes: str, when: str = "") -> list[Difference]:
+    return [Difference(promise, probe, docker, ours, reason, when) for probe in probes]
+
+
+DIFFERENCES: tuple[Difference, ...] = (
+    *_differences("routed", "direct, routed", "silent", "open", "remote → tcp4 routed:81", "remote → tcp6 routed:81"),
+    *_differences("routed", "direct, nat for IPv4 and routed for IPv6", "silent", "open", "remote → tcp6 mixed:81"),
+    *_differences(
+        "routed",
+        "routed, not the way out",
+        "silent",
+        "open",
+        "remote → tcp4 ways/routed:80",
+        "remote → tcp6 ways/routed:80",
+    ),
+    *_differences(
+        "loopback",
+        "loopback is not reached by a route",
+        "open",
+        "silent",
+        "remote → tcp4 local:80",
+        "remote → tcp6 local:80",
+        when="<28",
+    ),
+)
+
+#: Promises of Docker's that are not tried, with the reason.
+UNTRIED = {
+    "published ports over SCTP": "docker-proxy, and Docker ≥ 28 without it, open an SCTP socket, which needs the "
+    "kernel's module `sctp`; the lab's kernel has none. `tests/engine/test_networks.py` has SCTP on docker-fw "
+    "networks.",
+    "`--bridge-accept-fwmark` and the nftables backend": "They are Docker 29's, which no Debian has yet. "
+    "`tests/kernel/test_docker29.py` sends packets through Docker 29's tables and docker-fw's.",
+    "link-local addresses as published or container addresses": "IPv6 scopes; nothing in docker-fw depends on them but "
+    "the rule that lets link-local sources pass within one network (`tests/kernel/test_hostile.py`).",
+    "swarm's ingress and overlay networks": "docker-fw closes the ingress mesh on purpose (README, Swarm); "
+    "`tests/engine/test_swarm.py` has these.",
+    "macvlan and ipvlan": "They bypass the host's rules (README).",
+    "`/etc/hosts`, environment variables, MAC addresses, inspect": "No packet is involved.",
+}

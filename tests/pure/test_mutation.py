@@ -1,0 +1,88 @@
+"""The mutators themselves: they understand all of the table, and what the judge calls killed is killed."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.mutation import condition_sessions, conditions, report, rules, sessions
+from tests.mutation.nft_text import Mutant, changes, is_rule, lines, mutants, mutated, parts
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.mark.parametrize("name", ["empty.nft", "words.nft"])
+def test_every_rule_is_understood(name: str) -> None:
+    """No rule of the table escapes: each is read completely, as matches, statements and a verdict."""
+    whole = [line.text for line in filter(is_rule, lines((GOLDEN / name).read_text()))]
+    assert len(whole) > 400
+    assert [" ".join(part.text for part in parts(rule)) for rule in whole] == whole
+
+
+def test_a_rule_is_weakened_in_each_way() -> None:
+    """Removed; without a match or a value; a match negated; another verdict."""
+    assert changes("ct state new,invalid iifname != @internal goto deny") == {
+        "removed": "",
+        "without `ct state new,invalid`": "iifname != @internal goto deny",
+        "`ct state new,invalid` negated": "ct state != new,invalid iifname != @internal goto deny",
+        "without new": "ct state invalid iifname != @internal goto deny",
+        "without invalid": "ct state new iifname != @internal goto deny",
+        "without `iifname != @internal`": "ct state new,invalid goto deny",
+        "`iifname != @internal` negated": "ct state new,invalid iifname == @internal goto deny",
+        "goto deny is accept": "ct state new,invalid iifname != @internal accept",
+    }
+
+
+def test_every_mutant_differs_from_the_table_in_its_place_only() -> None:
+    """Each mutant has a name of its own, and changes one line, except the rules that occur more than once."""
+    text = (GOLDEN / "words.nft").read_text()
+    found = mutants(text)
+    assert len({mutant.name for mutant in found}) == len(found) > 1500
+    for mutant in found[::40]:
+        changed = [a for a, b in zip(text.splitlines(), mutated(mutant, text).splitlines(), strict=True) if a != b]
+        assert len(changed) == 1 or "__" in mutant.chain, mutant.name
+
+
+def test_the_list_of_survivors_names_mutants_that_exist() -> None:
+    """A rule or condition that is edited or removed leaves no stale reason behind."""
+    for part in ("policy", "labels"):
+        assert report.missing(part, [mutant.name for mutant in conditions.all_mutants(f"plugin/{part}/")]) == []
+
+
+def test_a_rule_of_the_list_exists_too() -> None:
+    """The same for the table's rules."""
+    assert report.missing("rules", [mutant.name for mutant in rules.all_mutants()]) == []
+
+
+def test_an_inexact_list_is_reported() -> None:
+    """A survivor without a reason fails the run, and the report names it."""
+    alive = {"name": "x", "state": "survived", "killer": ""}
+    found = {"rules": {}, "policy": {"x": alive}, "labels": {}}
+    (mistake,) = [each for each in report.mistakes({"policy": ["x"]}, found) if "does not exist" not in each]
+    assert mistake == "policy: survives, and is not listed: x"
+
+
+@pytest.mark.timeout(1800)  # a session of pytest: a second, but not on a busy machine
+def test_killed_and_surviving_conditions_differ(tmp_path: Path) -> None:
+    """A condition that is removed makes a test fail; a change that the same tests cannot see does not."""
+    wanted = {
+        "if `egress is None` → True": "killed",
+        "if `not to_host and initiator.internal` → False": "killed",
+        "if `flow.proto in _PORT_NUMBERS` → True": "survived",
+    }
+    mutants = [each for each in conditions.mutants("plugin/policy/flows.py") if each.change in wanted]
+    mutants = [each for each in mutants if each.function in ("_may_open", "_ends")]
+    names = ("test_nothing_enters_or_leaves_an_internal_network", "test_a_flow_with_two_containers_ends_if_one_of")
+    tests = [f"tests/pure/policy/test_flows.py::{name}" for name in (names[0], f"{names[1]}_them_is_closed_to_it")]
+    condition_sessions.run(mutants, tmp_path, 2, time.monotonic() + 1700, lambda _: None, tests)
+    states = {each["name"]: each["state"] for each in sessions.results("judge", tmp_path)}
+    assert states == {each.name: wanted[each.change] for each in mutants}
+    assert len(states) == len(wanted)
+
+
+def test_a_mutant_is_a_place_in_a_chain() -> None:
+    """The same rule in two chains makes two mutants."""
+    one, two = (Mutant("inet", chain, "iifname @internal goto deny", "removed") for chain in ("forward", "outbound"))
+    assert one.name != two.name

@@ -1,0 +1,240 @@
+"""Record what happens around an opening: packets, nftables' trace, changes of rules and flows, logs.
+
+All of it is kept in rings of bounded size, and written to a directory only when a port answered that must not.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import struct
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from tests.lab.netns import Netns
+from tests.product import Fw
+from tests.waiting import until
+
+from .outsider import Answer, Port
+
+#: Seconds that are kept before the first and after the last opening.
+BEFORE, AFTER = 5.0, 2.0
+#: Megabytes of a file of packets, and how many files; lines of each program's output.
+RING_SIZE, RING_FILES, LINES = "4", "6", 40_000
+#: Packets traced in a second: always, and from the first opening to the end of the blow. A trace has dozens of lines.
+SAMPLE, ALL = 5, 200
+#: Openings of one run that are recorded: the first ones say enough, and the disk is not ours alone.
+MOST = 20
+_TABLE = "inet torture"
+
+
+class Listener:
+    """A program whose output is kept, the last lines of it, with times."""
+
+    def __init__(self, netns: Netns, name: str, *argv: str) -> None:
+        self.name = name
+        self.lines: deque[tuple[float, str]] = deque(maxlen=LINES)
+        self._process = netns.popen(
+            ["stdbuf", "-oL", *argv],
+            text=True,
+            errors="replace",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        self._reader = threading.Thread(target=self._read, name=name, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout
+        for line in self._process.stdout:
+            self.lines.append((time.monotonic(), line))
+
+    def write(self, directory: Path, since: float, until: float) -> None:
+        chosen = [(at, line) for at, line in list(self.lines) if since <= at <= until]
+        with (directory / f"{self.name}.txt").open("w") as out:
+            out.writelines(f"{at - since - BEFORE:+9.4f} {line}" for at, line in chosen)
+
+    def stop(self) -> None:
+        end(self._process)
+        self._reader.join(10)
+
+
+class Capture:
+    """tcpdump on all links of a namespace, into a ring of files."""
+
+    def __init__(self, netns: Netns, name: str, directory: Path, ports: Iterable[Port]) -> None:
+        self.name, self._directory = name, directory
+        directory.mkdir(parents=True, exist_ok=True)
+        wanted = "icmp or icmp6 or " + " or ".join(
+            f"port {number}" for number in sorted({port.number for port in ports})
+        )
+        ring = ["-C", RING_SIZE, "-W", RING_FILES, "-w", str(directory / name)]
+        # root: otherwise it may not write a second file. Unbuffered: the last packets matter most.
+        argv = ["tcpdump", "-i", "any", "-n", "-s", "160", "-U", "-B", "4096", "-Z", "root", *ring, wanted]
+        self._process = netns.popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        until(lambda: self._process.poll() is not None or self._files(), "tcpdump captures")
+
+    def _files(self) -> list[Path]:
+        return sorted(self._directory.glob(f"{self.name}?*"), key=lambda path: path.stat().st_mtime)
+
+    def write(self, directory: Path, since: float, until: float) -> None:
+        """Write the packets of that span, in order; the times are of the wall clock."""
+        head, records = b"", []
+        for path in self._files():
+            with path.open("rb") as file:
+                head = file.read(24) or head
+                records += [record for at, record in packets(file, head) if since <= at <= until]
+        (directory / f"{self.name}.pcap").write_bytes(head + b"".join(records))
+
+    def stop(self) -> None:
+        end(self._process)
+
+
+def packets(file: IO[bytes], head: bytes) -> Iterator[tuple[float, bytes]]:
+    """Yield the records of a pcap file behind its head, with their times; the last one may be cut."""
+    order = "<" if head[:4] == b"\xd4\xc3\xb2\xa1" else ">"
+    while len(start := file.read(16)) == 16:
+        seconds, micros, size, _ = struct.unpack(f"{order}IIII", start)
+        body = file.read(size)
+        if len(body) == size:
+            yield seconds + micros / 1e6, start + body
+
+
+def end(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(10)
+
+
+class Tracer:
+    """A table of its own that makes the kernel trace shots, a few in a second, or nearly all after an opening.
+
+    The table belongs to the program that made it, so that `nft flush ruleset` leaves it there.
+    """
+
+    def __init__(self, netns: Netns, ports: Iterable[Port]) -> None:
+        self._ports = sorted({(p.protocol, "ip6" if ":" in p.address else "ip", p.address, p.number) for p in ports})
+        self._process = netns.popen(
+            ["nft", "-i"], text=True, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        self._say(f"add table {_TABLE} {{ flags owner; }}")
+        # Before connection tracking, and before all other tables.
+        self._say(f"add chain {_TABLE} shots {{ type filter hook prerouting priority -450; }}")
+        self.rate(SAMPLE)
+
+    def rate(self, each_second: int) -> None:
+        self._say(f"flush chain {_TABLE} shots")
+        limit = f"limit rate {each_second}/second burst {each_second} packets"
+        for (protocol, family), ports in itertools.groupby(self._ports, lambda port: port[:2]):
+            wanted = ", ".join(f"{address} . {number}" for *_, address, number in ports)
+            match = f"{family} daddr . {protocol} dport {{ {wanted} }}"
+            self._say(f"add rule {_TABLE} shots {match} {limit} meta nftrace set 1")
+
+    def _say(self, command: str) -> None:
+        assert self._process.stdin
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(command + "\n")
+            self._process.stdin.flush()
+
+    def stop(self) -> None:
+        end(self._process)
+
+
+class Recorder:
+    """All rings. `end` writes them if the blow opened something; in a `with` the programs run."""
+
+    def __init__(self, fw: Fw, directory: Path, ports: Iterable[Port]) -> None:
+        self.fw, self.directory, self.ports = fw, directory, list(ports)
+        self.kept: list[Path] = []
+        self._ring = directory / "ring"
+        self._wan: list[Capture] = []
+        self._host: list[Capture | Listener | Tracer] = []
+        self._rules: str = ""
+        self._logged = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Recorder:
+        self._wan = [Capture(self.fw.wan, "outsider", self._ring, self.ports)]
+        self.host_booted()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.host_halts()
+        for each in self._wan:
+            each.stop()
+        shutil.rmtree(self._ring, ignore_errors=True)
+
+    def host_booted(self) -> None:
+        """Start what records in the host; its network is a new one after each boot."""
+        netns = self.fw.host.netns
+        self._host = [
+            Capture(netns, "host", self._ring, self.ports),
+            Listener(netns, "trace", "nft", "monitor", "trace"),
+            Listener(netns, "rules", "nft", "-a", "monitor"),
+            Listener(netns, "flows", "conntrack", "-E", "-o", "id"),
+            Tracer(netns, self.ports),
+        ]
+        self._logged = self._log_size()
+
+    def host_halts(self) -> None:
+        for each in self._host:
+            each.stop()
+
+    def alarm(self, answer: Answer) -> None:
+        """Trace more and keep the rules as they are now: a port has just answered that must not."""
+        with self._lock:
+            if self._rules:
+                return
+            self._rules = f"# {time.monotonic() - answer.sent:.3f} s after the shot that was answered\n"
+        for each in self._host:
+            if isinstance(each, Tracer):
+                each.rate(ALL)
+        done = self.fw.host.netns.run(["nft", "-a", "list", "ruleset"], check=False)
+        self._rules += done.stdout + done.stderr
+
+    def end(self, blow: str, opened: tuple[Answer, ...]) -> None:
+        """Write what is known about these openings, if there are any, and be ready for the next blow."""
+        if opened and len(self.kept) < MOST:
+            self._keep(self.directory / f"{len(self.kept) + 1:02}-{blow}", opened)
+        if self._rules:
+            for each in self._host:
+                if isinstance(each, Tracer):
+                    each.rate(SAMPLE)
+        self._rules, self._logged = "", self._log_size()
+
+    def _keep(self, directory: Path, opened: tuple[Answer, ...]) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.kept.append(directory)
+        since, end = opened[0].sent - BEFORE, opened[-1].came + AFTER
+        until(lambda: time.monotonic() > end, "the seconds behind the opening have passed", AFTER + 5)
+        wall = time.time() - time.monotonic()
+        with (directory / "answers.txt").open("w") as out:
+            for each in opened[:1000]:
+                at = time.strftime("%H:%M:%S", time.gmtime(each.sent + wall))
+                out.write(f"{each.sent - since - BEFORE:+9.4f} {at} UTC {each.port} {each.how}, ")
+                out.write(f"{(each.came - each.sent) * 1000:.1f} ms later\n")
+        (directory / "ruleset.txt").write_text(self._rules)
+        for one in (*self._wan, *self._host):
+            if isinstance(one, Capture):
+                one.write(directory, since + wall, end + wall)
+            elif isinstance(one, Listener):
+                one.write(directory, since, end)
+        with self.fw.engine.log.open("rb") as log:
+            # dockerd writes the plugin's lines into its own log, and all lines have times.
+            log.seek(max(self._logged, self._log_size() - 4_000_000))
+            (directory / "dockerd.log").write_bytes(log.read())
+
+    def _log_size(self) -> int:
+        return self.fw.engine.log.stat().st_size
