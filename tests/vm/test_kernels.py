@@ -18,7 +18,7 @@ from tests.vm.product import rootfs
 FILE = ROOT / "docs/kernels.md"
 HEAD = """# Kernels
 
-What docker-fw finds on real systems: Debian's packages in virtual machines. `make test-vm` writes this file
+These are real systems, made of Debian's packages in virtual machines. `make test-vm` writes this file
 ({module}); do not edit it. A feature of nftables was tried with the nft of docker-fw's image, and with the
 distribution's (in parentheses if that differs).
 
