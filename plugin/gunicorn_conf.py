@@ -71,10 +71,12 @@ def on_starting(server: Any) -> None:
 
 def load() -> Any:
     """Make the plugin in the worker. It has taken over the existing table before the first request is accepted."""
+    from plugin.daemon import early_table  # noqa: PLC0415
     from plugin.daemon.plugin import Plugin  # noqa: PLC0415
     from plugin.daemon.refuse_all import RefusingPlugin  # noqa: PLC0415
     from plugin.nftables.identity import ForeignTableError  # noqa: PLC0415
 
+    early_table.give_way()
     plugin: Plugin | RefusingPlugin
     try:
         plugin = Plugin(_read)
@@ -99,3 +101,10 @@ def worker_exit(server: Any, worker: Any) -> None:
     """End the loops (hook of gunicorn, in the worker)."""
     for plugin in _running:
         plugin.stop()
+
+
+def on_exit(server: Any) -> None:
+    """Let a late early table become active (hook of gunicorn, in the master)."""
+    from plugin.daemon.early_table import finish  # noqa: PLC0415
+
+    finish()

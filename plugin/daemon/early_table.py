@@ -8,8 +8,10 @@ of that.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import select
 import signal
 import time
 from collections.abc import Callable
@@ -32,6 +34,10 @@ log = logging.getLogger(__name__)
 #: Seconds that the start waits for the early table: after nine seconds without a socket dockerd gives up and disables
 #: the plugin, and the next boot would leave everything open.
 LONGEST = 6.0
+#: Seconds that docker-fw's end waits for it. Docker kills a plugin ten seconds after it has asked it to end.
+LAST = 8.0
+#: The child that was still at work after `LONGEST`, as a pidfd.
+_late: list[int] = []
 
 
 def close_first(settings: Settings) -> None:
@@ -39,17 +45,18 @@ def close_first(settings: Settings) -> None:
 
     Errors and a timeout are only logged. If another program's table has docker-fw's name, the new one gets another.
     This runs in a child process: an owned table can be changed only by the socket that made it, and the plugin has
-    another socket.
+    another socket. After a timeout the child continues until `give_way`: on a slow machine its table is active long
+    before the plugin's.
     """
     child = os.fork()
     if child:
-        end = time.monotonic() + LONGEST
-        while os.waitpid(child, os.WNOHANG) == (0, 0):
-            if time.monotonic() > end:
-                log.error("the early table is not active after %d s; docker-fw starts without it", LONGEST)
-                os.kill(child, signal.SIGKILL)  # it must not replace the plugin's table later; gunicorn reaps it
-                break
-            time.sleep(0.005)
+        process = os.pidfd_open(child)
+        if _ended(process, LONGEST):
+            os.close(process)
+            os.waitpid(child, 0)
+        else:  # gunicorn reaps it
+            log.error("the early table is not active after %d s; docker-fw starts before it is", LONGEST)
+            _late.append(process)
         return
     try:
         name = identity.free_name()
@@ -60,6 +67,30 @@ def close_first(settings: Settings) -> None:
         log.exception("could not load the early table")
     finally:
         os._exit(0)
+
+
+def give_way() -> None:
+    """End the child if it is still at work: it must not replace the plugin's table, which is written next."""
+    for process in _late:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+        _ended(process, LAST)
+
+
+def finish() -> None:
+    """Wait for the child if it is still at work, but not for long: docker-fw ends, and its end must not leave all open.
+
+    dockerd disables a plugin whose socket is late, and starts the containers without it.
+    """
+    for process in _late:
+        _ended(process, LAST)
+
+
+def _ended(process: int, timeout: float) -> bool:
+    """Return True as soon as the process has ended, False after `timeout` seconds."""
+    poll = select.poll()
+    poll.register(process, select.POLLIN)
+    return bool(poll.poll(timeout * 1000))
 
 
 def close(nft: KernelTable, settings: Settings, *, lasts: bool = False) -> None:

@@ -24,6 +24,14 @@ from tests.waiting import until
 
 SIDECAR = ROOT / "compose-examples/sidecar.yml"
 COMPOSE = "usr/libexec/docker/cli-plugins/docker-compose"
+#: Modules that docker-fw's tables and Docker need. A real machine loads each in milliseconds when it is first needed;
+#: here each takes a quarter of a second, and dockerd waits only some seconds for a plugin's socket.
+MODULES = (
+    *("nf_tables", "nft_ct", "nft_fib_inet", "nft_socket", "nft_nat", "nft_masq", "nft_limit", "nft_log"),
+    *("nft_reject_inet", "nft_objref", "nft_compat", "nft_chain_nat", "nft_meta_bridge", "nfnetlink_log"),
+    *("nf_conntrack_netlink", "nf_conntrack_bridge", "xt_conntrack", "xt_addrtype", "xt_MASQUERADE", "xt_mark"),
+    *("xt_comment", "xt_nat", "bridge", "veth", "overlay"),
+)
 #: All that an installation depends on but the package itself.
 _DEPENDENCIES = ("config.json", "Makefile", "Dockerfile", "requirements.lock")
 
@@ -35,7 +43,7 @@ def installed(system: str = DEFAULT, extra: tuple[str, ...] = ()) -> State:
     `docker plugin enable`. That takes minutes, so one installation serves until its dependencies change: the package
     in it is replaced by that of the present image.
     """
-    return prepared(_installation(system, extra), "plugin", (image_tar().name,), replace_package)
+    return prepared(_installation(system, extra), "plugin", (image_tar().name, MODULES), replace_package)
 
 
 def running(system: str = DEFAULT) -> State:
@@ -65,7 +73,7 @@ def cached_running(system: str = DEFAULT) -> State | None:
     for name, parts in (
         ("ready", (busybox().tar.name,)),
         ("installation", (_dependencies(),)),
-        ("plugin", (tar.name,)),
+        ("plugin", (tar.name, MODULES)),
         ("running", ()),
     ):
         state = cached_state(state, name, parts) if state else None
@@ -82,6 +90,7 @@ def _installation(system: str, extra: tuple[str, ...]) -> State:
 
 def replace_package(vm: Machine) -> None:
     """Replace docker-fw's package in the plugin and in its image by that of the present image; restart the plugin."""
+    load_modules(vm)
     (package,) = rootfs().glob("opt/docker-fw/lib/python3*/site-packages/plugin")
     there = vm.put(package)
     script = """
@@ -94,14 +103,21 @@ def replace_package(vm: Machine) -> None:
     vm.run(["sh", "-ec", script, "replace", str(package.relative_to(rootfs())), there], timeout=600)
 
 
+def load_modules(vm: Machine) -> None:
+    """Load `MODULES`, now and at each boot; what a kernel does not have is left out."""
+    vm.write("/etc/modules-load.d/lab.conf", "\n".join(MODULES) + "\n")
+    vm.run(["systemctl", "restart", "systemd-modules-load"], check=False)
+
+
 def with_sidecar(system: str = DEFAULT) -> State:
     """Return the state of a system with docker-fw as its sidecar and its boot unit, by the file's own commands."""
-    parts = (image_tar().name, SIDECAR.read_text())
+    parts = (image_tar().name, SIDECAR.read_text(), MODULES)
     return prepared(ready(system), "sidecar", (digest(*parts),), install_sidecar)
 
 
 def install_sidecar(vm: Machine) -> None:
     """Start the sidecar by the commands that compose-examples/sidecar.yml lists, and install its boot unit."""
+    load_modules(vm)
     vm.load(image_tar())
     if vm.try_docker("compose", "version").returncode:
         # Debian has no compose for this engine: the newest engine's speaks its API too.
@@ -116,6 +132,7 @@ def install_sidecar(vm: Machine) -> None:
 
 def install(vm: Machine) -> None:
     """Install docker-fw as the managed plugin, from build/plugin, by `make install-built`."""
+    load_modules(vm)
     vm.load(image_tar())
     with tempfile.TemporaryDirectory(dir=cache()) as scratch:
         top = Path(scratch) / "docker-fw"

@@ -20,6 +20,8 @@ from tests.waiting import until
 
 #: Seconds from the answer of Docker's API until a port answers: one on a real machine, ten times as long here.
 BACK = 10.0
+#: A sidecar starts among the containers; README says how long that was seen to take, and this is ten times as long.
+BACK_SIDECAR = 70.0
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def open_at(fw: MachineFw, targets: list[Target], timeout: float = 120) -> None:
     until(lambda: {*fw.wan.probe(targets, timeout=2).values()} == {"open"}, f"{targets} answer", timeout)
 
 
-def boots(fw: MachineFw, opened: list[Target], closed: list[Target], boot: Callable[[], None]) -> None:
+def boots(fw: MachineFw, opened: list[Target], closed: list[Target], boot: Callable[[], None], within: float) -> None:
     """Boot it under fire: nothing closed ever answers, and what is open answers soon after Docker's API."""
     open_at(fw, opened)
     with (
@@ -69,7 +71,7 @@ def boots(fw: MachineFw, opened: list[Target], closed: list[Target], boot: Calla
         f"{fw.vm.state.name}: {len(silent)} probes of closed ports, none answered; open ports were away for "
         f"{back - lost:.1f} s, and all answered {back - api:+.2f} s after Docker's API"
     )
-    assert back - api < BACK
+    assert back - api < within
 
 
 def gap(shots: list[Shot], targets: list[Target]) -> tuple[float, float]:
@@ -102,7 +104,7 @@ def test_a_boot_with_the_managed_plugin_opens_nothing_and_ends_as_it_began(
         addresses = fw.addresses(app, net)
         closed = [("tcp", a, 9090) for a in addresses] + [("tcp", h, 19090) for h in hosts(fw)]
         opened = [("tcp", a, 8080) for a in addresses] + [("tcp", h, 18080) for h in hosts(fw)]
-        boots(fw, [*opened], [*closed], lambda: how(fw.vm))
+        boots(fw, [*opened], [*closed], lambda: how(fw.vm), BACK)
         assert fw.known(app)
         fw.remove(app)
 
@@ -119,6 +121,6 @@ def test_a_boot_with_the_sidecar_and_its_boot_unit_opens_nothing(
     closed = [("tcp", host, 19090) for host in hosts(fw)] + [("tcp", v4, 9090)]
     open_at(fw, [*opened])
     until(lambda: "19090" in fw.vm.read("/etc/docker-fw/boot.nft"), "the boot table knows the port", 60)
-    boots(fw, [*opened], [*closed], lambda: how(fw.vm))
+    boots(fw, [*opened], [*closed], lambda: how(fw.vm), BACK_SIDECAR)
     assert fw.vm.run(["systemctl", "is-active", "docker-fw-boot"]).stdout.strip() == "active"
     fw.remove(app)

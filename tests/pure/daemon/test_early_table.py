@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import select
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +44,52 @@ def test_any_error_is_logged_and_the_start_continues(
     assert "RuntimeError: an unexpected error" in output
 
 
-def test_a_kernel_that_does_not_answer_does_not_delay_the_start(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Yield the children that are late, as pidfds, and end them."""
+    found: list[int] = []
+    monkeypatch.setattr(early_table, "_late", found)
+    yield found
+    early_table.give_way()
+    for process in found:
+        os.close(process)
+        os.waitpid(-1, 0)
+
+
+def test_on_a_slow_machine_the_table_becomes_active_late_and_not_never(
+    settings: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, late: list[int]
+) -> None:
+    """The start does not wait longer for a slow table, but that table still closes.
+
+    If docker-fw must end before that, because Docker no longer waits for it, its end waits for the table.
+    """
+    monkeypatch.setattr(early_table, "KernelTable", lambda *_: (time.sleep(0.5), (tmp_path / "closed").touch()))
+    monkeypatch.setattr(early_table, "LONGEST", 0.1)
+    early_table.close_first(settings)
+    assert late
+    assert not (tmp_path / "closed").exists()
+    early_table.finish()
+    assert (tmp_path / "closed").exists()
+
+
+def test_a_late_early_table_never_replaces_the_plugins(
+    settings: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, late: list[int]
+) -> None:
+    """Before the plugin writes its table, a child that is still at work is ended."""
+    monkeypatch.setattr(early_table, "KernelTable", lambda *_: (time.sleep(1), (tmp_path / "closed").touch()))
+    monkeypatch.setattr(early_table, "LONGEST", 0.1)
+    early_table.close_first(settings)
+    start = time.monotonic()
+    early_table.give_way()
+    assert time.monotonic() - start < 0.8
+    (process,) = late
+    assert select.select([process], [], [], 2)[0]
+    assert not (tmp_path / "closed").exists()
+
+
+def test_a_kernel_that_does_not_answer_does_not_delay_the_start(
+    settings: Any, monkeypatch: pytest.MonkeyPatch, late: list[int]
+) -> None:
     """The start waits for the kernel for a bounded time; otherwise Docker would disable the plugin, and all ports would
     be open at the next boot."""
 
