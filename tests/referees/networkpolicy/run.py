@@ -133,7 +133,7 @@ def run(todo: Sequence[Task], jobs: int, say: Callable[[str], None]) -> Run:
         waiting: dict[Future[tuple[Result, bool]], Task] = {pool.submit(work, task): task for task in todo}
         try:
             for number, future in enumerate(as_completed(waiting), 1):
-                task, (result, complete) = waiting[future], future.result()
+                task, (result, complete) = waiting[future], future.result(0)
                 made.take(task, result)
                 made.complete &= complete
                 for text in result.wrong[:3]:
