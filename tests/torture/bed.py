@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.lab import Target, Wan
+from tests.lab import LabError, Target, Wan
 from tests.product import Fw
 from tests.waiting import until
 
@@ -248,16 +248,22 @@ class Bed:
     def strike(self, blow: Callable[[Bed], None]) -> Row:
         """Strike one blow under fire, and wait until all that should be open is open again."""
         self._excuse, trouble = (0.0, 0.0), ""
+        left: list[Target] = []
+
+        def all_open() -> bool:
+            left[:] = self.missing()
+            return not left
+
         first, began, position = self.outsider.shots(), time.monotonic(), len(self.outsider.answers)
         try:
             blow(self)
-        except AssertionError as error:
+        except (AssertionError, LabError) as error:
             trouble = str(error)
         struck = time.monotonic()
         try:
-            until(lambda: not self.missing(), "all ports are open again", LATEST)
-        except AssertionError:
-            trouble = f"{trouble} still closed: {self.missing()}".strip()
+            until(all_open, "all ports are open again", LATEST)
+        except (AssertionError, LabError) as error:
+            trouble = f"{trouble} {error}: {left}".strip()
         back = time.monotonic() - struck
         shots = self.outsider.shots() - first
         unlawful = [a for a in self.outsider.answers[position:] if not self.outsider.lawful(a)]
