@@ -95,7 +95,7 @@ ENDLESS = {
 
 
 def endless(source: str) -> Iterator[str]:
-    """Return the calls in Python source that can wait for ever: no argument bounds them."""
+    """Return the calls in Python source that can wait without an end: no argument bounds them."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and _waits(node) and not {"timeout", None} & {each.arg for each in node.keywords}:
             yield ast.unparse(node)
@@ -132,12 +132,12 @@ def _waits(call: ast.Call) -> bool:
     ],
 )
 def test_waits_without_an_end_are_found(source: str, found: bool) -> None:
-    """The next test sees each way to wait for ever."""
+    """The next test sees each way to wait without an end."""
     assert bool([*endless(source)]) is found
 
 
 def test_every_wait_has_an_end() -> None:
-    """Neither the product nor a test waits for a program, a thread or a peer for ever; exceptions have a reason."""
+    """Neither the product nor a test waits for a program, a thread or a peer without an end; exceptions have a reason."""
     found = set()
     for path in sorted([*(ROOT / "tests").rglob("*.py"), *(ROOT / "plugin").rglob("*.py")]):
         for call in endless(path.read_text()):
