@@ -137,7 +137,7 @@ def test_waits_without_an_end_are_found(source: str, found: bool) -> None:
 
 
 def test_every_wait_has_an_end() -> None:
-    """Neither the product nor a test waits for a program, a thread or a peer without an end; exceptions have a reason."""
+    """Neither the product nor a test waits for a program, a thread or a peer without an end, or the reason is given."""
     found = set()
     for path in sorted([*(ROOT / "tests").rglob("*.py"), *(ROOT / "plugin").rglob("*.py")]):
         for call in endless(path.read_text()):
