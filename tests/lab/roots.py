@@ -44,15 +44,21 @@ def engine_root(version: str = DEFAULT, extra: tuple[str, ...] = ()) -> Path:
     suite = ENGINES.get(version)
     if suite is None:
         raise LabError(f"no recipe for engine {version}; there are {', '.join(ENGINES)}")
-    packages = (*_COMMON, *_BY_SUITE[suite], *extra)
-    more = f" with {', '.join(extra)}" if extra else ""
-    name = f"docker-{version}-{digest(suite, packages, _LEAVE_OUT)}"
+    packages = (*_COMMON, *_BY_SUITE[suite])
     made = cached(
         "roots",
-        name,
-        f"the Docker {version} root{more} (Debian {suite}, about 45 s, once)",
+        f"docker-{version}-{digest(suite, packages, _LEAVE_OUT)}",
+        f"the Docker {version} root (Debian {suite}, about 45 s, once)",
         lambda path: debootstrap(suite, packages, path),
     )
+    if extra:
+        plain = made
+        made = cached(
+            "roots",
+            f"docker-{version}-{digest(plain.name, extra)}",
+            f"the Docker {version} root with {', '.join(extra)} (about 15 s, once)",
+            lambda path: debootstrap(suite, extra, path, upon=plain),
+        )
     found = engine_version(made)
     if found != version:
         say(f"warning: Debian {suite} was expected to have Docker {version}, and has {found}")
@@ -68,18 +74,29 @@ def engine_version(root: Path) -> str:
     return match.group(1)
 
 
-def debootstrap(suite: str, packages: tuple[str, ...], target: Path, *, overlay: Path | None = None) -> None:
+def debootstrap(
+    suite: str, packages: tuple[str, ...], target: Path, *, overlay: Path | None = None, upon: Path | None = None
+) -> None:
     """Make a minimal Debian `suite` with `packages` at `target`: a directory, or with `overlay` a tar.
 
-    The files below `overlay` are copied over it at the end.
+    The files below `overlay` are copied over it at the end. With `upon`, the packages are installed in a copy of that
+    root.
     """
     if shutil.which("mmdebstrap") is None:
         raise LabError("mmdebstrap is missing: apt install mmdebstrap debian-archive-keyring")
-    argv = ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", f"--include={','.join(packages)}"]
+    argv = ["mmdebstrap", "--quiet", "--mode=root"]
+    if upon:  # mmdebstrap makes the devices
+        copy = f"tar -C {shlex.quote(str(upon))} --exclude=./dev/* -cf - ."
+        argv += ["--variant=custom", f'--setup-hook={copy} | tar -C "$1" -xf -']
+        install = "apt-get install --yes --quiet --no-install-recommends"
+        argv += [f'--customize-hook=chroot "$1" {install} {shlex.join(packages)}']
+    else:
+        argv += ["--variant=minbase", f"--include={','.join(packages)}"]
     argv += [f"--format={'tar' if overlay else 'directory'}"]
     if overlay:  # files only, so that directories (and links to some, as /bin) stay as they are
         pack = f"cd {shlex.quote(str(overlay))} && find . -type f -print0 | tar --null -cf - -T -"
         argv += [f'--customize-hook=({pack}) | tar -C "$1" -xf - --keep-directory-symlink']
+    argv += ['--customize-hook=rm -f "$1"/var/cache/apt/*.bin']  # 90 MB, which mmdebstrap leaves
     argv += ["--dpkgopt=force-unsafe-io"]  # no fsync per file: a half-made root is thrown away anyway
     argv += [f"--dpkgopt=path-exclude={pattern}" for pattern in _LEAVE_OUT]
     argv += [f"--keyring={keyring}" for keyring in _keyrings()]
