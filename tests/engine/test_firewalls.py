@@ -165,6 +165,7 @@ def test_ufw_protects_the_host_and_docker_fw_the_containers(fw: Fw) -> None:
     rules. A host port that ufw allows does not open the container's port.
     """
     host = fw.host
+    fw.engine.reboot()  # the other test's firewalld runs until then, if that test came first
     types(host, "ufw allow 22/tcp", "ufw allow 18080/tcp", "ufw allow 15432/tcp")
     with site(fw) as at, fw.wan.probe.hammer(*at.closed(), every=0.02) as hammer:
         inside = at.direct() + at.published()
