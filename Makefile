@@ -10,6 +10,8 @@ LOAD    ?= 0
 SECONDS ?= 60
 SEED    ?=
 RUNS    ?= 20
+# Processes that run tests. Those of engines mostly wait: three for each processor.
+WORKERS ?= 6
 TIMES   ?= 10
 # Options of pytest for the order of tests: say, ORDER=--randomly-seed=5, or ORDER="-p no:randomly" for that of the files.
 ORDER   ?=
@@ -88,9 +90,9 @@ demo: $(VENV)/ready ## start an isolated engine, the plugin and compose stacks, 
 
 test: $(VENV)/ready ## run lint and all tests: pure, kernel, engine
 	@$(MAKE) --no-print-directory -j 2 lint collected
-	timeout --foreground --kill-after=60 1h $(PYTHON) -m pytest -n 4 --no-loadscope-reorder $(ORDER) # in the order of tests/conftest.py: engines first
+	timeout --foreground --kill-after=60 1h $(PYTHON) -m pytest -n $(WORKERS) --no-loadscope-reorder $(ORDER) # in the order of tests/conftest.py: engines first
 
-# pytest compiles each test module once, and keeps it: beside lint, and not in four processes at the same time.
+# pytest compiles each test module once, and keeps it: beside lint, and not in all processes at the same time.
 .PHONY: collected
 collected: $(VENV)/ready
 	@$(PYTHON) -m pytest --collect-only >/dev/null 2>&1 || : # the run itself shows what is wrong
@@ -113,7 +115,7 @@ test-many: $(VENV)/ready ## run all tests RUNS times in a row in other orders, b
 test-long: $(VENV)/ready ## run all tests with TIMES as many random inputs, at every step, on every engine (hours)
 	TEST_TIMES=$(TIMES) FW_TEST_CRASHES=1 FW_TEST_STARTS=$$((4 * $(TIMES))) \
 	    FW_ENGINES="$$($(PYTHON) -c 'from tests.lab import ENGINES; print(*ENGINES)')" \
-	    $(PYTHON) -m pytest -n 4 --no-loadscope-reorder -o timeout=7200
+	    $(PYTHON) -m pytest -n $(WORKERS) --no-loadscope-reorder -o timeout=7200
 
 .PHONY: vm-packages
 vm-packages:

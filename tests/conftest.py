@@ -32,7 +32,15 @@ SINGLE = ("test_packaging.py", "test_hosts.py")
 OWN = ("test_swarm.py", "test_sidecar.py", "test_firewalls.py", "test_torture.py", "test_privilege.py")
 
 #: Files that share an engine of the newest version.
-PARTS = {"test_guard.py": "guard", "test_guard_windows.py": "guard", "test_core.py": "core", "test_survival.py": "core"}
+PARTS = {
+    "test_guard.py": "guard",
+    "test_guard_windows.py": "guard",
+    "test_core.py": "core",
+    "test_survival.py": "core",
+    "test_labels.py": "labels",
+    "test_dns.py": "labels",
+    "test_rights.py": "labels",
+}
 
 #: Files without an engine that take minutes.
 LONG = ("test_socket.py", "test_docker29.py", "test_nft.py", "test_quarantine.py", "test_reference.py", "test_lab.py")
@@ -95,8 +103,10 @@ def longest_first(items: list[pytest.Item]) -> None:
 def expected(nodeid: str) -> int:
     """Return about how many seconds a test takes, as far as it matters for the order."""
     path = nodeid.partition("::")[0]
-    if path.endswith("test_packaging.py"):
+    if "from_make_install" in nodeid:
         return 120
+    if path.endswith("test_promises.py"):
+        return 60
     if "engine/" in path:
         return 6
     return 2 if path.rpartition("/")[2] in LONG else 0
