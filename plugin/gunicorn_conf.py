@@ -12,6 +12,7 @@ from typing import Any
 
 from gunicorn.arbiter import Arbiter
 
+from plugin.daemon.start import BOOT_TABLE, SOCKET_FD
 from plugin.kernel import capabilities
 from plugin.model import FwError, NewerStateError
 from plugin.settings import Settings, read
@@ -29,7 +30,8 @@ _read = _settings()
 _running: list[Any] = []
 
 wsgi_app = "plugin.gunicorn_conf:load()"
-bind = f"unix:{_read.socket}"
+# A socket that `daemon.start` has bound; in tests, gunicorn binds it.
+bind = f"fd://{os.environ[SOCKET_FD]}" if SOCKET_FD in os.environ else f"unix:{_read.socket}"
 umask = 0o177  # only root may open the socket
 workers = 1
 worker_class = "gthread"
@@ -66,7 +68,7 @@ def on_starting(server: Any) -> None:
         capabilities.keep()
     except FwError as error:
         sys.exit(f"docker-fw: {error}")
-    close_first(_read)
+    close_first(_read, replace=BOOT_TABLE in os.environ)
 
 
 def load() -> Any:

@@ -40,8 +40,10 @@ LAST = 8.0
 _late: list[int] = []
 
 
-def close_first(settings: Settings) -> None:
+def close_first(settings: Settings, *, replace: bool = False) -> None:
     """Return when the kernel has a docker-fw table: an earlier one, or a new one that opens nothing.
+
+    `replace`: the table that is there is the boot table of this start (`daemon.start`), which closes less.
 
     Errors and a timeout are only logged. If another program's table has docker-fw's name, the new one gets another.
     This runs in a child process: an owned table can be changed only by the socket that made it, and the plugin has
@@ -50,23 +52,44 @@ def close_first(settings: Settings) -> None:
     """
     child = os.fork()
     if child:
-        process = os.pidfd_open(child)
-        if _ended(process, LONGEST):
-            os.close(process)
-            os.waitpid(child, 0)
-        else:  # gunicorn reaps it
-            log.error("the early table is not active after %d s; docker-fw starts before it is", LONGEST)
-            _late.append(process)
+        _wait(child)
         return
     try:
         name = identity.free_name()
         nft = KernelTable(settings.mark, name)
-        if not nft.closes():
+        if replace or not nft.closes():
             close(nft, settings, lasts=name != TABLE)
     except Exception:  # the plugin must start even after an error here, and closes the bridges too
         log.exception("could not load the early table")
     finally:
         os._exit(0)
+
+
+def _wait(child: int) -> None:
+    """Wait for the child for `LONGEST`; after that it continues, and gunicorn reaps it."""
+    try:
+        process = os.pidfd_open(child)
+    except OSError:  # Docker's list of system calls for a container is older than this one (5.3)
+        _wait_or_kill(child)
+        return
+    if _ended(process, LONGEST):
+        os.close(process)
+        os.waitpid(child, 0)
+        return
+    log.error("the early table is not active after %d s; docker-fw starts before it is", LONGEST)
+    _late.append(process)
+
+
+def _wait_or_kill(child: int) -> None:
+    """Wait for the child for `LONGEST`, and end it then: without a pidfd `give_way` could kill another process."""
+    end = time.monotonic() + LONGEST
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if time.monotonic() > end:
+            log.error("the early table is not active after %d s; docker-fw starts without it", LONGEST)
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return
+        time.sleep(0.01)
 
 
 def give_way() -> None:

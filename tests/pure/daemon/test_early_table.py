@@ -104,3 +104,61 @@ def test_a_kernel_that_does_not_answer_does_not_delay_the_start(
     start = time.monotonic()
     early_table.close_first(settings)
     assert time.monotonic() - start < 30
+
+
+@pytest.fixture
+def children(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let Docker's list of system calls refuse pidfd_open; return the children whose pidfd was wanted."""
+    found: list[int] = []
+
+    def refuse(process: int) -> int:
+        found.append(process)
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(early_table.os, "pidfd_open", refuse)
+    return found
+
+
+def test_a_filter_of_system_calls_without_pidfds_does_not_end_the_start(
+    settings: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, children: list[int]
+) -> None:
+    """Docker's older lists of system calls refuse pidfd_open: the start waits for the table all the same."""
+    monkeypatch.setattr(early_table, "KernelTable", lambda *_: (tmp_path / "closed").touch())
+    early_table.close_first(settings)
+    assert children
+    assert (tmp_path / "closed").exists()
+
+
+def test_without_pidfds_a_late_early_table_is_given_up(
+    settings: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, late: list[int], children: list[int]
+) -> None:
+    """Without a pidfd it could not be ended later, and must not replace the plugin's table."""
+    monkeypatch.setattr(early_table, "KernelTable", lambda *_: (time.sleep(2), (tmp_path / "closed").touch()))
+    monkeypatch.setattr(early_table, "LONGEST", 0.1)
+    start = time.monotonic()
+    early_table.close_first(settings)
+    assert time.monotonic() - start < 1.5
+    assert late == []
+    with pytest.raises(ChildProcessError):  # it has ended and was reaped
+        os.waitpid(children[0], os.WNOHANG)
+    assert not (tmp_path / "closed").exists()
+
+
+def test_the_boot_table_of_this_start_is_replaced(
+    settings: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It closes less than the early table; the table of a docker-fw that has just ended stays."""
+
+    class Closing:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def closes(self) -> bool:
+            return True
+
+    monkeypatch.setattr(early_table, "KernelTable", Closing)
+    monkeypatch.setattr(early_table, "close", lambda *_, **__: (tmp_path / "replaced").touch())
+    early_table.close_first(settings)
+    assert not (tmp_path / "replaced").exists()
+    early_table.close_first(settings, replace=True)
+    assert (tmp_path / "replaced").exists()
