@@ -6,6 +6,7 @@ only for the socket, and not for long. When the worker dies, the master starts a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import Any
@@ -66,9 +67,17 @@ def on_starting(server: Any) -> None:
 
     try:
         capabilities.keep()
+        close_first(_read, replace=BOOT_TABLE in os.environ)
     except FwError as error:
+        _remove_socket()
         sys.exit(f"docker-fw: {error}")
-    close_first(_read, replace=BOOT_TABLE in os.environ)
+
+
+def _remove_socket() -> None:
+    """Remove the socket that `daemon.start` has bound: Docker must not find one that nobody serves."""
+    if SOCKET_FD in os.environ:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(_read.socket)
 
 
 def load() -> Any:

@@ -8,13 +8,15 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from plugin.daemon import early_table
+from plugin.model import FwError
+from plugin.nftables.client import NftError
 from plugin.settings import read
 
 
@@ -162,3 +164,53 @@ def test_the_boot_table_of_this_start_is_replaced(
     assert not (tmp_path / "replaced").exists()
     early_table.close_first(settings, replace=True)
     assert (tmp_path / "replaced").exists()
+
+
+class Table:
+    """A kernel that refuses what it is given, `refusals` times."""
+
+    def __init__(self, path: Path, refusals: int) -> None:
+        self._path = path
+        self._left = refusals
+
+    def closes(self) -> bool:
+        return self._path.exists()
+
+    def replace(self, elements: Collection[object], timed: object = None) -> None:
+        if self._left:
+            self._left -= 1
+            raise NftError("Could not process rule: Operation not supported")
+        self._path.write_text(f"{len(elements)} elements")
+
+
+@pytest.mark.parametrize("pidfds", [True, False])
+def test_a_kernel_that_refuses_every_table_ends_the_start(
+    settings: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest, pidfds: bool
+) -> None:
+    """It ends before the socket accepts connections: `docker plugin enable` fails, as nothing would be filtered."""
+    if not pidfds:
+        request.getfixturevalue("children")
+    monkeypatch.setattr(early_table, "_RETRY", 0.05)
+    monkeypatch.setattr(early_table, "KernelTable", lambda *_: Table(tmp_path / "table", 1000))
+    with pytest.raises(FwError, match="the kernel refuses docker-fw's table"):
+        early_table.close_first(settings)
+
+
+@pytest.mark.parametrize("refusals", [1, 4])
+def test_a_kernel_that_refuses_at_first_closes_all_the_same(
+    settings: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, refusals: int
+) -> None:
+    """If elements are refused, a table without elements closes; if each table is, the start tries again for a while."""
+    monkeypatch.setattr(early_table, "KernelTable", lambda *_: Table(tmp_path / "table", refusals))
+    early_table.close_first(settings)
+    assert (tmp_path / "table").exists()
+
+
+def test_a_refused_early_table_leaves_the_boot_table(
+    settings: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The boot table of this start has bans and restrictions, which a table without elements lacks."""
+    (tmp_path / "table").write_text("boot table")
+    monkeypatch.setattr(early_table, "KernelTable", lambda *_: Table(tmp_path / "table", 1))
+    early_table.close_first(settings, replace=True)
+    assert (tmp_path / "table").read_text() == "boot table"
