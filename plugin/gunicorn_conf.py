@@ -74,7 +74,7 @@ def on_starting(server: Any) -> None:
 
 
 def _remove_socket() -> None:
-    """Remove the socket that `daemon.start` has bound: Docker must not find one that nobody serves."""
+    """Remove the socket that `daemon.start` has bound: no process will serve it."""
     if SOCKET_FD in os.environ:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(_read.socket)

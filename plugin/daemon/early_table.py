@@ -51,6 +51,7 @@ def close_first(settings: Settings, *, replace: bool = False) -> None:
     Raises FwError if the kernel refuses every table: `docker plugin enable` must fail then, as nothing is filtered.
     Other errors and a timeout are only logged. If another program's table has docker-fw's name, the new one gets
     another.
+
     This runs in a child process: an owned table can be changed only by the socket that made it, and the plugin has
     another socket. After a timeout the child continues until `give_way`: on a slow machine its table is active long
     before the plugin's.
