@@ -1,9 +1,16 @@
 # docker-fw: one image, used as a managed plugin's root file system and as a sidecar.
 # Debian's Python, so that libnftables' own bindings fit it; everything from PyPI is locked with hashes.
 
-FROM debian:trixie-slim AS build
+FROM debian:trixie-slim AS base
+# iptables: the one rule in Docker's DOCKER-USER chain, in the variant (nft or legacy) that the host's dockerd uses.
 RUN apt-get update \
- && apt-get install -y --no-install-recommends python3 python3-venv \
+ && apt-get install -y --no-install-recommends python3 python3-nftables iptables \
+ && rm -rf /var/lib/apt/lists/* /var/cache/debconf/* /var/log/* /usr/share/doc/* /usr/share/man/* /usr/share/locale/* \
+ && mkdir -p /run/docker/plugins /var/lib/docker-fw /host/run /host/cgroup /host/proc/sys/net
+
+FROM base AS build
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends python3-venv \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY requirements.lock ./
@@ -18,12 +25,7 @@ RUN /opt/docker-fw/bin/pip install --no-cache-dir --no-deps . \
  && find /opt/docker-fw -depth \( -name tests -o -name test \) -type d -exec rm -rf {} + \
  && /opt/docker-fw/bin/python -m compileall -q /opt/docker-fw/lib
 
-FROM debian:trixie-slim
-# iptables: the one rule in Docker's DOCKER-USER chain, in the variant (nft or legacy) that the host's dockerd uses.
-RUN apt-get update \
- && apt-get install -y --no-install-recommends python3 python3-nftables iptables \
- && rm -rf /var/lib/apt/lists/* /var/cache/debconf/* /var/log/* /usr/share/doc/* /usr/share/man/* /usr/share/locale/* \
- && mkdir -p /run/docker/plugins /var/lib/docker-fw /host/run /host/cgroup /host/proc/sys/net
+FROM base
 COPY --from=build /opt/docker-fw /opt/docker-fw
 # MALLOC_ARENA_MAX: glibc otherwise keeps a heap for each thread, megabytes that no thread uses.
 ENV MALLOC_ARENA_MAX=2 \

@@ -14,6 +14,9 @@ TIMES   ?= 10
 # Options of pytest for the order of tests: say, ORDER=--randomly-seed=5, or ORDER="-p no:randomly" for that of the files.
 ORDER   ?=
 
+# Some machines set it: each process would compile all modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
 # Scanners and attack tools, which the tests run in network namespaces against the plugin.

@@ -45,6 +45,9 @@ MACHINE_TIMEOUT = 2400
 AGAIN = 60
 #: Seconds for the end of the run after its last test.
 END = 300
+#: Python then compiles each module once, and not in each of the processes of a run.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 _settings = pytest.StashKey[Any]()
 _lab = pytest.StashKey["Preparing"]()
 ROOT = Path(__file__).resolve().parent.parent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,6 @@ def _name(path: Path) -> str:
 
 
 MODULES = {_name(path): path for path in sorted((ROOT / "plugin").rglob("*.py"))}
-TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 
 #: The packages and top-level modules that a package may import, in addition to itself.
 LAYERS = {
@@ -129,6 +129,12 @@ OWNERS = {
 }
 
 
+@cache
+def tree(name: str) -> ast.Module:
+    """Return a module's syntax tree."""
+    return ast.parse(MODULES[name].read_text())
+
+
 def package(module: str) -> str:
     """Return a module's package: `policy.peers` → `policy`, `fwctl.api.status` → `fwctl.api`, `fwctl.drop_record` →
     `fwctl`."""
@@ -140,9 +146,9 @@ def package(module: str) -> str:
 def imports(name: str, *, lazy: bool | None = None) -> set[str]:
     """Return every module that a module imports, as `plugin.policy.peers` or `socket`. `lazy`: only those inside
     functions, or only the others."""
-    inside = {inner for node in ast.walk(TREES[name]) if isinstance(node, ast.FunctionDef) for inner in ast.walk(node)}
+    inside = {inner for node in ast.walk(tree(name)) if isinstance(node, ast.FunctionDef) for inner in ast.walk(node)}
     found: set[str] = set()
-    for node in ast.walk(TREES[name]):
+    for node in ast.walk(tree(name)):
         if lazy is not None and lazy != (node in inside):
             continue
         if isinstance(node, ast.Import):
@@ -206,7 +212,7 @@ def test_a_pure_module_touches_nothing(name: str) -> None:
         else:
             assert top in sys.stdlib_module_names, f"{name} is pure and imports {module}"
             assert top not in EFFECTS, f"{name} is pure and imports {module}"
-    names = {node.id for node in ast.walk(TREES[name]) if isinstance(node, ast.Name)}
+    names = {node.id for node in ast.walk(tree(name)) if isinstance(node, ast.Name)}
     assert not names & {"open", "print", "input", "exec", "eval", "compile", "__import__", "breakpoint"}
 
 
@@ -226,7 +232,7 @@ def test_a_library_is_used_in_one_place(library: str) -> None:
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_has_a_docstring(name: str) -> None:
     """Each module has a docstring."""
-    assert ast.get_docstring(TREES[name])
+    assert ast.get_docstring(tree(name))
 
 
 _WATCHED = """
