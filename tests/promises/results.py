@@ -33,7 +33,9 @@ def asked(setup: Setup) -> dict[tuple[str, str], Asked]:
 
 def fingerprint(setup: Setup) -> str:
     """Return a digest of what is tried in a set-up: results of other probes, containers or networks do not count."""
-    promises = [(each.name, each.boxes, each.act, [probe.text for probe in each.probes]) for each in chosen(setup)]
+    promises = [
+        (each.name, each.boxes, each.act, sorted(probe.text for probe in each.probes)) for each in chosen(setup)
+    ]
     what = repr((promises, site.BOXES, site.NETWORKS, site.PROFILES[setup.profile]))
     return hashlib.sha256(what.encode()).hexdigest()[:12]
 
