@@ -88,5 +88,6 @@ def gap(shots: list[Shot], targets: list[Target]) -> tuple[float, float]:
 
 def power_cut_and_boot(vm: Machine) -> None:
     """Cut its power, and switch it on again."""
+    vm.run(["sync"])  # Docker does not flush that a container runs: without this it would not start it again
     vm.power_cut()
     vm.boot()
