@@ -6,12 +6,14 @@ only for the socket, and not for long. When the worker dies, the master starts a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import Any
 
 from gunicorn.arbiter import Arbiter
 
+from plugin.daemon.start import BOOT_TABLE, SOCKET_FD
 from plugin.kernel import capabilities
 from plugin.model import FwError, NewerStateError
 from plugin.settings import Settings, read
@@ -29,7 +31,8 @@ _read = _settings()
 _running: list[Any] = []
 
 wsgi_app = "plugin.gunicorn_conf:load()"
-bind = f"unix:{_read.socket}"
+# A socket that `daemon.start` has bound; in tests, gunicorn binds it.
+bind = f"fd://{os.environ[SOCKET_FD]}" if SOCKET_FD in os.environ else f"unix:{_read.socket}"
 umask = 0o177  # only root may open the socket
 workers = 1
 worker_class = "gthread"
@@ -64,9 +67,17 @@ def on_starting(server: Any) -> None:
 
     try:
         capabilities.keep()
+        close_first(_read, replace=BOOT_TABLE in os.environ)
     except FwError as error:
+        _remove_socket()
         sys.exit(f"docker-fw: {error}")
-    close_first(_read)
+
+
+def _remove_socket() -> None:
+    """Remove the socket that `daemon.start` has bound: no process will serve it."""
+    if SOCKET_FD in os.environ:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(_read.socket)
 
 
 def load() -> Any:

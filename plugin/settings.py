@@ -15,6 +15,7 @@ from plugin.labels import parser
 from plugin.labels.grammar import parse_deny
 from plugin.labels.keys import KEYS
 from plugin.model import Defaults, FwError, PolicySpec, Rule
+from plugin.paths import SOCKET, STATE
 from plugin.protocols import WITH_PORTS
 
 
@@ -181,7 +182,7 @@ _ENTRIES = (
     _path(
         "FW_SOCKET",
         "socket",
-        "/run/docker/plugins/fw.sock",
+        SOCKET,
         "the socket on which Docker finds the driver",
         plugin=False,
     ),
@@ -195,7 +196,7 @@ _ENTRIES = (
     _path(
         "FW_STATE",
         "state",
-        "/var/lib/docker-fw/state.json",
+        STATE,
         "the file that keeps networks and endpoints across restarts",
         plugin=False,
     ),

@@ -10,28 +10,10 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.engine.firewall_commands import UFW_ROUTES, ZONE_OF_DOCKER, ZONE_OF_OURS
 from tests.lab import Engine, Hammer, Host, Process, Target, Verdict, engine_root
 from tests.product import DEEP, FIREWALLS, ROOT, Fw
 from tests.waiting import until
-
-#: The README's commands for a host with ufw, and a Docker without DOCKER-USER for IPv6 (or without any).
-UFW_ROUTES = ("ufw route allow out on fw-+", "ufw route allow in on fw-+")
-#: The README's commands for a host with firewalld and a Docker ≥ 27, which makes the policy `docker-forwarding`.
-ZONE_OF_DOCKER = ("firewall-cmd --permanent --zone=docker --add-interface=fw-+", "firewall-cmd --reload")
-#: The same with any Docker; here the host's services stay closed to containers on docker-fw networks.
-ZONE_OF_OURS = (
-    "firewall-cmd --permanent --new-zone=fw",
-    "firewall-cmd --permanent --zone=fw --add-interface=fw-+",
-    "firewall-cmd --permanent --new-policy=fw-in",
-    "firewall-cmd --permanent --policy=fw-in --set-target=ACCEPT",
-    "firewall-cmd --permanent --policy=fw-in --add-ingress-zone=ANY",
-    "firewall-cmd --permanent --policy=fw-in --add-egress-zone=fw",
-    "firewall-cmd --permanent --new-policy=fw-out",
-    "firewall-cmd --permanent --policy=fw-out --set-target=ACCEPT",
-    "firewall-cmd --permanent --policy=fw-out --add-ingress-zone=fw",
-    "firewall-cmd --permanent --policy=fw-out --add-egress-zone=ANY",
-    "firewall-cmd --reload",
-)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -150,6 +151,39 @@ def test_never_over_a_boot(each: Fw, v6: bool) -> None:
         back(each, opened(each))
 
     survives(each, boot, v6=v6)
+
+
+@contextmanager
+def slow(fw: Fw, seconds: float) -> Iterator[None]:
+    """Let gunicorn start that much later, as on a slow machine."""
+
+    def directory() -> Path:  # after a boot the host's processes have other numbers
+        (found,) = (fw.host.inside / "var/lib/docker/plugins").glob("*/rootfs/opt/docker-fw/bin")
+        return found
+
+    program, kept = directory() / "gunicorn", directory() / "gunicorn-kept"
+    program.rename(kept)
+    try:
+        program.write_text(f'#!/bin/sh\nsleep {seconds}\nexec /opt/docker-fw/bin/{kept.name} "$@"\n')
+        program.chmod(0o755)
+        yield
+    finally:
+        (directory() / kept.name).replace(directory() / program.name)
+
+
+def test_never_over_a_boot_at_which_the_plugin_is_slow(deep: Fw) -> None:
+    """If the plugin takes longer than the ten seconds that dockerd waits, dockerd does not disable it.
+
+    dockerd starts the containers of Docker networks meanwhile.
+    """
+
+    def boot(_: str) -> None:
+        with slow(deep, 11):
+            deep.engine.reboot()
+            assert deep.engine.docker("plugin", "ls", "--format", "{{.Enabled}}").strip() == "true"
+            until(deep.answers, "the plugin answers", 40)
+
+    survives(deep, boot, v6=False)
 
 
 def test_never_while_docker_fw_is_killed_and_restarted(deep: Fw) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -14,8 +13,9 @@ from plugin.nftables.sets import TABLE
 from tests.documents import commands
 from tests.engine.leftovers import left, state_of
 from tests.engine.outside import opens_just_the_label
+from tests.engine.pushed import at, push
 from tests.lab import Engine, Registry, Wan
-from tests.product import IMAGE, NEWEST, PLUGIN, ROOT, Fw, Net, image_tar, plugin_dir
+from tests.product import IMAGE, NEWEST, PLUGIN, ROOT, Fw, Net, image_tar
 from tests.waiting import until
 
 
@@ -66,23 +66,6 @@ def test_from_make_install_by_an_upgrade_to_make_uninstall() -> None:
             name = f"{registry.address}/docker-fw:new"
             engine.docker("plugin", "install", "--grant-all-permissions", name, timeout=120)
             opens_just_the_label(Fw(engine, driver=name))
-
-
-def push(maker: Engine, registry: Registry) -> None:
-    """Push a version that differs from this one, by the README's commands after `make plugin`."""
-    path = plugin_dir(maker)
-    made = maker.host.share / path.removeprefix("/lab/")
-    (made / "rootfs/newer").touch()
-    config = json.loads((made / "config.json").read_text())
-    (made / "config.json").write_text(json.dumps({**config, "description": "newer"}))
-    make, *rest = commands("Upgrading")[0]
-    assert make == "make plugin"
-    for command in rest[:3]:
-        maker.host.run(["sh", "-ec", at(registry, command).replace("build/plugin", path)], timeout=120)
-
-
-def at(registry: Registry, command: str) -> str:
-    return command.replace("127.0.0.1:5000", registry.address)
 
 
 def upgraded_and_taken_back(fw: Fw, net: Net, registry: Registry) -> None:

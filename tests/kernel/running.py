@@ -95,7 +95,7 @@ class Running:
         """Stop the plugin as Docker does: send SIGTERM and wait for its exit."""
         if self.process:
             self.process.send_signal(signal.SIGTERM)
-            self.process.wait(15)
+            self.process.wait(15 * crowded())
             self.process = None
 
     def worker(self) -> int:

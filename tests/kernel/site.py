@@ -195,12 +195,13 @@ class Site:
     def docker_box(self, bridge: str, number: int, host: int = 2) -> Box:
         """Add a container, 10.NUMBER.0.HOST, on a bridge that is not docker-fw's.
 
-        The bridge is created if it does not exist.
+        The bridge is created if it does not exist, with a MAC of its own as Docker does it. Otherwise its MAC would be
+        another one after a later container, and the earlier containers would send to the old one.
         """
         gateway4, gateway6 = IPv4Interface(f"10.{number}.0.1/24"), IPv6Interface(f"2001:db8:{number}::1/64")
         if self.run("ip", "link", "show", bridge, check=False).returncode:
             self.host.ip(
-                f"link add {bridge} type bridge",
+                f"link add {bridge} address 02:42:0a:{number:02x}:00:01 type bridge",
                 f"addr add {gateway4} dev {bridge}",
                 f"addr add {gateway6} dev {bridge} nodad",
                 f"link set {bridge} up",

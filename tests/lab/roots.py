@@ -84,7 +84,9 @@ def debootstrap(
     """
     if shutil.which("mmdebstrap") is None:
         raise LabError("mmdebstrap is missing: apt install mmdebstrap debian-archive-keyring")
-    argv = ["mmdebstrap", "--quiet", "--mode=root"]
+    # Its mounts and processes end with it, also if it is killed: a half-made root with /proc mounted cannot be removed.
+    argv = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child"]
+    argv += ["mmdebstrap", "--quiet", "--mode=root"]
     if upon:  # mmdebstrap makes the devices
         copy = f"tar -C {shlex.quote(str(upon))} --exclude=./dev/* -cf - ."
         argv += ["--variant=custom", f'--setup-hook={copy} | tar -C "$1" -xf -']
@@ -99,7 +101,7 @@ def debootstrap(
     argv += ['--customize-hook=rm -f "$1"/var/cache/apt/*.bin']  # 90 MB, which mmdebstrap leaves
     argv += ["--dpkgopt=force-unsafe-io"]  # no fsync per file: a half-made root is thrown away anyway
     argv += [f"--dpkgopt=path-exclude={pattern}" for pattern in _LEAVE_OUT]
-    argv += [f"--keyring={keyring}" for keyring in _keyrings()]
+    argv += [f"--keyring={keyring}" for keyring in keyrings()]
     argv += ['--aptopt=Acquire::Check-Valid-Until "false"', '--aptopt=Acquire::Retries "3"']
     proxy = call(["apt-config", "shell", "P", "Acquire::http::Proxy"]).strip()
     if proxy:  # mmdebstrap does not read the machine's apt configuration
@@ -108,8 +110,8 @@ def debootstrap(
     call(argv, env={**os.environ, "LC_ALL": "C.UTF-8"}, timeout=DEBOOTSTRAP_TIMEOUT)
 
 
-def _keyrings() -> list[Path]:
-    """Return Debian's keys: this machine's, and those in roots already made, which may be newer."""
+def keyrings() -> list[Path]:
+    """Return the files with Debian's keys: this machine's, and those in roots already made, which may be newer."""
     inside = "usr/share/keyrings/debian-archive-keyring.gpg"
     found = [Path("/") / inside, *sorted(cache().glob(f"roots/*/{inside}"))]
     found = [path for path in found if path.exists()]

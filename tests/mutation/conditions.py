@@ -16,14 +16,24 @@ from types import CodeType
 
 ROOT = Path(__file__).parents[2]
 #: The modules that decide what is open.
-MODULES = (
-    *sorted(str(path.relative_to(ROOT)) for package in ("policy", "labels") for path in
-            (ROOT / "plugin" / package).glob("[!_]*.py")),
-)  # fmt: skip
+MODULES = tuple(
+    str(path.relative_to(ROOT))
+    for package in ("labels", "policy")
+    for path in sorted((ROOT / "plugin" / package).glob("[!_]*.py"))
+)
+#: Each comparison, and what a mistake makes of it.
 _SWAPPED: dict[type[ast.cmpop], type[ast.cmpop]] = {
-    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
-    ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
-}  # fmt: skip
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+}
 _BOUNDS = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
 
 

@@ -176,8 +176,8 @@ def changes(rule: str) -> dict[str, str]:
         elif part.kind == "statement" and not part.text.startswith(("counter", "log")) and len(found) > 1:
             made[f"without `{general(part.text)}`"] = _joined(before + after)
         elif part.kind == "verdict":
-            made |= {f"{general(part.text)} is {other}": _joined([*before, Part("verdict", other)])
-                     for other in _other_verdicts(part.text)}  # fmt: skip
+            for other in _other_verdicts(part.text):
+                made[f"{part.text} is {other}"] = _joined([*before, Part("verdict", other)])
     return {general(change): text for change, text in made.items()}
 
 

@@ -15,10 +15,28 @@ from tests.mutation.sessions import ROOT, Result
 TESTS = tuple(
     f"tests/kernel/test_{name}.py"
     for name in (
-        "verdicts", "egress", "forged", "hostile", "quarantine", "bans", "conntrack", "docker29", "links", "peers",
-        "ports", "rates", "revoke", "unused_addresses", "replacement", "reference",
+        "verdicts",
+        "egress",
+        "forged",
+        "hostile",
+        "quarantine",
+        "bans",
+        "conntrack",
+        "docker29",
+        "links",
+        "peers",
+        "ports",
+        "rates",
+        "revoke",
+        "unused_addresses",
+        "replacement",
+        "reference",
+        "icmpv6",
+        "incus",
+        "isolated",
+        "guard",
     )
-)  # fmt: skip
+)
 
 
 def all_mutants() -> list[Mutant]:

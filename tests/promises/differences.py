@@ -41,6 +41,18 @@ DIFFERENCES: tuple[Difference, ...] = (
         "remote → tcp6 local:80",
         when="<28",
     ),
+    *(
+        difference
+        for profile in ("default", "no-proxy")  # Docker does not filter IPv6 there
+        for difference in _differences(
+            "loopback",
+            "loopback is not reached by a route",
+            "open",
+            "silent",
+            "stranger → tcp6 local:80",
+            when=f"<27 {profile}",
+        )
+    ),
 )
 
 #: Promises of Docker's that are not tried, with the reason.

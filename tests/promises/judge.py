@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from tests.promises.differences import DIFFERENCES
 from tests.promises.model import Difference, Probe, Promise, Seen, Setup
@@ -20,13 +19,6 @@ class Row:
     #: For each documented difference: its reason's word, the probe, and both verdicts.
     differ: tuple[tuple[str, str, str, str], ...] = ()
     wrong: tuple[str, ...] = field(default=())
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, what: Mapping[str, Any]) -> Row:
-        return cls(what["promise"], what["same"], tuple(map(tuple, what["differ"])), tuple(what["wrong"]))
 
 
 def judge(

@@ -26,8 +26,11 @@ UNFILTERED = {f"<27 {profile}": "open" for profile in ("default", "no-proxy", "l
 DIRECT = {"<28": "open"}
 #: Before 28 docker-proxy answers a container's datagrams from another address than the one they were sent to.
 UDP_BY_PROXY = {"<28": "silent"}
-#: Without docker-proxy, Docker before 29 does not let a container use another network's published port.
+#: Without docker-proxy, Docker before 29 does not let a container use another network's published port, and does not
+#: translate IPv6 packets to the host's loopback.
 NO_PROXY = {"no-proxy": "silent"}
+#: Without docker-proxy, nothing serves the host's IPv6 addresses for a container that has IPv4 alone.
+NO_PROXY6 = {"no-proxy": "refused"}
 
 _PUBLISHED = (
     Promise(
@@ -43,7 +46,15 @@ _PUBLISHED = (
         "The host reaches a published port on its own addresses, and on loopback.",
         f"{_PORTS} TestAccessPublishedPortFromHost",
         ("web",),
-        (*probes("host", to("tcp host:8080"), to("udp host:8053"), to("tcp lo:8080"), to("tcp gw/plain:8080")),),
+        (
+            *probes(
+                "host",
+                to("tcp host:8080"),
+                to("udp host:8053"),
+                to("tcp lo:8080", but6=NO_PROXY),
+                to("tcp gw/plain:8080"),
+            ),
+        ),
         EVERYWHERE,
     ),
     Promise(
@@ -68,8 +79,13 @@ _PUBLISHED = (
         f"{_PORTS} TestAccessPublishedPortFromAnotherNetwork, TestPortMappedHairpinUDP",
         ("web", "stranger"),
         (
-            *probes("stranger", to("tcp host:8080"), to("tcp gw/other:8080"), to("tcp gw/plain:8080")),
-            *probes("stranger", to("udp host:8053", but=UDP_BY_PROXY)),
+            *probes(
+                "stranger",
+                to("tcp host:8080", but=NO_PROXY),
+                to("tcp gw/other:8080", but=NO_PROXY),
+                to("tcp gw/plain:8080", but=NO_PROXY),
+                to("udp host:8053", but={**UDP_BY_PROXY, **NO_PROXY}),
+            ),
         ),
         EVERYWHERE,
     ),
@@ -78,7 +94,7 @@ _PUBLISHED = (
         "A container on the default bridge reaches ports that others publish, and the other way round.",
         f"{_BRIDGE} TestAccessToPublishedPort",
         ("web", "zero", "stranger"),
-        (*probes("zero", to("tcp host:8080", family=4)),),
+        (*probes("zero", to("tcp host:8080", family=4, but=NO_PROXY)),),
         EVERYWHERE,
     ),
     Promise(
@@ -86,7 +102,10 @@ _PUBLISHED = (
         "A port that a container on the default bridge publishes answers machines, the host and other networks.",
         f"{_BRIDGE} TestAccessToPublishedPort",
         ("zero", "stranger"),
-        (*probes("remote, host, stranger", to("tcp host:8099")),),
+        (
+            *probes("remote, host", to("tcp host:8099", but6=NO_PROXY6)),
+            *probes("stranger", to("tcp host:8099", but=NO_PROXY, but6=NO_PROXY6)),
+        ),
         EVERYWHERE,
     ),
     Promise(
@@ -119,7 +138,7 @@ _PUBLISHED = (
         ("second", "stranger"),
         (
             *probes("remote, host", to("tcp second:8083"), to("tcp host:8083", "refused")),
-            *probes("stranger", to("tcp second:8083"), to("tcp host:8083", "refused")),
+            *probes("stranger", to("tcp second:8083", but=NO_PROXY), to("tcp host:8083", "refused")),
         ),
         EVERYWHERE,
     ),
@@ -129,7 +148,7 @@ _PUBLISHED = (
         f"{_PORTS} TestAccessPortPublishedOnLoopbackAddress",
         ("local",),
         (
-            *probes("host", to("tcp lo:8084"), to("tcp host:8084", "refused"), to("tcp local:80")),
+            *probes("host", to("tcp lo:8084", but6=NO_PROXY), to("tcp host:8084", "refused"), to("tcp local:80")),
             *probes("remote", to("tcp host:8084", "refused"), to("tcp host:8184")),
             *probes("mate", to("tcp host:8084", "refused"), to("tcp local:80")),
         ),
@@ -168,9 +187,13 @@ _PUBLISHED = (
         f"{_PORTS} TestProxy4To6",
         ("web4", "stranger", "mate"),
         (
-            *probes("remote, host", to("tcp host:8081"), to("udp host:8054")),
-            *probes("stranger, mate", to("tcp host:8081"), to("udp host:8054", but=UDP_BY_PROXY)),
-            *probes("host", to("tcp lo:8081")),
+            *probes("remote, host", to("tcp host:8081", but6=NO_PROXY6), to("udp host:8054", but6=NO_PROXY6)),
+            *probes(
+                "stranger, mate",
+                to("tcp host:8081", but=NO_PROXY, but6=NO_PROXY6),
+                to("udp host:8054", but={**UDP_BY_PROXY, **NO_PROXY}, but6={**NO_PROXY6, "<28 no-proxy": "refused"}),
+            ),
+            *probes("host", to("tcp lo:8081", but6=NO_PROXY6)),
             *probes("web4", to("tcp host:8081", family=4)),
         ),
         EVERYWHERE,
@@ -181,7 +204,7 @@ _PUBLISHED = (
         f"{_PORTS} TestProxy4To6",
         ("local4",),
         (
-            *probes("host", to("tcp lo:8085", family=6), to("tcp host:8085", "refused", family=6)),
+            *probes("host", to("tcp lo:8085", family=6, but=NO_PROXY6), to("tcp host:8085", "refused", family=6)),
             *probes("remote", to("tcp host:8085", "refused")),
         ),
         EVERYWHERE,
@@ -191,7 +214,14 @@ _PUBLISHED = (
         "A container on a network without IPv4 publishes on the host's IPv6 addresses; docker-proxy serves no IPv4.",
         f"{_BRIDGE} TestDisableIPv4",
         ("web6", "stranger"),
-        (*probes("remote, host, stranger", to("tcp host:8082", family=6), to("udp host:8055", family=6)),),
+        (
+            *probes("remote, host", to("tcp host:8082", family=6), to("udp host:8055", family=6)),
+            *probes(
+                "stranger",
+                to("tcp host:8082", family=6, but=NO_PROXY),
+                to("udp host:8055", family=6, but=NO_PROXY),
+            ),
+        ),
         EVERYWHERE,
         since=28,
     ),
@@ -201,7 +231,8 @@ _PUBLISHED = (
         f"{_PORTS} TestAccessPublishedPortFromHost",
         ("front", "stranger"),
         (
-            *probes("remote, host, stranger", to("tcp host:8091")),
+            *probes("remote, host", to("tcp host:8091")),
+            *probes("stranger", to("tcp host:8091", but=NO_PROXY)),
             *probes("front", to("tcp remote:7000")),
         ),
         EVERYWHERE,
@@ -380,7 +411,7 @@ _BETWEEN = (
         ("web", "routed"),
         (
             *probes("routed", to("tcp web:80", "silent"), to("tcp web:81", "silent"), to("ping web", "silent")),
-            *probes("routed", to("tcp host:8080")),
+            *probes("routed", to("tcp host:8080", but=NO_PROXY)),
         ),
         EVERYWHERE,
         since=28,
@@ -397,7 +428,8 @@ _BETWEEN = (
                 to("tcp apart:81", "silent", but6=UNFILTERED),
                 to("ping apart", "silent", but6=UNFILTERED),
             ),
-            *probes("apart2, stranger, remote, host", to("tcp host:8087")),
+            *probes("apart2, stranger", to("tcp host:8087", but=NO_PROXY)),
+            *probes("remote, host", to("tcp host:8087")),
         ),
         EVERYWHERE,
     ),
@@ -518,7 +550,8 @@ _OUT = (
                 to("tcp remote:7000", "silent", peer="client", but={"<28": "open"}),
                 to("udp remote:7000", "silent", peer="client", but={"<28": "open"}),
             ),
-            *probes("remote, host, stranger", to("tcp host:8089")),
+            *probes("remote, host", to("tcp host:8089")),
+            *probes("stranger", to("tcp host:8089", but=NO_PROXY)),
         ),
         EVERYWHERE,
     ),
@@ -575,7 +608,8 @@ _SEVERAL = (
         f"{_BRIDGE} TestGatewaySelection",
         ("two", "mate", "stranger"),
         (
-            *probes("remote, host, mate, stranger", to("tcp host:8097")),
+            *probes("remote, host, stranger", to("tcp host:8097")),
+            *probes("mate", to("tcp host:8097", but=NO_PROXY)),
             *probes("stranger", to("tcp two/other:80")),
             *probes("mate", to("tcp two/plain:80")),
         ),
@@ -599,7 +633,8 @@ _SEVERAL = (
 
 #: What must be as before after an event; the containers `steady` and `again` are for these.
 _STAYS = (
-    *probes("remote, host, stranger", to("tcp host:8201")),
+    *probes("remote, host", to("tcp host:8201")),
+    *probes("stranger", to("tcp host:8201", but=NO_PROXY)),
     *probes("remote", to("udp host:8202"), to("tcp steady:81", "silent", but6=UNFILTERED)),
     *probes("mate", to("tcp steady:81"), to("name steady")),
     *probes("stranger", to("tcp steady:81", "silent", but6=UNFILTERED)),
@@ -613,7 +648,8 @@ _EVENTS = (
         f"{_PORTS} TestRestartUserlandProxyUnder2MSL",
         ("again", "stranger"),
         (
-            *probes("remote, host, stranger, again", to("tcp host:8203")),
+            *probes("remote, host, again", to("tcp host:8203")),
+            *probes("stranger", to("tcp host:8203", but=NO_PROXY)),
             *probes("remote", to("udp host:8204"), to("tcp again:81", "silent", but6=UNFILTERED)),
             *probes("mate", to("tcp again:80"), to("tcp again:81"), to("name again")),
             *probes("again", to("tcp remote:7000")),
@@ -627,7 +663,8 @@ _EVENTS = (
         f"{_BRIDGE} TestGatewaySelection",
         ("mover", "stranger", "mate"),
         (
-            *probes("remote, host, mate", to("tcp host:8205")),
+            *probes("remote, host", to("tcp host:8205")),
+            *probes("mate", to("tcp host:8205", but=NO_PROXY)),
             *probes("stranger", to("tcp mover/other:80"), to("tcp mover/other:81")),
             *probes("mate", to("tcp mover/other:80", "silent", but6=UNFILTERED)),
             *probes("mover", to("tcp remote:7000", peer="host", family=4)),
@@ -641,7 +678,8 @@ _EVENTS = (
         f"{_BRIDGE} TestDropInForwardChain; {_DRIVER} TestFilterForwardPolicy",
         ("web", "stranger", "mate"),
         (
-            *probes("remote, host, stranger, mate, web", to("tcp host:8080")),
+            *probes("remote, host, mate, web", to("tcp host:8080")),
+            *probes("stranger", to("tcp host:8080", but=NO_PROXY)),
             *probes("mate", to("tcp web:81"), to("tcp remote:7000")),
         ),
         EVERYWHERE,

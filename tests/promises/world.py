@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 from tests.lab import Engine, LabError, Wan
@@ -21,6 +22,9 @@ SETTINGS = ("FW_POLICY=open", "FW_PUBLISHED=allow")
 #: Seconds until a probe without an answer is silent, and until a server behind docker-proxy must have answered. A
 #: probe that should be answered is tried again with more patience.
 TIMEOUT, PATIENCE, TRIES = 0.5, 1.5, 2
+
+#: How many containers start at the same time.
+AT_ONCE = 4
 
 #: Asks Docker's embedded DNS server for a name, and prints the response's code and the number of addresses.
 ASK = """
@@ -60,6 +64,14 @@ def needed(setup: Setup, promises: Iterable[Promise]) -> list[str]:
 
 def possible(setup: Setup, box: Box) -> bool:
     return all(NETWORKS[each].since <= setup.major for each in box.networks if each in NETWORKS)
+
+
+def in_waves(boxes: list[str]) -> tuple[list[str], list[str]]:
+    """Return the boxes that can start at the same time, and then those that need a running one of the first."""
+    needing = [
+        name for name in boxes if BOXES[name].network.startswith("container:") or "--link" in BOXES[name].options
+    ]
+    return [name for name in boxes if name not in needing], needing
 
 
 class World:
@@ -123,9 +135,14 @@ class World:
         used = dict.fromkeys(network for name in boxes for network in BOXES[name].networks)
         lines = [f"docker network create {NETWORKS[name].options} {name}" for name in used if name in NETWORKS]
         self.engine.host.run(["sh", "-ec", "\n".join(lines)], timeout=120)
-        self.engine.host.run(["sh", "-ec", "\n".join(map(self._run_line, boxes))], timeout=300)
+        for wave in in_waves(boxes):
+            with ThreadPoolExecutor(AT_ONCE) as pool:
+                list(pool.map(self._start, wave, timeout=600))
         self._servers = {name: ExitStack() for name in boxes}
         self.settle()
+
+    def _start(self, name: str) -> None:
+        self.engine.host.run(["sh", "-ec", self._run_line(name)], timeout=300)
 
     def _remove(self, boxes: list[str]) -> None:
         if self.engine.pid:

@@ -25,11 +25,12 @@ MODULES = {_name(path): path for path in sorted((ROOT / "plugin").rglob("*.py"))
 #: The packages and top-level modules that a package may import, in addition to itself.
 LAYERS = {
     "text": "",
+    "paths": "",
     "protocols": "",
     "model": "text protocols",
     "jsonio": "text protocols model",
     "labels": "text protocols model jsonio",
-    "settings": "text protocols model jsonio labels",
+    "settings": "text paths protocols model jsonio labels",
     "kernel": "text protocols model jsonio",
     "policy": "text protocols model jsonio labels",
     "nftables": "text protocols model jsonio labels policy kernel",
@@ -38,11 +39,12 @@ LAYERS = {
     "driver": "text protocols model jsonio settings labels kernel state",
     "fwctl": "text protocols model jsonio labels",
     "fwctl.check": "text protocols model jsonio labels policy fwctl",
-    "fwctl.host": "text protocols model jsonio settings labels policy nftables kernel state docker fwctl fwctl.api",
+    "fwctl.host": "text paths protocols model jsonio settings labels policy nftables kernel state docker fwctl "
+    "fwctl.api",
     "fwctl.api": "text protocols model jsonio settings labels policy nftables kernel state docker fwctl",
     "fwctl.cli": "text protocols model jsonio settings labels fwctl fwctl.check",
-    "daemon": "text protocols model jsonio settings labels policy nftables kernel state docker driver fwctl fwctl.api "
-    "fwctl.host",
+    "daemon": "text paths protocols model jsonio settings labels policy nftables kernel state docker driver fwctl "
+    "fwctl.api fwctl.host",
     "gunicorn_conf": "text protocols model jsonio settings labels policy nftables kernel state daemon",
 }
 #: fwctl's commands load these only when they run, inside functions: `fwctl status` must start at once.
@@ -52,6 +54,7 @@ LAZY = {"fwctl.cli": "fwctl.host"}
 PURE = (
     "protocols",
     "text",
+    "paths",
     "model",
     "jsonio",
     "settings",
@@ -118,7 +121,7 @@ OWNERS = {
     "requests": ("docker",),
     "urllib3": ("docker",),
     "pyroute2": ("kernel",),
-    "nftables": ("nftables.client",),
+    "nftables": ("nftables.client", "daemon.start"),
     "flask": ("driver.http", "fwctl.api", "daemon"),
     "gunicorn": ("gunicorn_conf",),
     "yaml": ("fwctl.check",),
@@ -263,3 +266,11 @@ def test_importing_does_nothing() -> None:
         env={"PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"},
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_first_program_of_a_start_loads_little() -> None:
+    """On a slow machine a start has ten seconds: its first program imports none of docker-fw's packages, no library,
+    and of Python's only what it needs to close and to bind the socket."""
+    small = {"contextlib", "os", "select", "signal", "socket", "stat", "sys", "time", "typing"}
+    assert imports("daemon.start", lazy=False) == {"__future__", "plugin.paths", *small}
+    assert imports("paths") <= {"__future__"}

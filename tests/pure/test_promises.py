@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from tests.lab import ENGINES
-from tests.promises import report
+from tests.promises import report, results
 from tests.promises.differences import DIFFERENCES, REASONS, UNTRIED
 from tests.promises.judge import judge, unlike
 from tests.promises.model import VERDICTS, Probe, Promise, Seen, Setup, probes, to
@@ -34,7 +35,7 @@ def test_a_promise_is_complete(promise: Promise) -> None:
     assert set(promise.profiles) <= set(PROFILES)
     assert promise.act in ACTS
     assert set(promise.boxes) <= set(BOXES)
-    assert len(set(promise.probes)) == len(promise.probes), "no probe is there twice"
+    assert len({probe.text for probe in promise.probes}) == len(promise.probes), "no probe is there twice"
     for probe in promise.probes:
         kind, _, name = probe.place.partition("/")
         assert probe.source in {*BOXES, "host", "remote"}
@@ -86,6 +87,18 @@ def test_a_probe_that_was_not_sent_is_wrong() -> None:
     assert judge(NEWEST, [ONE], {}, {})[0].wrong
     assert judge(NEWEST, [ONE], found(ONE, OPEN), {})[0].wrong
     assert judge(NEWEST, [ONE], {}, found(ONE, OPEN))[0].wrong
+
+
+def test_results_are_kept_for_what_was_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier run's results count, with expectations of today; not if other probes are sent today."""
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "build" / "promises.json")
+    assert results.load() == {}
+    key = ("published from another machine", next(iter(PROMISES[0].probes)))
+    tried = {NEWEST: results.Tried({key: OPEN}, {key: SILENT})}
+    results.save(tried)
+    assert results.load() == tried
+    monkeypatch.setattr(results, "chosen", lambda setup: list(PROMISES[1:2]))
+    assert results.load() == {}
 
 
 def test_a_documented_difference_must_be_seen_as_documented() -> None:

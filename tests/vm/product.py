@@ -98,9 +98,15 @@ def replace_package(vm: Machine) -> None:
         for old in /var/lib/docker/overlay2/*/diff/$1 /var/lib/docker/plugins/*/rootfs/$1; do
             if [ -d "$old" ]; then rm -r "$old"; cp -a "$2" "$old"; fi
         done
-        docker plugin enable fw:latest
+        # Until Docker has noted that the old process ended: "id already in use". Docker 20.10.5 then enables it itself.
+        for attempt in 1 2 3 4 5 6; do
+            docker plugin enable fw:latest || sleep 5
+            if [ "$(docker plugin inspect -f '{{.Enabled}}' fw:latest)" = true ]; then exit 0; fi
+        done
+        exit 1
     """
     vm.run(["sh", "-ec", script, "replace", str(package.relative_to(rootfs())), there], timeout=600)
+    until(MachineFw(vm).answers, "docker-fw answers", 120)
 
 
 def load_modules(vm: Machine) -> None:

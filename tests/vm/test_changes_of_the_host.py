@@ -1,17 +1,22 @@
-"""Test docker-fw on a host that changes under it: kernel modules, and links that bypass it."""
+"""Test docker-fw on a host that changes under it: kernel modules, links that bypass it, clock, pause, full disk."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
+from tests.lab.daemon import DockerError
+from tests.lab.store import say
 from tests.vm import Machine
 from tests.vm.product import MachineFw, installed
 from tests.waiting import until
 
 #: Seconds in which a probe of an emulated machine is answered, if it is.
 PATIENCE = 3
+DAY = 86400
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +69,88 @@ def test_status_names_a_container_that_bypasses_the_host(fw: MachineFw, driver: 
         until(lambda: name not in fw.status()["apart"], "status no longer names it", 30)
     finally:
         fw.vm.try_docker("network", "rm", "lan")
+
+
+@pytest.mark.parametrize("jump", [2 * DAY, -2 * DAY], ids=["forward", "back"])
+def test_a_clock_that_jumps_changes_no_port(fw: MachineFw, jump: int) -> None:
+    """No port opens or closes, and events of Docker are still followed: a new container has its own ports."""
+    with fw.network() as net:
+        app = fw.run(net, "--label", "fw.allow=8080")
+        targets = [("tcp", a, p) for a in fw.addresses(app, net) for p in (8080, 9090)]
+        with fw.vm.serve(app, tcp=[8080, 9090]), fw.wan.probe.hammer(*targets[1::2], every=0.01) as hammer:
+            try:
+                fw.vm.set_clock(time.time() + jump)
+                assert verdicts(fw, targets) == ["open", "silent"] * 2
+                later = fw.run("bridge", "--label", "fw.allow=9090", "-p", "19090:9090", "-p", "18080:8080")
+                with fw.vm.serve(later, tcp=[8080, 9090]):
+                    until(lambda: verdicts(fw, [("tcp", fw.vm.v4, 19090)]) == ["open"], "the label's port is open", 30)
+                    assert verdicts(fw, [("tcp", fw.vm.v4, 18080)]) != ["open"]
+                fw.remove(later)
+            finally:
+                fw.vm.set_clock()
+            assert verdicts(fw, targets) == ["open", "silent"] * 2
+        assert not hammer.result.opened
+        say(f"clock {jump:+d} s: {len(hammer.result.shots)} probes of closed ports, none answered")
+
+
+def test_a_paused_machine_goes_on_closed(fw: MachineFw) -> None:
+    """After 20 s without its processors, longer than the lease of Docker's networks, nothing closed is open."""
+    app = fw.run("bridge", "--label", "fw.allow=8080", "-p", "18080:8080", "-p", "19090:9090")
+    try:
+        with fw.vm.serve(app, tcp=[8080, 9090]):
+            until(lambda: verdicts(fw, [("tcp", fw.vm.v4, 18080)]) == ["open"], "the label's port is open", 30)
+            with fw.wan.probe.hammer(("tcp", fw.vm.v4, 19090), ("tcp", fw.vm.v6, 19090), every=0.01) as hammer:
+                fw.vm.pause()
+                resumed = time.monotonic() + 20
+                until(lambda: time.monotonic() > resumed, "the machine was paused for 20 s", 30)
+                fw.vm.resume()
+                until(lambda: verdicts(fw, [("tcp", fw.vm.v4, 18080)]) == ["open"], "the port is open again", 30)
+                fw.vm.set_clock()
+                until(lambda: verdicts(fw, [("tcp", fw.vm.v6, 18080)]) == ["open"], "the port is open again", 30)
+            assert not hammer.result.opened
+            say(f"paused for 20 s: {len(hammer.result.shots)} probes of closed ports, none answered")
+    finally:
+        fw.remove(app)
+
+
+#: Fills the root file system to the last block, the part kept for root too; what cannot be allocated is written.
+_FILL = "fallocate -l $(df --output=avail -B1 / | tail -1) /fill; cat /dev/zero >>/fill; true"
+
+
+@contextmanager
+def full_disk(fw: MachineFw) -> Iterator[None]:
+    """Leave no space on the machine's root file system, for a while."""
+    fw.vm.run(["sh", "-c", _FILL], timeout=600)
+    try:
+        assert fw.vm.run(["sh", "-c", "head -c 65536 /dev/zero >/not"], check=False).returncode != 0
+        yield
+    finally:
+        fw.vm.run(["rm", "-f", "/fill", "/not"])
+
+
+def test_a_full_disk_opens_nothing_and_is_reported(fw: MachineFw) -> None:
+    """While the root file system is full, what would open is refused with the reason, and what closes is closed.
+
+    Open ports remain. With space again all is as it should be, without a restart.
+    """
+    with fw.network() as net:
+        app, leaving = fw.run(net, "--label", "fw.allow=8080"), fw.run(net, "--label", "fw.allow=8080")
+        outside = [("tcp", a, p) for a in fw.addresses(app, net) for p in (8080, 9090)]
+        left = [("tcp", a, 8080) for a in fw.addresses(leaving, net)]
+        allow = ("POST", "/allow", {"container": app, "rules": ["9090"]})
+        with fw.vm.serve(app, tcp=[8080, 9090]), fw.vm.serve(leaving, tcp=[8080]):
+            until(lambda: verdicts(fw, [*outside, *left]) == [*["open", "silent"] * 2, "open", "open"], "all is right")
+            with full_disk(fw):
+                with pytest.raises(DockerError, match="No space left on device") as refused:
+                    fw.vm.http(fw.socket_inside(), *allow)
+                say(str(refused.value))
+                fw.vm.http(fw.socket_inside(), "POST", "/deny", {"container": leaving, "rules": ["8080"]})
+                assert verdicts(fw, [*outside, *left]) == [*["open", "silent"] * 2, "silent", "silent"]
+                assert "No space left on device" in str(fw.status())
+                assert fw.vm.try_docker("run", "-d", "--network", net.name, "busybox", "true").returncode != 0
+            fw.vm.http(fw.socket_inside(), *allow)
+            assert verdicts(fw, [*outside, *left]) == [*["open"] * 4, "silent", "silent"]
+            fw.vm.http(fw.socket_inside(), "POST", "/revert", {"container": leaving})
+            fw.vm.http(fw.socket_inside(), "POST", "/revert", {"container": app})
+            assert verdicts(fw, [*outside, *left]) == [*["open", "silent"] * 2, "open", "open"]
+            assert "No space left on device" not in str(fw.status())

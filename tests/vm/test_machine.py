@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -160,3 +162,28 @@ def test_a_half_made_image_is_removed_by_the_next_that_makes_one(tmp_path: Path)
     subprocess.run([sys.executable, "-c", again], check=True, env=env, capture_output=True, timeout=60)
     assert [path.name for path in (tmp_path / "kind").iterdir()] == ["name"]
     assert (tmp_path / "kind/name").read_text() == "whole"
+
+
+def test_a_killed_maker_of_a_disk_leaves_no_mount_and_no_process(tmp_path: Path) -> None:
+    """mmdebstrap mounts /proc in the root that it makes: if it were left, the half-made root could not be removed."""
+    root = tmp_path / "root"
+    script = "import sys; from pathlib import Path; from tests.lab.roots import debootstrap\n"
+    script += "debootstrap('bookworm', ('ca-certificates',), Path(sys.argv[1]))"
+    owner = subprocess.Popen([sys.executable, "-c", script, str(root)], stdout=subprocess.DEVNULL)
+    try:
+        status = root / "var/lib/dpkg/status"
+        until(lambda: status.exists() and "install ok installed" in status.read_text(), "packages are installed", 120)
+    finally:
+        owner.kill()
+        owner.wait(30)
+    until(lambda: str(root) not in commands_and_mounts(), "nothing uses the root any more")
+    shutil.rmtree(root)
+
+
+def commands_and_mounts() -> str:
+    """Return the command lines of all processes, and the mounts of this machine."""
+    found = [Path("/proc/mounts").read_text()]
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            found.append((process / "cmdline").read_text(errors="replace"))
+    return "\n".join(found)

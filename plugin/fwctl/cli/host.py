@@ -86,9 +86,8 @@ def _add_boot(commands: Any) -> None:
 
 
 def _serve(_: argparse.Namespace) -> NoReturn:
-    """Become gunicorn, so that signals and the exit status are its own."""
-    gunicorn = os.path.join(os.path.dirname(sys.executable), "gunicorn")
-    os.execv(gunicorn, [gunicorn, "-c", "python:plugin.gunicorn_conf"])  # noqa: S606
+    """Become the first program of a start, which becomes gunicorn: signals and the exit status are gunicorn's own."""
+    os.execv(sys.executable, [sys.executable, "-m", "plugin.daemon.start"])  # noqa: S606
 
 
 def _dry_run(options: argparse.Namespace) -> int:

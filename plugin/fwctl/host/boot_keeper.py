@@ -1,12 +1,14 @@
-"""Keeps the sidecar's boot table current: what docker-fw closes now is closed from the start of the next boot on.
+"""Keeps the boot table current: what docker-fw closes now is closed from the start of the next boot on.
 
-It does so only if `fwctl boot install` has written the file and docker-fw sees the host's directory. Once a second is
-often enough: a power cut loses at most what the last second brought.
+There are two files. One is beside the state file: docker-fw's own start loads it before anything else (`daemon.start`).
+The other is on the host, for a sidecar; it is kept only if `fwctl boot install` has written it and docker-fw sees the
+host's directory. Once a second is often enough: a power cut loses at most what the last second brought.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import threading
@@ -19,12 +21,15 @@ from plugin.docker.bridges import Bridges
 from plugin.fwctl.host import boot_table, boot_unit
 from plugin.fwctl.socket_client import ask
 from plugin.model import BridgeNetwork, FwError
+from plugin.paths import BOOT_FILE
 from plugin.policy.saved import SavedState
 from plugin.settings import Settings
 
 log = logging.getLogger(__name__)
-#: Seconds between two checks.
+#: Seconds between two checks; more if writing takes long (50,000 bans), so that it never takes more than a processor's
+#: twentieth.
 EVERY = 1.0
+_SHARE = 20
 #: The word in `GET /status` that says the file is kept current.
 KEPT = "kept"
 _REMOVED = "the boot table is not kept current: /etc/docker-fw was removed from the host; restart docker-fw"
@@ -32,8 +37,30 @@ _REMOVED = "the boot table is not kept current: /etc/docker-fw was removed from 
 _Fingerprint = tuple[int, int, int]
 
 
+class _File:
+    """One of the files."""
+
+    def __init__(self, path: Path, mode: int) -> None:
+        self.path = path
+        self._mode = mode
+        self._written: tuple[_Fingerprint, tuple[Any, ...]] | None = None
+
+    def exists(self) -> bool:
+        return _fingerprint(self.path) is not None
+
+    def keep(self, known: tuple[Any, ...], text: Callable[[], str]) -> None:
+        """Write it if what it must close has changed, or if another program has written it. Raises OSError."""
+        found = _fingerprint(self.path)
+        if self._written and self._written[0] == found and _same(self._written[1], known):
+            return
+        boot_unit.write(self.path, text(), suffix="kept", mode=self._mode)
+        found = _fingerprint(self.path)
+        # `fwctl boot install` may have written it at the same moment.
+        self._written = (found, known) if found and self.path.read_text() == text() else None
+
+
 class BootTableKeeper:
-    """Rewrites the file when what it closes changes. `networks`: the Docker networks that are known now."""
+    """Rewrites the files when what they close changes. `networks`: the Docker networks that are known now."""
 
     def __init__(
         self,
@@ -43,46 +70,56 @@ class BootTableKeeper:
         networks: Callable[[], Iterable[BridgeNetwork]],
     ) -> None:
         self._settings = settings
-        self._path = Path(settings.boot, os.path.basename(boot_unit.FILE))
+        self._own = _File(Path(settings.state).with_name(BOOT_FILE), 0o600)
+        self._hosts = _File(Path(settings.boot, os.path.basename(boot_unit.FILE)), 0o644)
         self._state = state
         self._bridges = bridges
         self._networks = networks
-        self._written: tuple[_Fingerprint, tuple[Any, ...]] | None = None
         self._stop = threading.Event()
-        #: KEPT, or why the file is not kept current; "" if there is no file that docker-fw can see.
+        #: For the host's file: KEPT, or why it is not kept current; "" if there is none that docker-fw can see.
         self.report = ""
+        self._failed = ""
 
     def boot_loop(self) -> None:
-        """Write the boot table again whenever it differs, until `stop`."""
-        while not self._stop.wait(EVERY):
+        """Write the files again whenever they differ, until `stop`."""
+        took = 0.0
+        while not self._stop.wait(max(EVERY, _SHARE * took)):
+            start = time.thread_time()
             self.keep()
+            took = time.thread_time() - start
 
     def stop(self) -> None:
         """End the loop."""
         self._stop.set()
 
     def keep(self) -> None:
-        """Rewrite the file if what it must close has changed, or if another program has written it."""
+        """Rewrite the files if what they must close has changed, or if another program has written them."""
+        known = self._known()
+        text = functools.cache(lambda: self._text(*known))
         try:
-            report = self._update()
+            self._own.keep(known, text)
+            failed = ""
         except OSError as error:
-            report = f"the boot table {self._path} is not kept current: {error.strerror}"
+            failed = f"{self._own.path} is not kept current, which a slow start needs: {error.strerror}"
+        if failed != self._failed:
+            self._failed = failed
+            log.log(logging.ERROR if failed else logging.INFO, "%s", failed or f"{self._own.path} is current again")
+        self._report(self._keep_hosts(known, text))
+
+    def _keep_hosts(self, known: tuple[Any, ...], text: Callable[[], str]) -> str:
+        try:
+            if not self._hosts.exists():
+                return _REMOVED if _removed(self._hosts.path.parent) else ""
+            self._hosts.keep(known, text)
+        except OSError as error:
+            return f"the boot table {self._hosts.path} is not kept current: {error.strerror}"
+        return KEPT
+
+    def _report(self, report: str) -> None:
         if report != self.report:
             self.report = report
             level = logging.INFO if report in ("", KEPT) else logging.ERROR
             log.log(level, "boot table: %s", report or "there is none")
-
-    def _update(self) -> str:
-        known, found = self._known(), _fingerprint(self._path)
-        if found is None:
-            return _REMOVED if _removed(self._path.parent) else ""
-        if self._written is None or self._written[0] != found or not _same(self._written[1], known):
-            text = self._text(*known)
-            boot_unit.write(self._path, text, suffix="kept")
-            found = _fingerprint(self._path)
-            # `fwctl boot install` may have written it at the same moment.
-            self._written = (found, known) if found and self._path.read_text() == text else None
-        return KEPT
 
     def _known(self) -> tuple[Any, ...]:
         state = self._state()
@@ -124,7 +161,7 @@ def _removed(directory: Path) -> bool:
     """True if the directory that is mounted here was removed on the host, by hand."""
     try:
         return directory.stat().st_nlink == 0
-    except FileNotFoundError:  # the managed plugin, which starts before other containers and needs no boot table
+    except FileNotFoundError:  # the managed plugin, which starts before other containers
         return False
 
 

@@ -15,7 +15,6 @@ from types import MappingProxyType
 from plugin.docker.bridges import SETTLE, Bridges
 from plugin.docker.client import DockerApi
 from plugin.docker.snapshot import DockerSnapshot
-from plugin.fwctl.host.boot_unit import SCRIPT
 from plugin.fwctl.host.closed_elements import closed_elements
 from plugin.jsonio import INTERFACE_NAME
 from plugin.kernel import link_monitor
@@ -35,8 +34,8 @@ DOCKERS = ("docker0", "docker_gwbridge")
 _HEAD = f"""\
 # docker-fw: this table is active from before Docker starts until docker-fw starts and replaces it.
 # Every bridge is closed, except for ICMP and for connections that containers open. Also closed: what containers with
-# fw.egress open, published ports that no label opens, banned addresses. Written by `fwctl boot install`, and kept
-# current by a docker-fw that sees this directory. /{SCRIPT} adds bans that expire: #until UNIX-TIME SET ELEMENT
+# fw.egress open, published ports that no label opens, banned addresses. docker-fw keeps this file current. The program
+# that loads it adds bans that expire: #until UNIX-TIME SET ELEMENT
 
 # Fails if the table exists: docker-fw's own table is never replaced by this one, nor added to.
 create table inet {TABLE}

@@ -183,14 +183,14 @@ def _is_root(root: Path) -> None:
         )
 
 
-def write(path: Path, text: str, suffix: str = "new") -> bool:
+def write(path: Path, text: str, suffix: str = "new", mode: int = 0o644) -> bool:
     """Write a file atomically, by a temporary file with this suffix; return False if it has this text already."""
     if path.is_file() and not path.is_symlink() and path.read_text() == text:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f"{path.name}.{suffix}")
     new.unlink(missing_ok=True)
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644), "w", encoding="utf-8") as file:
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

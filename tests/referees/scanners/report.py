@@ -38,7 +38,7 @@ def write(results: Collection[Result]) -> None:
     missing = [case.title for case in CASES for kind in case.kinds if (case, kind) not in by_run]
     if missing:
         raise ValueError(f"a page is written from all cases; not run: {missing[:5]}")
-    parts = [INTRODUCTION, _versions()]
+    parts = [INTRODUCTION, _summary(results)]
     for tool in dict.fromkeys(case.tool for case in CASES):
         cases = [case for case in CASES if case.tool == tool]
         lines = [line for case in cases for line in _rows(case, by_run)]
@@ -71,8 +71,8 @@ def _words(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "nothing"
 
 
-def _versions() -> str:
-    """Return the kernel's and the packages' versions."""
+def _summary(results: Collection[Result]) -> str:
+    """Return the number of runs, and the kernel's and the packages' versions."""
     asked = subprocess.run(
         ["dpkg-query", "-W", "-f", "${Package} ${source:Upstream-Version}\n", *PROGRAMS],
         check=True,
@@ -81,4 +81,6 @@ def _versions() -> str:
         timeout=60,
     )
     kernel = ".".join(platform.release().split("-")[0].split(".")[:2])
-    return f"This run: Linux {kernel}, {', '.join(asked.stdout.split(chr(10))[:-1])}.\n"
+    versions = ", ".join(asked.stdout.split("\n")[:-1])
+    wrong = sum(bool(result.problems) for result in results)
+    return f"{len(results)} runs, {wrong} not as expected, with Linux {kernel}, {versions}.\n"

@@ -1,0 +1,165 @@
+"""The first program of a start: it closes with the boot table, and binds the socket, before anything large is loaded.
+
+dockerd connects to a plugin's socket half a second after it has started the plugin, again every three seconds, and
+disables the plugin after the fourth failure (moby plugin/manager_linux.go, pluginPostStart). Then it starts the
+containers, and the next boot has no docker-fw at all. Loading gunicorn and the early table takes longer than that on a
+slow machine; this module takes a tenth of it. So it must import little: neither settings nor any package of docker-fw.
+
+The boot table is a file beside the state file, kept current while docker-fw runs (`fwctl.host.boot_keeper`). It closes
+less than the early table, which gunicorn's master computes from the state file, so dockerd still waits for that one.
+Only when dockerd would give up soon, the socket accepts connections before it; gunicorn answers them later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import stat
+import sys
+import time
+from typing import NoReturn
+
+from plugin.paths import BOOT_FILE, SOCKET, STATE
+
+#: The variables that tell gunicorn's configuration the socket's file descriptor, and that this start made the table.
+SOCKET_FD = "DOCKER_FW_SOCKET_FD"
+BOOT_TABLE = "DOCKER_FW_BOOT_TABLE"
+#: Seconds from the start until the socket accepts connections, if there is a table. dockerd's last two attempts are
+#: 6.5 and 9.5 s after it has started the plugin, and the time until this module runs is lost already.
+ACCEPT_AFTER = 5.0
+#: Seconds that the start waits for the boot table. It is loaded within milliseconds, or within a second if it is long.
+LONGEST = 4.0
+#: The longest boot table that is read, in bytes: 100 for each of 500,000 bans.
+_MAX_BYTES = 50_000_000
+#: As gunicorn's.
+_BACKLOG = 2048
+#: linux/prctl.h
+_PR_SET_PDEATHSIG = 1
+_UNTIL = "#until "
+_FAILED, _CREATED, _EXISTED = b"f", b"c", b"e"
+
+
+def main() -> NoReturn:
+    """Close, bind the socket, and become gunicorn. Every error is printed, and the start continues."""
+    sock = _bound(os.environ.get("FW_SOCKET", "").strip() or SOCKET)
+    state = os.environ.get("FW_STATE", "").strip() or STATE
+    file = os.path.join(os.path.dirname(state), BOOT_FILE)
+    if _close(file, sock) == _CREATED:
+        os.environ[BOOT_TABLE] = "created"
+    if sock:
+        os.set_inheritable(sock.fileno(), True)
+        os.environ[SOCKET_FD] = str(sock.fileno())
+    gunicorn = os.path.join(os.path.dirname(sys.executable), "gunicorn")
+    os.execv(gunicorn, [gunicorn, "-c", "python:plugin.gunicorn_conf"])  # noqa: S606
+
+
+def _bound(path: str) -> socket.socket | None:
+    """Return a socket that is bound and does not accept connections yet; None after an error, which gunicorn reports.
+
+    A socket that a killed docker-fw left is replaced.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    former = os.umask(0o177)  # only root may open the socket
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISSOCK(os.lstat(path).st_mode):
+                os.unlink(path)
+        sock.bind(path)
+    except OSError:
+        sock.close()
+        return None
+    finally:
+        os.umask(former)
+    return sock
+
+
+def _close(file: str, sock: socket.socket | None) -> bytes:
+    """Load the boot table, in a process that lets the socket accept connections if gunicorn does not in time.
+
+    Return what became of the table, as far as it is known after `LONGEST`.
+    """
+    accept_at = time.monotonic() + ACCEPT_AFTER
+    reading, writing = os.pipe()
+    parent = os.getpid()
+    if os.fork():
+        os.close(writing)
+        ready, _, _ = select.select([reading], [], [], LONGEST)
+        result = os.read(reading, 1) if ready else b""
+        os.close(reading)
+        return result or _FAILED
+    try:
+        os.close(reading)
+        result = load(file)
+        with contextlib.suppress(OSError):  # the parent does not wait any more
+            os.write(writing, result)
+        os.close(writing)
+        if sock and result != _FAILED:
+            _accept(sock, accept_at, parent)
+    except Exception as error:  # the start must continue
+        _say(f"the boot table: {error}")
+    finally:
+        os._exit(0)
+
+
+def load(file: str) -> bytes:
+    """Load the boot table unless a table of its name exists; return whether it was created, existed or failed.
+
+    A missing file is no error: docker-fw has never run here. Bans that expire are loaded for the rest of their time,
+    and left out if nft refuses them, for example because one is part of another.
+    """
+    try:
+        with open(file, "rb") as opened:
+            data = opened.read(_MAX_BYTES + 1)
+    except FileNotFoundError:
+        return _FAILED
+    if len(data) > _MAX_BYTES:
+        _say(f"{file} is longer than {_MAX_BYTES} bytes: it is ignored, and written again soon")
+        return _FAILED
+    from nftables import Nftables  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: PLC0415
+
+    nft, text, error = Nftables(), data.decode(), ""
+    for commands in (text + bans(text, time.time()), text):
+        code, _, error = nft.cmd(commands)
+        if not code:
+            return _CREATED
+        if "File exists" in error:  # its first command is `create table`
+            return _EXISTED
+    _say(f"{file} could not be loaded: {' '.join(error.split())[:500]}")
+    return _FAILED
+
+
+def bans(text: str, now: float) -> str:
+    """Return commands that add the bans of the file's comments: `#until UNIX-TIME SET ELEMENT`."""
+    found = []
+    for line in text.splitlines():
+        if line.startswith(_UNTIL):
+            _, until, name, element = line.split(" ", 3)
+            if (rest := int(until) - int(now)) > 0:
+                found.append(f"add element inet docker-fw {name} {{ {element} timeout {rest}s }}\n")
+    return "".join(found)
+
+
+def _accept(sock: socket.socket, at: float, parent: int) -> None:
+    """Let the socket accept connections at this time, unless gunicorn did so before. Ends with the parent."""
+    import ctypes  # noqa: PLC0415
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    while os.getppid() == parent:
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            return
+        if time.monotonic() >= at:
+            _say("this machine is slow: Docker is answered later, and finds everything closed until then")
+            sock.listen(_BACKLOG)
+            return
+        time.sleep(0.05)
+
+
+def _say(text: str) -> None:
+    print(f"docker-fw: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""The first program of a start: what it does with a boot table that is wrong, and with a socket that is in its way."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from plugin.daemon import start
+
+TABLE = "create table inet docker-fw\n#until 1000 banned4 192.0.2.1\n#until 2000 banned6_64 2001:db8::/64\n"
+
+
+def test_a_ban_lasts_for_the_rest_of_its_time() -> None:
+    """A ban that is over is not loaded; another gets the seconds that remain."""
+    assert start.bans(TABLE, 1000.7) == "add element inet docker-fw banned6_64 { 2001:db8::/64 timeout 1000s }\n"
+
+
+class FakeNft:
+    """libnftables with given answers; keeps what it was asked."""
+
+    asked: list[str]
+    answers: list[tuple[int, str, str]]
+
+    def cmd(self, text: str) -> tuple[int, str, str]:
+        self.asked.append(text)
+        return self.answers.pop(0)
+
+
+@pytest.fixture
+def nft(monkeypatch: pytest.MonkeyPatch) -> type[FakeNft]:
+    FakeNft.asked, FakeNft.answers = [], []
+    module = types.ModuleType("nftables")
+    module.Nftables = FakeNft  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "nftables", module)
+    monkeypatch.setattr(start.time, "time", lambda: 1500.0)
+    return FakeNft
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "boot.nft"
+    path.write_text(TABLE)
+    return str(path)
+
+
+def test_the_table_is_loaded_with_its_bans(nft: type[FakeNft], file: str) -> None:
+    """One transaction has the table and the bans that are not over."""
+    nft.answers = [(0, "", "")]
+    assert start.load(file) == start._CREATED
+    assert nft.asked == [f"{TABLE}add element inet docker-fw banned6_64 {{ 2001:db8::/64 timeout 500s }}\n"]
+
+
+def test_an_existing_table_stays_as_it_is(nft: type[FakeNft], file: str) -> None:
+    """A table that is there may be the one of a docker-fw that has just ended, with all that it opened."""
+    nft.answers = [(1, "", "Error: Could not process rule: File exists")]
+    assert start.load(file) == start._EXISTED
+    assert len(nft.asked) == 1
+
+
+def test_a_refused_ban_does_not_keep_the_table_from_closing(nft: type[FakeNft], file: str) -> None:
+    """Without the bans the table still closes everything, and docker-fw adds them when it has started."""
+    nft.answers = [(1, "", "Error: interval overlaps"), (0, "", "")]
+    assert start.load(file) == start._CREATED
+    assert nft.asked[1] == TABLE
+
+
+def test_a_table_that_cannot_be_loaded_is_reported(
+    nft: type[FakeNft], file: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The start continues, and the log has nft's words and the file."""
+    nft.answers = [(1, "", "Error: syntax error,\n unexpected newline")] * 2
+    assert start.load(file) == start._FAILED
+    assert f"docker-fw: {file} could not be loaded: Error: syntax error, unexpected newline" in capfd.readouterr().err
+
+
+def test_a_table_of_any_length_takes_bounded_memory(
+    nft: type[FakeNft], file: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A file longer than docker-fw would write is not read to its end, and reported."""
+    monkeypatch.setattr(start, "_MAX_BYTES", 10)
+    assert start.load(file) == start._FAILED
+    assert "is longer than 10 bytes" in capfd.readouterr().err
+    assert nft.asked == []
+
+
+def test_without_a_table_nothing_is_loaded_or_reported(
+    nft: type[FakeNft], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """At the first start there is no file."""
+    assert start.load(str(tmp_path / "boot.nft")) == start._FAILED
+    assert (nft.asked, capfd.readouterr().err) == ([], "")
+
+
+def test_any_error_is_reported_and_the_start_continues(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever goes wrong with the boot table, gunicorn and the early table come after it."""
+
+    def fails(_: str) -> bytes:
+        raise ValueError("an unexpected error")
+
+    monkeypatch.setattr(start, "load", fails)
+    assert start._close("boot.nft", None) == start._FAILED
+    assert "docker-fw: the boot table: an unexpected error" in capfd.readouterr().err
+
+
+def test_only_root_may_open_the_socket_and_a_dead_ones_socket_is_replaced(tmp_path: Path) -> None:
+    """The socket is bound with mode 0600 and refuses connections until a table closes."""
+    path = tmp_path / "fw.sock"
+    with socket.socket(socket.AF_UNIX) as former:
+        former.bind(str(path))
+    sock = start._bound(str(path))
+    assert sock
+    with sock, socket.socket(socket.AF_UNIX) as client:
+        assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+        with pytest.raises(ConnectionRefusedError):
+            client.connect(str(path))
+
+
+@pytest.mark.parametrize("blocked", ["file", "missing/fw.sock"])
+def test_a_path_that_cannot_be_bound_is_left_to_gunicorn(tmp_path: Path, blocked: str) -> None:
+    """A file that is no socket is not removed; gunicorn reports it."""
+    (tmp_path / "file").write_text("mine")
+    assert start._bound(str(tmp_path / blocked)) is None
+    assert (tmp_path / "file").read_text() == "mine"
