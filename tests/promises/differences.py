@@ -14,6 +14,8 @@ REASONS = {
     "`fw.allow` opens a port on such a network. Containers of other Docker networks still need a published port.",
     "loopback": "A port that is published on loopback only is closed at the container's own address, for machines "
     "with a route to it and for other networks. Docker itself has closed it since version 28.",
+    "internal": "An internal network is closed over IPv6 too. Docker 20.10 filters IPv6 only with `--ip6tables`. "
+    "Without it, containers of an internal network reach all addresses over IPv6, and all others reach them.",
 }
 
 
@@ -52,6 +54,26 @@ DIFFERENCES: tuple[Difference, ...] = (
             "stranger → tcp6 local:80",
             when=f"<27 {profile}",
         )
+    ),
+    *(
+        difference
+        for promise, probes in {
+            "an internal network": (
+                "inside → tcp6 remote:7000",
+                "inside → ping6 remote",
+                "inside → tcp6 mate:80",
+            ),
+            "an internal network from outside": (
+                "remote → tcp6 inside:80",
+                "remote → ping6 inside",
+                "stranger → tcp6 inside:80",
+                "stranger → ping6 inside",
+                "deeper → tcp6 inside:80",
+            ),
+            "a front and an internal network": ("inside → tcp6 both/plain:80",),
+        }.items()
+        for profile in ("default", "no-proxy")
+        for difference in _differences("internal", promise, "open", "silent", *probes, when=f"<26 {profile}")
     ),
 )
 

@@ -31,6 +31,10 @@ UDP_BY_PROXY = {"<28": "silent"}
 NO_PROXY = {"no-proxy": "silent"}
 #: Without docker-proxy, nothing serves the host's IPv6 addresses for a container that has IPv4 alone.
 NO_PROXY6 = {"no-proxy": "refused"}
+#: Docker 20.10 gives containers of an internal network a default route, and drops what they send by it: over IPv6 only
+#: if it filters IPv6.
+INTERNAL = {"<26": "silent"}
+INTERNAL6 = {"<26 default": "open", "<26 no-proxy": "open"}
 
 _PUBLISHED = (
     Promise(
@@ -464,7 +468,10 @@ _BETWEEN = (
             *probes("inside2", to("tcp inside:80"), to("tcp inside:81"), to("ping inside"), to("name inside")),
             *probes("inside", to("ping gw/internal")),
             *probes(
-                "inside", to("tcp remote:7000", "unsent"), to("ping remote", "unsent"), to("tcp mate:80", "unsent")
+                "inside",
+                to("tcp remote:7000", "unsent", but=INTERNAL, but6=INTERNAL6),
+                to("ping remote", "unsent", but=INTERNAL, but6=INTERNAL6),
+                to("tcp mate:80", "unsent", but=INTERNAL, but6=INTERNAL6),
             ),
         ),
         UNPROXIED,
@@ -475,9 +482,13 @@ _BETWEEN = (
         f"{_BRIDGE} TestInternalNwConnectivity, TestBridgeINC",
         ("inside", "deeper", "stranger"),
         (
-            *probes("remote, stranger", to("tcp inside:80", "silent"), to("ping inside", "silent")),
+            *probes(
+                "remote, stranger",
+                to("tcp inside:80", "silent", but6=INTERNAL6),
+                to("ping inside", "silent", but6=INTERNAL6),
+            ),
             *probes("remote, host", to("tcp host:8088", "refused")),
-            *probes("deeper", to("tcp inside:80", "unsent")),
+            *probes("deeper", to("tcp inside:80", "unsent", but=INTERNAL, but6=INTERNAL6)),
             *probes("host", to("tcp inside:80"), to("ping inside")),
         ),
         UNPROXIED,
@@ -516,7 +527,7 @@ _BETWEEN = (
         "`--network none`: the container has loopback alone.",
         f"{_NETWORK} TestRunContainerWithBridgeNone",
         ("none",),
-        (*probes("none", to("tcp remote:7000", "unsent"), to("tcp lo:80")),),
+        (*probes("none", to("tcp remote:7000", "unsent"), to("tcp lo:80", but6={"<26": "unsent"})),),
         ("default",),
     ),
 )
@@ -598,7 +609,8 @@ _SEVERAL = (
         (
             *probes("remote, host", to("tcp host:8096")),
             *probes("both", to("tcp inside:80"), to("tcp mate:80"), to("tcp remote:7000")),
-            *probes("inside", to("tcp both/internal:80"), to("tcp both/plain:80", "unsent")),
+            *probes("inside", to("tcp both/internal:80")),
+            *probes("inside", to("tcp both/plain:80", "unsent", but=INTERNAL, but6=INTERNAL6)),
         ),
         EVERYWHERE,
     ),
