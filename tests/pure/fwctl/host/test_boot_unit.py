@@ -110,7 +110,7 @@ def test_the_table_has_all_elements_that_close() -> None:
         },
     )
     internal = BridgeNetwork("a" * 64, "n", "br-internal", (IPv6Network("2001:db8:1::/64"),), internal=True)
-    text = boot_table.closing_text(state, [internal], {OURS}, (), read({}))
+    text = boot_table.closing_text(state, [internal.bridge], {OURS}, (), read({}))
     for element in (
         Element("egress_restricted", (OURS,)),
         proxied_element(port),
