@@ -63,7 +63,7 @@ class _File:
         boot_unit.write(self.path, text(), suffix="kept", mode=self._mode)
         found = _fingerprint(self.path)
         # `fwctl boot install` may have written it at the same moment.
-        self._written = (found, known) if found and self.path.read_text() == text() else None
+        self._written = (found, known) if found and self.path.read_bytes() == text().encode() else None
 
 
 class BootTableKeeper:
