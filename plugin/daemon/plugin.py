@@ -121,7 +121,11 @@ class Plugin:
             sighted=lambda: self._watcher.write_proxies(),  # noqa: PLW0108
         )
         self._boot = boot = BootTableKeeper(
-            settings, lambda: self._state.state, self._bridges, lambda: list(self._tracker.networks.values())
+            settings,
+            lambda: self._state.state,
+            self._bridges,
+            lambda: list(self._tracker.networks.values()),
+            lambda: self._state.facts.listed,
         )
         self._orders = AdminCommands(
             self._state,

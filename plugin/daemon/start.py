@@ -38,6 +38,8 @@ _MAX_BYTES = 50_000_000
 _BACKLOG = 2048
 #: linux/prctl.h
 _PR_SET_PDEATHSIG = 1
+#: nftables.sets.TABLE, which takes too long to import.
+_TABLE = "docker-fw"
 _UNTIL = "#until "
 _FAILED, _CREATED, _EXISTED = b"f", b"c", b"e"
 
@@ -92,12 +94,13 @@ def _close(file: str, sock: socket.socket | None) -> bytes:
         return result or _FAILED
     try:
         os.close(reading)
+        _end_with_parent()
         result = load(file)
         with contextlib.suppress(OSError):  # the parent does not wait any more
             os.write(writing, result)
         os.close(writing)
         if sock and result != _FAILED:
-            _accept(sock, accept_at, parent)
+            _accept(sock, accept_at, parent, file)
     except Exception as error:  # the start must continue
         _say(f"the boot table: {error}")
     finally:
@@ -105,14 +108,14 @@ def _close(file: str, sock: socket.socket | None) -> bytes:
 
 
 def load(file: str) -> bytes:
-    """Load the boot table unless a table of its name exists; return whether it was created, existed or failed.
+    """Load the boot table unless a table of docker-fw closes; return whether it was created, existed or failed.
 
     A missing file is no error: docker-fw has never run here. Bans that expire are loaded for the rest of their time,
-    and left out if nft refuses them, for example because one is part of another.
+    and left out if nft refuses them, for example because one is part of another. Where another program's table has
+    docker-fw's name, the table gets the name that the early table has there too.
     """
     try:
-        with open(file, "rb") as opened:
-            data = opened.read(_MAX_BYTES + 1)
+        data = _read(file)
     except FileNotFoundError:
         return _FAILED
     if len(data) > _MAX_BYTES:
@@ -120,15 +123,29 @@ def load(file: str) -> bytes:
         return _FAILED
     from nftables import Nftables  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: PLC0415
 
-    nft, text, error = Nftables(), data.decode(), ""
-    for commands in (text + bans(text, time.time()), text):
-        code, _, error = nft.cmd(commands)
-        if not code:
-            return _CREATED
-        if "File exists" in error:  # its first command is `create table`
-            return _EXISTED
+    nft, text = Nftables(), data.decode()
+    code, _, _ = nft.cmd(text + bans(text, time.time()))
+    if not code:
+        return _CREATED
+    # Its first command fails if a table of that name exists. nft's message does not say whose table it is, nor whether
+    # it has its rules.
+    from plugin.nftables import identity  # noqa: PLC0415
+
+    if identity.any_closes():
+        return _EXISTED
+    code, _, error = nft.cmd(text.replace(f"inet {_TABLE}", f"inet {identity.free_name()}"))
+    if not code:
+        return _CREATED
     _say(f"{file} could not be loaded: {' '.join(error.split())[:500]}")
     return _FAILED
+
+
+def _read(file: str) -> bytes:
+    """Return the file, or a byte more than the limit. Raises OSError, also if it is a FIFO, which would block."""
+    with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as opened:
+        if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+            raise OSError(f"{file} is not a file")
+        return opened.read(_MAX_BYTES + 1)
 
 
 def bans(text: str, now: float) -> str:
@@ -138,23 +155,35 @@ def bans(text: str, now: float) -> str:
         if line.startswith(_UNTIL):
             _, until, name, element = line.split(" ", 3)
             if (rest := int(until) - int(now)) > 0:
-                found.append(f"add element inet docker-fw {name} {{ {element} timeout {rest}s }}\n")
+                found.append(f"add element inet {_TABLE} {name} {{ {element} timeout {rest}s }}\n")
     return "".join(found)
 
 
-def _accept(sock: socket.socket, at: float, parent: int) -> None:
-    """Let the socket accept connections at this time, unless gunicorn did so before. Ends with the parent."""
+def _end_with_parent() -> None:
+    """End this process with its parent: it has the socket too, and dockerd would wait for an answer from nobody."""
     import ctypes  # noqa: PLC0415
 
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _accept(sock: socket.socket, at: float, parent: int, file: str) -> None:
+    """Let the socket accept connections at this time, unless gunicorn did so before, or nothing closes."""
     while os.getppid() == parent:
         if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             return
         if time.monotonic() >= at:
-            _say("this machine is slow: Docker is answered later, and finds everything closed until then")
-            sock.listen(_BACKLOG)
+            if _closes(file):
+                _say("this machine is slow: Docker is answered later, and finds everything closed until then")
+                sock.listen(_BACKLOG)
             return
         time.sleep(0.05)
+
+
+def _closes(file: str) -> bool:
+    """Return True if a table closes, maybe loaded again: another program may have flushed it (nftables.service)."""
+    from plugin.nftables import identity  # noqa: PLC0415
+
+    return identity.any_closes() or load(file) != _FAILED
 
 
 def _say(text: str) -> None:

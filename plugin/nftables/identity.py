@@ -93,6 +93,14 @@ def closes(sock: socket.socket, table: Table) -> bool:
     return _CLOSE.issubset(map(ruleset.chain_of, ruleset.rules(sock, table)))
 
 
+def any_closes(sock: socket.socket | None = None) -> bool:
+    """True if a table of docker-fw that closes exists, of any process or former version. Raises OSError."""
+    if sock is None:
+        with nl.open_socket() as own:
+            return any_closes(own)
+    return any(closes(sock, table) for table in find(sock).ours)
+
+
 def free_name(sock: socket.socket | None = None) -> str:
     """Return the name for a table that closes: TABLE, or CLOSED if another program's table has that name."""
     return CLOSED if any(table.name == TABLE for table in find(sock).unmanaged) else TABLE

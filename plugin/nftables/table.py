@@ -191,8 +191,7 @@ class KernelTable:
     # --- the whole table ------------------------------------------------------------------------------------------
 
     def _closes(self) -> bool:
-        sock = self._client.reader
-        return any(identity.closes(sock, table) for table in identity.find(sock).ours)
+        return identity.any_closes(self._client.reader)
 
     def _closes_unchanged(self) -> bool:
         """True if a table that closes exists and is unchanged.

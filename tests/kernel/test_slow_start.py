@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import sys
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from plugin.nftables.sets import TABLE
 from plugin.paths import BOOT_FILE
+from tests.kernel.host_table import THEIRS, listed
 from tests.kernel.running import Running
 from tests.kernel.site import BR_DOCKER, Site, arriving
 from tests.lab import Wan
@@ -85,6 +88,7 @@ def test_at_a_slow_boot_all_is_closed_and_dockerd_does_not_give_up(fw: Running) 
     until(fw.answers, "the plugin answers", 30)
     assert arriving(fw.site, box) == set()
     assert "this machine is slow" in fw.log.read_text()
+    assert fw.worker(), "no other process is left"
 
 
 def test_without_a_boot_table_the_socket_accepts_nothing_before_the_early_table(fw: Running) -> None:
@@ -95,6 +99,8 @@ def test_without_a_boot_table_the_socket_accepts_nothing_before_the_early_table(
     fw.spawn()
     until(lambda: accepts(fw), "the socket accepts a connection", 40)
     assert arriving(fw.site, box) == set()
+    until(fw.answers, "the plugin answers", 30)
+    assert fw.worker(), "no other process is left"
 
 
 def test_a_restart_leaves_the_table_and_what_it_opened(fw: Running) -> None:
@@ -112,3 +118,63 @@ def test_a_restart_leaves_the_table_and_what_it_opened(fw: Running) -> None:
             fw.start()
             assert site.wan.probe.tcp(str(box.v4), 9090, source=Wan.FAR_V4) == "silent"
         assert not hammer.result.failed
+
+
+def test_another_programs_table_of_this_name_does_not_count_as_closed(fw: Running) -> None:
+    """Where another program's table has docker-fw's name, the start closes with a table of another name."""
+    site = fw.site
+    box = site.docker_box(BR_DOCKER, 100)
+    boot(fw)
+    site.run("nft", "-f", "-", input=THEIRS.format(TABLE))
+    theirs = listed(fw, TABLE)
+    assert arriving(site, box)
+    fw.spawn()
+    until(lambda: accepts(fw), "the socket accepts a connection", 40)
+    assert arriving(site, box) == set()
+    assert listed(fw, TABLE) == theirs
+
+
+@pytest.mark.parametrize(
+    "change", ["flush ruleset", "flush table inet docker-fw", "add table inet docker-fw { flags dormant; }"]
+)
+def test_a_table_that_another_program_disarms_does_not_count_as_closed(fw: Running, change: str) -> None:
+    """A table without rules, or one that is dormant, closes nothing: the socket accepts nothing because of it."""
+    site = fw.site
+    box = site.docker_box(BR_DOCKER, 100)
+    boot(fw)
+    fw.spawn()
+    until(lambda: arriving(site, box) == set(), "the boot table closes", 5)
+    site.run("nft", change)
+    assert arriving(site, box)
+    until(lambda: accepts(fw), "the socket accepts a connection", 40)
+    assert arriving(site, box) == set()
+
+
+def test_a_start_while_docker_is_silent_forgets_nothing_that_closes(fw: Running) -> None:
+    """Internal networks and bridges with a name of the user's stay in the file until Docker's list replaces them.
+
+    At a boot Docker's API answers after docker-fw's start. A power cut before that must not leave a file that
+    closes less.
+    """
+    file = fw.state.parent / BOOT_FILE
+    fw.command = (sys.executable, "-m", "plugin.daemon.start")
+    fw.docker.bridge_network("a" * 64, "inner", "10.100.0.0/24", bridge="inner0")
+    fw.docker.networks["a" * 64]["Internal"] = True
+    fw.site.docker_box("inner0", 100)
+    fw.start()
+    until(lambda: 'internal { "inner0" }' in file.read_text(), "the internal network is written")
+    assert re.search(r' dockers \{ [^}]*"inner0"', file.read_text())
+    fw.stop()
+    fw.site.run("ip", "link", "del", "inner0")
+    fw.docker.mode = "hang"
+    boot(fw)
+    former = file.stat().st_mtime_ns
+    fw.start()
+    body = json.dumps({"bans": [{"address": "203.0.113.99"}]}).encode()
+    assert fw.raw("POST", "/ban", body, headers={"Content-Type": "application/json"})[0] == 200
+    until(lambda: file.stat().st_mtime_ns != former and "203.0.113.99" in file.read_text(), "it is written again")
+    assert 'internal { "inner0" }' in file.read_text()
+    assert re.search(r' dockers \{ [^}]*"inner0"', file.read_text())
+    del fw.docker.networks["a" * 64]
+    fw.docker.mode = "answer"
+    until(lambda: "inner0" not in file.read_text(), "Docker's list replaces what was remembered", 30)

@@ -48,6 +48,13 @@ class _File:
     def exists(self) -> bool:
         return _fingerprint(self.path) is not None
 
+    def text(self) -> str:
+        """Return its text, "" if it cannot be read: it is written again soon, and the log says why if that fails."""
+        try:
+            return self.path.read_text() if self.path.is_file() else ""
+        except (OSError, ValueError):
+            return ""
+
     def keep(self, known: tuple[Any, ...], text: Callable[[], str]) -> None:
         """Write it if what it must close has changed, or if another program has written it. Raises OSError."""
         found = _fingerprint(self.path)
@@ -56,11 +63,15 @@ class _File:
         boot_unit.write(self.path, text(), suffix="kept", mode=self._mode)
         found = _fingerprint(self.path)
         # `fwctl boot install` may have written it at the same moment.
-        self._written = (found, known) if found and self.path.read_text() == text() else None
+        self._written = (found, known) if found and self.path.read_bytes() == text().encode() else None
 
 
 class BootTableKeeper:
-    """Rewrites the files when what they close changes. `networks`: the Docker networks that are known now."""
+    """Rewrites the files when what they close changes.
+
+    `networks`: the Docker networks that are known now. `listed`: whether these are all. Until then what only Docker's
+    list has is taken from the file of the last run: a power cut must not leave a file that closes less.
+    """
 
     def __init__(
         self,
@@ -68,6 +79,7 @@ class BootTableKeeper:
         state: Callable[[], SavedState],
         bridges: Bridges,
         networks: Callable[[], Iterable[BridgeNetwork]],
+        listed: Callable[[], bool],
     ) -> None:
         self._settings = settings
         self._own = _File(Path(settings.state).with_name(BOOT_FILE), 0o600)
@@ -75,6 +87,9 @@ class BootTableKeeper:
         self._state = state
         self._bridges = bridges
         self._networks = networks
+        self._listed = listed
+        text = self._own.text()
+        self._former = tuple(boot_table.named_in(text, name) for name in ("internal", "dockers"))
         self._stop = threading.Event()
         #: For the host's file: KEPT, or why it is not kept current; "" if there is none that docker-fw can see.
         self.report = ""
@@ -124,8 +139,10 @@ class BootTableKeeper:
     def _known(self) -> tuple[Any, ...]:
         state = self._state()
         saved = (state.bans, state.proxied, state.egress_restricted, state.networks)
-        internal = frozenset(network for network in self._networks() if network.internal)
-        return (*saved, self._bridges.dockers(), self._bridges.unmanaged(), internal)
+        if self._listed():
+            self._former = frozenset(), frozenset()
+        internal = boot_table.internal_bridges(self._networks()) | self._former[0]
+        return (*saved, self._bridges.dockers() | self._former[1], self._bridges.unmanaged(), internal)
 
     def _text(self, *known: Any) -> str:
         bans, proxied, egress_restricted, networks, dockers, unmanaged, internal = known

@@ -8,6 +8,7 @@ indices, which differ from boot to boot and exist only while the bridge does.
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import MappingProxyType
@@ -21,7 +22,6 @@ from plugin.kernel import link_monitor
 from plugin.model import BridgeNetwork, DockerUnavailable, FwError, Prefix
 from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.document import document, element_text
-from plugin.nftables.elements import guarded_elements
 from plugin.nftables.features import Features
 from plugin.nftables.sets import TABLE, Element
 from plugin.policy.frozen import FrozenDict
@@ -78,17 +78,17 @@ def _elements(dockers: Collection[str], unmanaged: Collection[str]) -> Iterator[
 
 def closing_text(
     state: SavedState,
-    internal: Iterable[BridgeNetwork],
+    internal: Iterable[str],
     dockers: Collection[str],
     unmanaged: Collection[str],
     settings: Settings,
 ) -> str:
     """Return the file for a saved state.
 
-    `internal`: Docker's internal networks. `dockers`, `unmanaged`: bridges by name.
+    All by the names of their bridges: `internal`: Docker's internal networks. `dockers`, `unmanaged`.
     """
     named = frozenset(filter(INTERFACE_NAME.fullmatch, unmanaged))
-    elements = closed_elements(state, settings).union(*map(guarded_elements, internal))
+    elements = closed_elements(state, settings) | {Element("internal", (bridge,)) for bridge in internal}
     return nft_text(settings.mark, dockers, named, elements, state.bans)
 
 
@@ -101,7 +101,18 @@ def first_text(
     """Return the file as `fwctl boot install` writes it, from Docker's listing and the bans of a running docker-fw."""
     known = evaluated(settings.defaults, look.facts()).state
     state = dataclasses.replace(known, bans=FrozenDict(bans))
-    return closing_text(state, [network for network in look.networks if network.internal], *bridges, settings)
+    return closing_text(state, internal_bridges(look.networks), *bridges, settings)
+
+
+def internal_bridges(networks: Iterable[BridgeNetwork]) -> frozenset[str]:
+    """Return the bridges of Docker's internal networks."""
+    return frozenset(network.bridge for network in networks if network.internal)
+
+
+def named_in(text: str, name: str) -> frozenset[str]:
+    """Return the bridges that a file of `nft_text` has in this set."""
+    found = re.search(rf"^add element inet {TABLE} {name} {{ (.*) }}$", text, re.MULTILINE)
+    return _named(found[1].replace('"', "").split(", ")) if found else frozenset()
 
 
 def bridges(
@@ -132,6 +143,6 @@ def bridges(
     return _named(known.dockers() | dockers), _named(known.unmanaged())
 
 
-def _named(bridges: Collection[str]) -> frozenset[str]:
+def _named(bridges: Iterable[str]) -> frozenset[str]:
     """Drop names that nft would have to quote: such a bridge is closed, and not exempted."""
     return frozenset(filter(INTERFACE_NAME.fullmatch, bridges))

@@ -185,7 +185,7 @@ def _is_root(root: Path) -> None:
 
 def write(path: Path, text: str, suffix: str = "new", mode: int = 0o644) -> bool:
     """Write a file atomically, by a temporary file with this suffix; return False if it has this text already."""
-    if path.is_file() and not path.is_symlink() and path.read_text() == text:
+    if path.is_file() and not path.is_symlink() and path.read_bytes() == text.encode():
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f"{path.name}.{suffix}")

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from plugin.daemon import start
+from plugin.nftables import identity
 
+EXISTS = "Error: Could not process rule: File exists"
 TABLE = "create table inet docker-fw\n#until 1000 banned4 192.0.2.1\n#until 2000 banned6_64 2001:db8::/64\n"
 
 
@@ -39,6 +41,8 @@ def nft(monkeypatch: pytest.MonkeyPatch) -> type[FakeNft]:
     module.Nftables = FakeNft  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "nftables", module)
     monkeypatch.setattr(start.time, "time", lambda: 1500.0)
+    monkeypatch.setattr(identity, "any_closes", lambda: False)
+    monkeypatch.setattr(identity, "free_name", lambda: "docker-fw")
     return FakeNft
 
 
@@ -56,11 +60,39 @@ def test_the_table_is_loaded_with_its_bans(nft: type[FakeNft], file: str) -> Non
     assert nft.asked == [f"{TABLE}add element inet docker-fw banned6_64 {{ 2001:db8::/64 timeout 500s }}\n"]
 
 
-def test_an_existing_table_stays_as_it_is(nft: type[FakeNft], file: str) -> None:
+def test_an_existing_table_stays_as_it_is(nft: type[FakeNft], file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A table that is there may be the one of a docker-fw that has just ended, with all that it opened."""
-    nft.answers = [(1, "", "Error: Could not process rule: File exists")]
+    monkeypatch.setattr(identity, "any_closes", lambda: True)
+    nft.answers = [(1, "", EXISTS)]
     assert start.load(file) == start._EXISTED
     assert len(nft.asked) == 1
+
+
+def test_another_programs_table_is_not_taken_for_one_that_closes(
+    nft: type[FakeNft], file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where that table has docker-fw's name, the boot table gets another."""
+    monkeypatch.setattr(identity, "free_name", lambda: "docker-fw-closed")
+    nft.answers = [(1, "", EXISTS), (0, "", "")]
+    assert start.load(file) == start._CREATED
+    assert nft.asked[1] == TABLE.replace("docker-fw", "docker-fw-closed")
+
+
+def test_nothing_counts_as_closed_because_nft_says_that_something_exists(nft: type[FakeNft], file: str) -> None:
+    """nft says so too if a ban is part of another, and about a table without rules."""
+    nft.answers = [(1, "", EXISTS)] * 2
+    assert start.load(file) == start._FAILED
+
+
+def test_a_boot_table_that_is_no_file_does_not_hold_up_the_start(nft: type[FakeNft], tmp_path: Path) -> None:
+    """A FIFO without a writer, opened for reading, would block for ever."""
+    os.mkfifo(path := tmp_path / "boot.nft")
+    with pytest.raises(OSError, match="is not a file"):
+        start.load(str(path))
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(IsADirectoryError):
+        start.load(str(path))
 
 
 def test_a_refused_ban_does_not_keep_the_table_from_closing(nft: type[FakeNft], file: str) -> None:

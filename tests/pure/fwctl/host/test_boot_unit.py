@@ -110,7 +110,7 @@ def test_the_table_has_all_elements_that_close() -> None:
         },
     )
     internal = BridgeNetwork("a" * 64, "n", "br-internal", (IPv6Network("2001:db8:1::/64"),), internal=True)
-    text = boot_table.closing_text(state, [internal], {OURS}, (), read({}))
+    text = boot_table.closing_text(state, [internal.bridge], {OURS}, (), read({}))
     for element in (
         Element("egress_restricted", (OURS,)),
         proxied_element(port),
@@ -345,3 +345,12 @@ def test_the_command_names_its_paths(
     for what in ("install", "remove"):
         assert main(["boot", what, "--root", str(root / "nowhere")]) == 1
         assert capsys.readouterr().err.endswith("or give its path: --root\n")
+
+
+def test_a_damaged_file_is_replaced(tmp_path: Path) -> None:
+    """A file that is no text, as a power cut may leave one, is written anew like one with another text."""
+    path = tmp_path / "boot.nft"
+    path.write_bytes(b"\xff\xfe")
+    assert boot_unit.write(path, "table")
+    assert path.read_text() == "table"
+    assert not boot_unit.write(path, "table")
