@@ -160,7 +160,7 @@ def bans(text: str, now: float) -> str:
 
 
 def _end_with_parent() -> None:
-    """End this process with its parent: it has the socket too, and dockerd would wait for an answer from nobody."""
+    """End this process with its parent: it has the socket too, and dockerd would wait for an answer in vain."""
     import ctypes  # noqa: PLC0415
 
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -168,6 +168,8 @@ def _end_with_parent() -> None:
 
 def _accept(sock: socket.socket, at: float, parent: int, file: str) -> None:
     """Let the socket accept connections at this time, unless gunicorn did so before, or nothing closes."""
+    import plugin.nftables.identity  # noqa: F401, PLC0415 (takes a second on a slow machine, and there is time now)
+
     while os.getppid() == parent:
         if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             return
