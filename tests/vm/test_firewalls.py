@@ -1,0 +1,73 @@
+"""Test boots with ufw or firewalld enabled: systemd starts them before Docker, and none opens what another closes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.engine.firewall_commands import UFW_ROUTES, ZONE_OF_OURS
+from tests.lab.probe import Target
+from tests.vm import Machine, State, prepared
+from tests.vm.fire import BACK, boots, hosts, open_at, start, tcp
+from tests.vm.packages import install
+from tests.vm.product import MachineFw, installed
+
+#: Minutes of emulated work: more than other tests have.
+pytestmark = pytest.mark.timeout(1200)
+PACKAGES = ("ufw", "firewalld")
+#: The README's commands for each. With this Docker, docker-proxy serves IPv6: there a port is the host's.
+COMMANDS = {
+    "ufw": ("ufw allow 18080/tcp", *UFW_ROUTES, "ufw --force enable", "systemctl enable ufw"),
+    "firewalld": (
+        "systemctl enable --now firewalld",
+        "firewall-cmd --permanent --add-port=18080/tcp",
+        *ZONE_OF_OURS,
+        "systemctl restart docker",
+    ),
+}
+STATE = {"ufw": ["ufw", "status"], "firewalld": ["firewall-cmd", "--state"]}
+RUNS = {"ufw": "Status: active", "firewalld": "running"}
+
+
+def with_firewalls() -> State:
+    """Return the state of a machine with docker-fw that has both firewalls, neither of them enabled."""
+    return prepared(installed(), "firewalls", PACKAGES, _add)
+
+
+def _add(vm: Machine) -> None:
+    # Debian's way to install a service without starting it.
+    vm.write("/usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n")
+    vm.run(["chmod", "+x", "/usr/sbin/policy-rc.d"])
+    install(vm, vm.state.disk.name.partition("-")[0], PACKAGES)
+    vm.run(["sh", "-ec", "rm /usr/sbin/policy-rc.d; systemctl disable firewalld ufw; systemctl daemon-reload"])
+
+
+@pytest.fixture
+def fw() -> Iterator[MachineFw]:
+    """Yield a machine with docker-fw and both firewalls."""
+    with Machine(state=with_firewalls()) as vm:
+        yield MachineFw(vm)
+
+
+@pytest.mark.parametrize("firewall", PACKAGES)
+def test_a_boot_with_another_firewall_opens_nothing_and_ends_as_it_began(fw: MachineFw, firewall: str) -> None:
+    """With the README's commands open ports are back after a real boot, and closed ones never answer.
+
+    That is so on a docker-fw network, and for published ports of a Docker network. The firewall is active afterwards.
+    """
+    theirs = start(fw, "bridge")
+    with fw.network() as net:
+        ours = start(fw, net, 2)
+        addresses = fw.addresses(ours, net)
+        opened: list[Target] = [*tcp(addresses, 8080), *tcp(hosts(fw), 18080, 28080)]
+        closed: list[Target] = [*tcp(addresses, 9090), *tcp(hosts(fw), 19090, 29090)]
+        open_at(fw, opened)
+        with fw.wan.probe.hammer(*closed, every=0.01) as never:
+            for command in COMMANDS[firewall]:
+                fw.vm.run(command.split(), timeout=300)
+            open_at(fw, opened)
+        assert not never.result.opened
+        boots(fw, opened, closed, fw.vm.reboot, BACK)
+        assert RUNS[firewall] in fw.vm.run(STATE[firewall], timeout=300).stdout
+        fw.remove(ours, theirs)
