@@ -60,11 +60,15 @@ class Probe(NamedTuple):
 
     They try it with an empty table: a complete one takes seconds to be refused, and until a table is active all ports
     are open.
+
+    `after`: commands of a second transaction. Linux 5.10 checks at the end of a transaction whether an expression is
+    valid in its hook, and not in a table that the transaction has deleted.
     """
 
     feature: str
     text: str
     otherwise: str
+    after: str = ""
 
 
 _TRY = f"{TABLE}_try"
@@ -89,9 +93,11 @@ PROBES = (
     ),
     Probe(
         "late_fib",
+        f"table inet {_TRY} {{}}\ndelete table inet {_TRY}\n"  # of a process that was killed before `after`
         f"create table inet {_TRY} {{ chain try {{ type filter hook forward priority filter; "
-        f"fib saddr . iif oif missing drop; }}; }}\ndelete table inet {_TRY}\n",
+        f"fib saddr . iif oif missing accept; }}; }}\n",
         "sources are looked up in the routes before a packet is routed",
+        f"delete table inet {_TRY}\n",
     ),
     Probe(  # connection tracking is loaded with its first rule, and lists its protocols then
         "sctp",
