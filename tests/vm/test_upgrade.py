@@ -105,6 +105,7 @@ def test_an_upgrade_of_docker_opens_nothing(fw: MachineFw) -> None:
 
         def upgrade() -> None:
             install(fw.vm, "trixie", ("docker.io", "docker-cli"))
+            fw.vm.run(["systemctl", "restart", "docker"], timeout=600)  # the package does not do that
             fw.vm.ready()
 
         boots(fw, opened, closed, upgrade, BACK)
