@@ -24,6 +24,8 @@ class Features:
     `listeners`: the kernel can match whether a socket listens at a packet's destination (≥ 4.18), so that a new
     listener is blocked until its owner is known. Without `cgroups`, that is always done.
     `cgroups`: the kernel can match a socket's control group (≥ 5.13).
+    `late_fib`: a packet's source can be looked up in the routes after it was routed, in the hooks forward and input (≥
+    5.19). Otherwise that is done before, and within one network too (`reverse_path_early`).
     `logs`: the kernel has nfnetlink_log.
     `sctp`: connection tracking distinguishes SCTP's flows by their ports (CONFIG_NF_CT_PROTO_SCTP). Otherwise all SCTP
     between two addresses is one flow, so the first packet to an open port would make every port part of an established
@@ -36,6 +38,7 @@ class Features:
     cgroups: bool = True
     logs: bool = True
     sctp: bool = True
+    late_fib: bool = True
 
     @property
     def flows(self) -> str:
@@ -57,11 +60,15 @@ class Probe(NamedTuple):
 
     They try it with an empty table: a complete one takes seconds to be refused, and until a table is active all ports
     are open.
+
+    `after`: commands of a second transaction. Linux 5.10 checks at the end of a transaction whether an expression is
+    valid in its hook, and not in a table that the transaction has deleted.
     """
 
     feature: str
     text: str
     otherwise: str
+    after: str = ""
 
 
 _TRY = f"{TABLE}_try"
@@ -83,6 +90,14 @@ PROBES = (
         "listeners",
         f"create table inet {_TRY} {{ chain try {{ socket transparent 0; }}; }}\ndelete table inet {_TRY}\n",
         "new listening ports cannot be closed until their owner is known",
+    ),
+    Probe(
+        "late_fib",
+        f"table inet {_TRY} {{}}\ndelete table inet {_TRY}\n"  # of a process that was killed before `after`
+        f"create table inet {_TRY} {{ chain try {{ type filter hook forward priority filter; "
+        f"fib saddr . iif oif missing accept; }}; }}\n",
+        "sources are looked up in the routes before a packet is routed",
+        f"delete table inet {_TRY}\n",
     ),
     Probe(  # connection tracking is loaded with its first rule, and lists its protocols then
         "sctp",

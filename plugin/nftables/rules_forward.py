@@ -26,34 +26,16 @@ PORT_0 = f"th dport 0 meta l4proto {{ {', '.join(each.nft for each in PROTOCOLS 
 _NAMED = ", ".join((*(each.nft for each in PROTOCOLS), "icmp", "ipv6-icmp"))
 
 
-def forward(mark: int, *, log: str, no_in: str, no_out: str, flows: str) -> str:
-    """Return the chains for forwarded traffic.
-
-    `log`: the statement that logs a drop. `no_in`, `no_out`: the exceptions for bridges that are unmanaged by name.
-    `flows`: the condition for packets whose flows are tracked by port.
-    """
-    passes = f"meta mark set meta mark | {mark:#010x} return"
-    return f"""\
-	# docker-fw's bridges are matched by their device group, so they are closed before their network is known. Every
-	# other bridge is filtered as one of Docker's until it is known not to be Docker's. The mark lets a packet pass
-	# Docker's own firewall, by one rule in DOCKER-USER or Docker's --bridge-accept-fwmark.
-	chain forward {{
-		type filter hook forward priority filter - 1; policy accept;
-		meta mark set meta mark & {0xFFFFFFFF ^ mark:#010x}
-		meta nfproto @ban_families jump banned
-		{flows}ct state established jump established
+#: Rules of `forward`: the source is looked up after the packet was routed.
+_CHECKED = """\
 		ct state != related jump reverse_path
-		ct state related meta l4proto != {{ icmp, ipv6-icmp }} jump reverse_path
-		ct state new jump quarantine
-		iifname @egress_restricted jump egress
-		oifgroup {GROUP:#x} meta mark set meta mark | {mark:#010x} goto inbound
-		iifgroup {GROUP:#x} goto outbound
-		meta iifkind "bridge" iif != @unmanaged{no_in} jump from_container
-		meta oifkind "bridge" oif != @unmanaged{no_out} goto to_docker
-		iifname @internal goto deny
-		meta nfproto @no_transit goto transit
-	}}
+		ct state related meta l4proto != { icmp, ipv6-icmp } jump reverse_path
+"""
 
+
+def _reverse_path_of_all(no_in: str) -> str:
+    """Return the chain that leads to the look-up of a source."""
+    return f"""\
 	# A packet of no established flow must enter through the link that its source belongs to (RFC 3704 section 2.2).
 	# From outside, a container's address is not a valid source: otherwise the reply to a forged packet would make an
 	# established flow to a closed port of that container. From a bridge, the host must have a route to the source
@@ -64,7 +46,13 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str, flows: str) -> str:
 		meta iifkind "bridge" iif != @unmanaged{no_in} goto reverse_path_bridge
 		fib saddr oifname @protected_bridges fib saddr . iif oif missing goto deny
 	}}
+"""
 
+
+def _reverse_path(no_in: str) -> str:
+    """Return the chains that look a source up after the packet was routed."""
+    return f"""\
+{_reverse_path_of_all(no_in)}
 	# Neighbour discovery uses any source address, or none. DHCP's 0.0.0.0 is not missing (nft_fib4_eval). Within one
 	# network any source passes, unless egress from it is restricted: a container could forge a packet from an outside
 	# address to itself through the host, and its reply would leave as established. Replies to link-local sources stay
@@ -83,7 +71,62 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str, flows: str) -> str:
 		fib saddr type != local fib daddr . iif oif missing return
 		fib saddr . iif oif missing goto deny
 	}}
+"""
 
+
+def _reverse_path_early(no_in: str, flows: str) -> str:
+    """Return the same for a kernel that looks routes up before a packet is routed only: a base chain does it there.
+
+    It is not known yet whether the packet stays on its network, so sources are checked within a network too. The
+    kernel forwards no packet with a link-local source.
+    """
+    return f"""\
+	chain reverse_path_early {{
+		type filter hook prerouting priority -90; policy accept;
+		iifname "lo" accept
+		{NEW_SYN} goto reverse_path
+		{flows}ct state established accept
+		{ERRORS} accept
+		goto reverse_path
+	}}
+
+{_reverse_path_of_all(no_in)}
+	chain reverse_path_bridge {{
+		icmpv6 type {{ {LINK6} }} return
+		ip6 saddr fe80::/10 return
+		fib saddr . iif oif missing goto deny
+	}}
+"""
+
+
+def forward(mark: int, *, log: str, no_in: str, no_out: str, flows: str, late_fib: bool) -> str:
+    """Return the chains for forwarded traffic.
+
+    `log`: the statement that logs a drop. `no_in`, `no_out`: the exceptions for bridges that are unmanaged by name.
+    `flows`: the condition for packets whose flows are tracked by port. `late_fib`: as in `Features`.
+    """
+    checked, reverse_path = (_CHECKED, _reverse_path(no_in)) if late_fib else ("", _reverse_path_early(no_in, flows))
+    passes = f"meta mark set meta mark | {mark:#010x} return"
+    return f"""\
+	# docker-fw's bridges are matched by their device group, so they are closed before their network is known. Every
+	# other bridge is filtered as one of Docker's until it is known not to be Docker's. The mark lets a packet pass
+	# Docker's own firewall, by one rule in DOCKER-USER or Docker's --bridge-accept-fwmark.
+	chain forward {{
+		type filter hook forward priority filter - 1; policy accept;
+		meta mark set meta mark & {0xFFFFFFFF ^ mark:#010x}
+		meta nfproto @ban_families jump banned
+		{flows}ct state established jump established
+{checked}		ct state new jump quarantine
+		iifname @egress_restricted jump egress
+		oifgroup {GROUP:#x} meta mark set meta mark | {mark:#010x} goto inbound
+		iifgroup {GROUP:#x} goto outbound
+		meta iifkind "bridge" iif != @unmanaged{no_in} jump from_container
+		meta oifkind "bridge" oif != @unmanaged{no_out} goto to_docker
+		iifname @internal goto deny
+		meta nfproto @no_transit goto transit
+	}}
+
+{reverse_path}
 	# Packets from and to banned addresses are dropped before any other rule.
 	chain banned {{
 		meta nfproto @loading jump loading

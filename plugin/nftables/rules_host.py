@@ -11,12 +11,14 @@ from plugin.protocols import PROTOCOLS
 _PUBLISHABLE = ", ".join(each.nft for each in PROTOCOLS if each.socket)
 
 
-def host(mark: int, *, log: str, unknown: str, no_in: str, flows: str) -> str:
+def host(mark: int, *, log: str, unknown: str, no_in: str, flows: str, late_fib: bool) -> str:
     """Return the chains for the host.
 
     `log`: the statement that logs a drop. `unknown`: the rule that identifies docker-proxy. `no_in`: the exceptions
     for bridges that are unmanaged by name. `flows`: the condition for packets whose flows are tracked by port.
+    `late_fib`: as in `Features`.
     """
+    checked = "\t\tct state new,invalid,untracked jump reverse_path\n" if late_fib else ""
     passes = f"meta mark set meta mark | {mark:#010x} return"
     return f"""\
 	# A frame to a reserved bridge address (IEEE 802.1D table 7-10) arrives from the bridge port, not from the bridge,
@@ -27,8 +29,7 @@ def host(mark: int, *, log: str, unknown: str, no_in: str, flows: str) -> str:
 		iifname "lo" accept
 		meta nfproto @ban_families jump banned
 		meta pkttype multicast ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 goto deny
-		ct state new,invalid,untracked jump reverse_path
-		iifgroup {GROUP:#x} jump container_to_host
+{checked}		iifgroup {GROUP:#x} jump container_to_host
 		meta iifkind "bridge" iif != @unmanaged{no_in} jump container_to_host
 		meta nfproto . meta l4proto . th dport @host_closed goto host_closed
 		ip daddr . meta l4proto . th dport @host_closed4 goto host_closed

@@ -213,6 +213,8 @@ class KernelTable:
         except NftError as error:
             log.info("%s: %s", probe.otherwise, error)
             return False
+        if probe.after:
+            self._client.run(probe.after)
         return True
 
     def _write(

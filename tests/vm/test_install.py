@@ -53,14 +53,18 @@ def test_a_label_opens_its_port_on_its_container_only(fw: MachineFw) -> None:
 
 
 def test_published_ports_of_a_docker_network_obey(fw: MachineFw) -> None:
-    """On Docker's own bridge `-p` opens the base ports and those of labels; others are closed, on IPv4 and IPv6."""
+    """On Docker's own bridge `-p` opens the base ports and those of labels; others are closed, on IPv4 and IPv6.
+
+    Docker 20.10.5 publishes on IPv4 only, and nothing listens on IPv6.
+    """
     ports = ("-p", "18080:80", "-p", "18081:8080", "-p", "19090:9090")
     app = fw.run("bridge", *ports, "--label", "fw.allow=8080")
     try:
         with fw.vm.serve(app, tcp=[80, 8080, 9090]):
             for host in (fw.vm.v4, fw.vm.v6):
                 seen = fw.wan.probe([("tcp", host, port) for port in (18080, 18081, 19090)], timeout=3)
-                assert list(seen.values())[:2] == ["open", "open"], host
+                absent = ":" in host and fw.vm.state.disk.versions()["docker"].startswith("20.10.5")
+                assert list(seen.values())[:2] == ["refused" if absent else "open"] * 2, host
                 assert list(seen.values())[2] != "open", host
     finally:
         fw.remove(app)

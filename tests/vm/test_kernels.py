@@ -66,6 +66,7 @@ FEATURES = (
     Feature("limit of connections (`ct count`)", chain("inet", "ct count over 9 drop")),
     Feature("log group (nfnetlink_log)", chain("inet", "log group 7", "input")),
     Feature("route look-up (`fib`)", chain("inet", "fib saddr . iif oif missing drop", "prerouting")),
+    Feature("route look-up in the hook forward", chain("inet", "fib saddr . iif oif missing drop", "forward")),
     Feature("ipvlan", command=link("ipvlan mode l2")),
     Feature("macvlan", command=link("macvlan mode bridge")),
     Feature("IPVS (swarm's routing mesh)", command="modprobe ip_vs && grep -q . /proc/net/ip_vs"),

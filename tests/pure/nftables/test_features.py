@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 
@@ -13,6 +14,7 @@ from plugin.nftables.sets import SETS, Element
 
 MARK = 0x08000000
 EVERY = [Features(*five) for five in itertools.product((False, True), repeat=5)]
+EVERY += [Features(sctp=False), Features(late_fib=False), Features(*[False] * len(dataclasses.fields(Features)))]
 
 
 @pytest.mark.parametrize("features", EVERY, ids=str)
@@ -25,8 +27,26 @@ def test_elements_are_left_out_exactly_where_their_sets_are(features: Features) 
 
 @pytest.mark.parametrize("features", EVERY, ids=str)
 def test_every_kernel_gets_every_hook_of_the_main_table(features: Features) -> None:
-    """A missing feature takes rules away, and no chain that the kernel calls."""
-    assert hooks(features) == hooks(Features())
+    """A missing feature takes rules away, and no chain that the kernel calls; one adds a chain."""
+    early = [] if features.late_fib else ["type filter hook prerouting priority -90; policy accept"]
+    assert sorted(hooks(features)) == sorted(hooks(Features()) + early)
+
+
+def test_an_old_kernel_looks_routes_up_only_where_it_can() -> None:
+    """Before Linux 5.19 `fib` returns a link in prerouting only; a chain that another hook reaches would be refused."""
+    for late_fib, expected in ((True, {"forward", "input"}), (False, {"prerouting"})):
+        text = skeleton(MARK, Features(late_fib=late_fib)).partition("\ntable bridge ")[0]
+        chains = dict(re.findall(r"^\tchain (\w+) {\n(.*?)^\t}", text, re.MULTILINE | re.DOTALL))
+        found = set()
+        for body in chains.values():
+            if hook := re.search(r"type \w+ hook (\w+)", body):
+                reached, todo = set[str](), {body}
+                while todo:
+                    reached |= todo
+                    todo = {chains[n] for each in todo for n in re.findall(r"(?:jump|goto) (\w+)", each)} - reached
+                if any(re.search(r"fib [^@{]*\boif", each) for each in reached):
+                    found.add(hook[1])
+        assert found == expected
 
 
 def hooks(features: Features) -> list[str]:
@@ -35,10 +55,10 @@ def hooks(features: Features) -> list[str]:
 
 
 def test_a_probe_leaves_nothing_behind() -> None:
-    """A feature that is tried is one of the fields, and its table is removed in the same transaction."""
+    """A feature that is tried is one of the fields, and its table is removed afterwards."""
     for probe in PROBES:
         assert hasattr(Features(), probe.feature)
-        first, *_, last = probe.text.splitlines()
-        made = re.match(r"create (table \w+ [\w-]+)", first)
+        first, *_, last = (probe.text + probe.after).splitlines()
+        made = re.match(r"(?:create )?(table \w+ [\w-]+)", first)
         assert made
         assert last == f"delete {made[1]}"
