@@ -6,7 +6,9 @@ and the probes are our own.
 
 from __future__ import annotations
 
-from tests.promises.model import Promise, probes, to
+from collections.abc import Mapping
+
+from tests.promises.model import Promise, To, probes, to
 
 _PORTS = "moby: integration/networking/port_mapping_linux_test.go"
 _BRIDGE = "moby: integration/networking/bridge_linux_test.go"
@@ -31,10 +33,22 @@ UDP_BY_PROXY = {"<28": "silent"}
 NO_PROXY = {"no-proxy": "silent"}
 #: Without docker-proxy, nothing serves the host's IPv6 addresses for a container that has IPv4 alone.
 NO_PROXY6 = {"no-proxy": "refused"}
+#: Without docker-proxy, Docker before 28 itself listens on published ports and serves nothing there. IPv4 packets are
+#: translated before they arrive there; in the profile `no-proxy` it has no rules for IPv6.
+LISTENING = {"tcp": "hollow", "udp": "silent"}
+
+
+def published(what: str, but: Mapping[str, str] | None = None, but6: Mapping[str, str] | None = None) -> To:
+    """Return where a probe of a published port goes; see `to`."""
+    return to(what, but=but, but6={**(but6 or {}), "<28 no-proxy": LISTENING[what[:3]]})
+
+
 #: Docker 20.10 gives containers of an internal network a default route, and drops what they send by it: over IPv6 only
 #: if it filters IPv6.
 INTERNAL = {"<26": "silent"}
 INTERNAL6 = {"<26 default": "open", "<26 no-proxy": "open"}
+#: If it filters IPv6, it drops neighbour discovery within an internal network too.
+INTERNAL_NEIGHBOURS6 = {"<26 ip6tables": "silent"}
 
 _PUBLISHED = (
     Promise(
@@ -42,7 +56,7 @@ _PUBLISHED = (
         "A published port answers on every address of the host.",
         f"{_PORTS} TestAccessPublishedPortFromRemoteHost",
         ("web",),
-        (*probes("remote", to("tcp host:8080"), to("udp host:8053"), to("tcp second:8080")),),
+        (*probes("remote", published("tcp host:8080"), published("udp host:8053"), published("tcp second:8080")),),
         EVERYWHERE,
     ),
     Promise(
@@ -53,10 +67,10 @@ _PUBLISHED = (
         (
             *probes(
                 "host",
-                to("tcp host:8080"),
-                to("udp host:8053"),
-                to("tcp lo:8080", but6=NO_PROXY),
-                to("tcp gw/plain:8080"),
+                published("tcp host:8080"),
+                published("udp host:8053"),
+                published("tcp lo:8080", but6=NO_PROXY),
+                published("tcp gw/plain:8080"),
             ),
         ),
         EVERYWHERE,
@@ -66,7 +80,14 @@ _PUBLISHED = (
         "A container of the same network reaches a published port on the host's addresses and on the gateway's.",
         f"{_PORTS} TestAccessPublishedPortFromCtr",
         ("web", "mate"),
-        (*probes("mate", to("tcp host:8080"), to("tcp gw/plain:8080"), to("udp host:8053", but=UDP_BY_PROXY)),),
+        (
+            *probes(
+                "mate",
+                published("tcp host:8080"),
+                published("tcp gw/plain:8080"),
+                published("udp host:8053", but={**UDP_BY_PROXY, "<28 no-proxy": "open"}),
+            ),
+        ),
         EVERYWHERE,
     ),
     Promise(
@@ -74,7 +95,7 @@ _PUBLISHED = (
         "A container reaches its own published port on the host's addresses (hairpin).",
         f"{_PORTS} TestAccessPublishedPortFromCtr, TestPortMappedHairpinTCP",
         ("web",),
-        (*probes("web", to("tcp host:8080"), to("tcp gw/plain:8080")),),
+        (*probes("web", published("tcp host:8080"), published("tcp gw/plain:8080")),),
         EVERYWHERE,
     ),
     Promise(
@@ -85,10 +106,10 @@ _PUBLISHED = (
         (
             *probes(
                 "stranger",
-                to("tcp host:8080", but=NO_PROXY),
-                to("tcp gw/other:8080", but=NO_PROXY),
-                to("tcp gw/plain:8080", but=NO_PROXY),
-                to("udp host:8053", but={**UDP_BY_PROXY, **NO_PROXY}),
+                published("tcp host:8080", but=NO_PROXY),
+                published("tcp gw/other:8080", but=NO_PROXY),
+                published("tcp gw/plain:8080", but=NO_PROXY),
+                published("udp host:8053", but={**UDP_BY_PROXY, **NO_PROXY}),
             ),
         ),
         EVERYWHERE,
@@ -117,7 +138,7 @@ _PUBLISHED = (
         "`-p 8100-8102:9000-9002` publishes each port of the range.",
         f"{_DOCS}/port-publishing",
         ("web",),
-        (*probes("remote, host", *(to(f"tcp host:{port}") for port in (8100, 8101, 8102))),),
+        (*probes("remote, host", *(published(f"tcp host:{port}") for port in (8100, 8101, 8102))),),
         EVERYWHERE,
     ),
     Promise(
@@ -141,8 +162,8 @@ _PUBLISHED = (
         f"{_PORTS} TestMixAnyWithSpecificHostAddrs",
         ("second", "stranger"),
         (
-            *probes("remote, host", to("tcp second:8083"), to("tcp host:8083", "refused")),
-            *probes("stranger", to("tcp second:8083", but=NO_PROXY), to("tcp host:8083", "refused")),
+            *probes("remote, host", published("tcp second:8083"), to("tcp host:8083", "refused")),
+            *probes("stranger", published("tcp second:8083", but=NO_PROXY), to("tcp host:8083", "refused")),
         ),
         EVERYWHERE,
     ),
@@ -152,8 +173,10 @@ _PUBLISHED = (
         f"{_PORTS} TestAccessPortPublishedOnLoopbackAddress",
         ("local",),
         (
-            *probes("host", to("tcp lo:8084", but6=NO_PROXY), to("tcp host:8084", "refused"), to("tcp local:80")),
-            *probes("remote", to("tcp host:8084", "refused"), to("tcp host:8184")),
+            *probes(
+                "host", published("tcp lo:8084", but6=NO_PROXY), to("tcp host:8084", "refused"), to("tcp local:80")
+            ),
+            *probes("remote", to("tcp host:8084", "refused"), published("tcp host:8184")),
             *probes("mate", to("tcp host:8084", "refused"), to("tcp local:80")),
         ),
         EVERYWHERE,
@@ -235,8 +258,8 @@ _PUBLISHED = (
         f"{_PORTS} TestAccessPublishedPortFromHost",
         ("front", "stranger"),
         (
-            *probes("remote, host", to("tcp host:8091")),
-            *probes("stranger", to("tcp host:8091", but=NO_PROXY)),
+            *probes("remote, host", published("tcp host:8091")),
+            *probes("stranger", published("tcp host:8091", but=NO_PROXY)),
             *probes("front", to("tcp remote:7000")),
         ),
         EVERYWHERE,
@@ -334,7 +357,7 @@ _DIRECT = (
         "`--allow-direct-routing`: a published port answers at the container's own address, another one does not.",
         f"{_PORTS} TestAllowDirectRemoteAccessOnExposedPort",
         ("web", "local"),
-        (*probes("remote", to("tcp web:80"), to("tcp web:81", "silent"), to("tcp host:8080")),),
+        (*probes("remote", to("tcp web:80"), to("tcp web:81", "silent"), published("tcp host:8080")),),
         ("direct",),
     ),
     Promise(
@@ -344,7 +367,7 @@ _DIRECT = (
         ("web", "stranger"),
         (
             *probes("remote", to("tcp web:80", family=6), to("tcp web:81", family=6), to("ping web", family=6)),
-            *probes("remote, host, stranger", to("tcp host:8080")),
+            *probes("remote, host, stranger", published("tcp host:8080")),
             *probes("stranger", to("tcp web:81", family=6)),
         ),
         ("no-ip6tables",),
@@ -356,7 +379,10 @@ _DIRECT = (
         ("ways",),
         (
             *probes(
-                "remote", to("tcp host:8098"), to("tcp ways/plain:80", "silent"), to("tcp ways/routed:80", "silent")
+                "remote",
+                published("tcp host:8098"),
+                to("tcp ways/plain:80", "silent"),
+                to("tcp ways/routed:80", "silent"),
             ),
         ),
         since=28,
@@ -415,7 +441,7 @@ _BETWEEN = (
         ("web", "routed"),
         (
             *probes("routed", to("tcp web:80", "silent"), to("tcp web:81", "silent"), to("ping web", "silent")),
-            *probes("routed", to("tcp host:8080", but=NO_PROXY)),
+            *probes("routed", published("tcp host:8080", but=NO_PROXY)),
         ),
         EVERYWHERE,
         since=28,
@@ -432,8 +458,8 @@ _BETWEEN = (
                 to("tcp apart:81", "silent", but6=UNFILTERED),
                 to("ping apart", "silent", but6=UNFILTERED),
             ),
-            *probes("apart2, stranger", to("tcp host:8087", but=NO_PROXY)),
-            *probes("remote, host", to("tcp host:8087")),
+            *probes("apart2, stranger", published("tcp host:8087", but=NO_PROXY)),
+            *probes("remote, host", published("tcp host:8087")),
         ),
         EVERYWHERE,
     ),
@@ -465,7 +491,13 @@ _BETWEEN = (
         f"{_BRIDGE} TestInternalNwConnectivity, TestBridgeICC",
         ("inside", "inside2", "deeper", "mate"),
         (
-            *probes("inside2", to("tcp inside:80"), to("tcp inside:81"), to("ping inside"), to("name inside")),
+            *probes(
+                "inside2",
+                to("tcp inside:80", but6=INTERNAL_NEIGHBOURS6),
+                to("tcp inside:81", but6=INTERNAL_NEIGHBOURS6),
+                to("ping inside", but6=INTERNAL_NEIGHBOURS6),
+                to("name inside"),
+            ),
             *probes("inside", to("ping gw/internal")),
             *probes(
                 "inside",
@@ -561,8 +593,8 @@ _OUT = (
                 to("tcp remote:7000", "silent", peer="client", but={"<28": "open"}),
                 to("udp remote:7000", "silent", peer="client", but={"<28": "open"}),
             ),
-            *probes("remote, host", to("tcp host:8089")),
-            *probes("stranger", to("tcp host:8089", but=NO_PROXY)),
+            *probes("remote, host", published("tcp host:8089")),
+            *probes("stranger", published("tcp host:8089", but=NO_PROXY)),
         ),
         EVERYWHERE,
     ),
@@ -607,9 +639,9 @@ _SEVERAL = (
         f"{_DNS} TestInternalNetworkDNS; {_BRIDGE} TestGatewaySelection",
         ("both", "inside"),
         (
-            *probes("remote, host", to("tcp host:8096")),
-            *probes("both", to("tcp inside:80"), to("tcp mate:80"), to("tcp remote:7000")),
-            *probes("inside", to("tcp both/internal:80")),
+            *probes("remote, host", published("tcp host:8096")),
+            *probes("both", to("tcp inside:80", but6=INTERNAL_NEIGHBOURS6), to("tcp mate:80"), to("tcp remote:7000")),
+            *probes("inside", to("tcp both/internal:80", but6=INTERNAL_NEIGHBOURS6)),
             *probes("inside", to("tcp both/plain:80", "unsent", but=INTERNAL, but6=INTERNAL6)),
         ),
         EVERYWHERE,
@@ -620,8 +652,8 @@ _SEVERAL = (
         f"{_BRIDGE} TestGatewaySelection",
         ("two", "mate", "stranger"),
         (
-            *probes("remote, host, stranger", to("tcp host:8097")),
-            *probes("mate", to("tcp host:8097", but=NO_PROXY)),
+            *probes("remote, host, stranger", published("tcp host:8097")),
+            *probes("mate", published("tcp host:8097", but=NO_PROXY)),
             *probes("stranger", to("tcp two/other:80")),
             *probes("mate", to("tcp two/plain:80")),
         ),
@@ -645,9 +677,9 @@ _SEVERAL = (
 
 #: What must be as before after an event; the containers `steady` and `again` are for these.
 _STAYS = (
-    *probes("remote, host", to("tcp host:8201")),
-    *probes("stranger", to("tcp host:8201", but=NO_PROXY)),
-    *probes("remote", to("udp host:8202"), to("tcp steady:81", "silent", but6=UNFILTERED)),
+    *probes("remote, host", published("tcp host:8201")),
+    *probes("stranger", published("tcp host:8201", but=NO_PROXY)),
+    *probes("remote", published("udp host:8202"), to("tcp steady:81", "silent", but6=UNFILTERED)),
     *probes("mate", to("tcp steady:81"), to("name steady")),
     *probes("stranger", to("tcp steady:81", "silent", but6=UNFILTERED)),
     *probes("steady", to("tcp remote:7000")),
@@ -660,9 +692,9 @@ _EVENTS = (
         f"{_PORTS} TestRestartUserlandProxyUnder2MSL",
         ("again", "stranger"),
         (
-            *probes("remote, host, again", to("tcp host:8203")),
-            *probes("stranger", to("tcp host:8203", but=NO_PROXY)),
-            *probes("remote", to("udp host:8204"), to("tcp again:81", "silent", but6=UNFILTERED)),
+            *probes("remote, host, again", published("tcp host:8203")),
+            *probes("stranger", published("tcp host:8203", but=NO_PROXY)),
+            *probes("remote", published("udp host:8204"), to("tcp again:81", "silent", but6=UNFILTERED)),
             *probes("mate", to("tcp again:80"), to("tcp again:81"), to("name again")),
             *probes("again", to("tcp remote:7000")),
         ),
@@ -675,8 +707,8 @@ _EVENTS = (
         f"{_BRIDGE} TestGatewaySelection",
         ("mover", "stranger", "mate"),
         (
-            *probes("remote, host", to("tcp host:8205")),
-            *probes("mate", to("tcp host:8205", but=NO_PROXY)),
+            *probes("remote, host", published("tcp host:8205")),
+            *probes("mate", published("tcp host:8205", but=NO_PROXY)),
             *probes("stranger", to("tcp mover/other:80"), to("tcp mover/other:81")),
             *probes("mate", to("tcp mover/other:80", "silent", but6=UNFILTERED)),
             *probes("mover", to("tcp remote:7000", peer="host", family=4)),
@@ -690,8 +722,8 @@ _EVENTS = (
         f"{_BRIDGE} TestDropInForwardChain; {_DRIVER} TestFilterForwardPolicy",
         ("web", "stranger", "mate"),
         (
-            *probes("remote, host, mate, web", to("tcp host:8080")),
-            *probes("stranger", to("tcp host:8080", but=NO_PROXY)),
+            *probes("remote, host, mate, web", published("tcp host:8080")),
+            *probes("stranger", published("tcp host:8080", but=NO_PROXY)),
             *probes("mate", to("tcp web:81"), to("tcp remote:7000")),
         ),
         EVERYWHERE,
