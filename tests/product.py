@@ -84,9 +84,13 @@ def create_plugin(engine: Engine) -> None:
         nonlocal created
         engine.docker("plugin", "create", PLUGIN, plugin_dir(engine), timeout=300)
         created = True
+        # `create` keeps the plugin's name in memory only (moby plugin/manager_linux.go); `set` writes it to the disk.
+        engine.docker("plugin", "set", PLUGIN, "FW_LOG_LEVEL=info")
         _copy(theirs, target)
 
-    made = cached("plugins", f"{stem}-{digest(image_tar().name, config)}", f"the plugin in {engine.version}", create)
+    made = cached(
+        "plugins", f"{stem}-{digest(image_tar().name, config, 'named')}", f"the plugin in {engine.version}", create
+    )
     os.utime(made)
     for old in sorted(made.parent.glob(f"{stem}-*"), key=os.path.getmtime)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)

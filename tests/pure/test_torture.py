@@ -23,8 +23,8 @@ def v6(protocol: int, body: bytes, hops: int = 63) -> bytes:
     return struct.pack("!IHBB32s", 6 << 28, len(body), protocol, hops, bytes(32)) + body
 
 
-def tcp(flags: int, ack: int) -> bytes:
-    return struct.pack("!HHIIBBHHH", 9090, 30000, 0, ack, 0x50, flags, 0, 0, 0)
+def tcp(flags: int, ack: int, port: int = 30007) -> bytes:
+    return struct.pack("!HHIIBBHHH", 9090, port, 0, ack, 0x50, flags, 0, 0, 0)
 
 
 def datagram(shot: int, ports: tuple[int, int] = (9090, 30000)) -> bytes:
@@ -40,6 +40,7 @@ UNREACHABLE6 = struct.pack("!BBHI", 1, 4, 0, 0) + v6(UDP, datagram(7))
     [
         (v4(TCP, tcp(SYN_ACK, 8)), True, "syn-ack"),
         (v4(TCP, tcp(SYN_ACK, 8), 64), True, "syn-ack"),
+        (v4(TCP, tcp(SYN_ACK, 8, 60111)), True, "syn-ack"),
         (v6(TCP, tcp(SYN_ACK, 8), 64), False, "syn-ack"),
         (v4(TCP, tcp(RST | 0x10, 8)), True, "reset"),
         (v6(TCP, tcp(RST | 0x10, 8)), False, "reset"),
@@ -63,15 +64,17 @@ def test_whatever_a_container_answers_is_seen_with_the_shot_that_it_answers(
         (v6(TCP, tcp(RST | 0x10, 8), 64), False),
         (v4(1, UNREACHABLE, 64), True),
         (v4(1, struct.pack("!BBHI", 3, 1, 0, 0) + v4(UDP, datagram(7))), True),
+        (v4(TCP, tcp(SYN_ACK, 8, 38970)), True),
         (v4(UDP, b"\0" * 20), True),
         (v4(UDP, datagram(7, ports=(30000, 9090))), True),
         (v6(UDP, datagram(7, ports=(30000, 9090))), False),
     ],
 )
-def test_what_the_host_itself_refuses_is_no_answer(packet: bytes, is_v4: bool) -> None:
+def test_what_answers_no_shot_is_not_counted(packet: bytes, is_v4: bool) -> None:
     """A host that does not forward at the moment sends resets and errors of its own, with a full TTL.
 
-    A host without a route to the container returns the shot itself, by its default route.
+    Another probe's connection may by chance have the sequence number of a shot, but not its source port too. A host
+    without a route to the container returns the shot itself, by its default route.
     """
     assert answered(packet, is_v4) is None
 

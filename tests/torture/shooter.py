@@ -74,8 +74,7 @@ class Aim:
 
     def packet(self, shot: int) -> bytes:
         """Return the packet of a shot, which carries the shot's number."""
-        low, high = PORTS
-        source = OWN_PORT + self.number if shot % OWN_EVERY == 0 else low + shot % (high - low)
+        source = OWN_PORT + self.number if shot % OWN_EVERY == 0 else _port(shot)
         if not self.tcp:
             body = MAGIC + struct.pack("!I", shot)
             return struct.pack("!HHHH", source, self.port, 8 + len(body), 0) + body
@@ -94,6 +93,12 @@ class Aim:
         except OSError:
             return False
         return True
+
+
+def _port(shot: int) -> int:
+    """Return the source port of a shot that does not have its target's own."""
+    low, high = PORTS
+    return low + shot % (high - low)
 
 
 def answered(packet: bytes, v4: bool) -> tuple[int, str] | None:
@@ -118,6 +123,9 @@ def answered(packet: bytes, v4: bool) -> tuple[int, str] | None:
 
 def _of_tcp(body: bytes, hops: int) -> tuple[int, str] | None:
     shot, flags = (struct.unpack("!I", body[8:12])[0] - 1) & 0xFFFFFFFF, body[13]
+    port = int.from_bytes(body[2:4], "big")
+    if port < OWN_PORT and port != _port(shot):  # of a connection that another probe opened
+        return None
     if flags & SYN_ACK == SYN_ACK:
         return shot, "syn-ack"
     if flags & RST and flags & ACK and hops == FORWARDED:
