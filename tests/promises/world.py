@@ -344,14 +344,21 @@ def drop_no_more(world: World) -> None:
 
 
 def restart_dockerd(world: World) -> None:
-    world.engine.restart()
+    world.engine.stop()
+    _start_dockerd(world)
     _after_dockerd(world, "restart dockerd")
 
 
 def kill_dockerd(world: World) -> None:
     world.engine.kill()
-    world.engine.start()
+    _start_dockerd(world)
     _after_dockerd(world, "kill dockerd")
+
+
+def _start_dockerd(world: World) -> None:
+    # It restores the networks of all containers first: seconds, but minutes on a busy machine.
+    world.engine.start(wait=False)
+    world.engine.ready(240)
 
 
 def _after_dockerd(world: World, act: str) -> None:
