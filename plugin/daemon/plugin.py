@@ -126,6 +126,7 @@ class Plugin:
             self._bridges,
             lambda: list(self._tracker.networks.values()),
             lambda: self._state.facts.listed,
+            lambda: nft.features.late_fib,
         )
         self._orders = AdminCommands(
             self._state,

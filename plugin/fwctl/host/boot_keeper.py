@@ -70,7 +70,8 @@ class BootTableKeeper:
     """Rewrites the files when what they close changes.
 
     `networks`: the Docker networks that are known now. `listed`: whether these are all. Until then what only Docker's
-    list has is taken from the file of the last run: a power cut must not leave a file that closes less.
+    list has is taken from the file of the last run: a power cut must not leave a file that closes less. `late_fib`:
+    what this kernel supports, see `Features`.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class BootTableKeeper:
         bridges: Bridges,
         networks: Callable[[], Iterable[BridgeNetwork]],
         listed: Callable[[], bool],
+        late_fib: Callable[[], bool],
     ) -> None:
         self._settings = settings
         self._own = _File(Path(settings.state).with_name(BOOT_FILE), 0o600)
@@ -88,6 +90,7 @@ class BootTableKeeper:
         self._bridges = bridges
         self._networks = networks
         self._listed = listed
+        self._late_fib = late_fib
         text = self._own.text()
         self._former = tuple(boot_table.named_in(text, name) for name in ("internal", "dockers"))
         self._stop = threading.Event()
@@ -147,7 +150,7 @@ class BootTableKeeper:
     def _text(self, *known: Any) -> str:
         bans, proxied, egress_restricted, networks, dockers, unmanaged, internal = known
         state = SavedState(networks=networks, proxied=proxied, egress_restricted=egress_restricted, bans=bans)
-        return boot_table.closing_text(state, internal, dockers, unmanaged, self._settings)
+        return boot_table.closing_text(state, internal, dockers, unmanaged, self._settings, late_fib=self._late_fib())
 
 
 def why_not_kept(root: Path, clock: Callable[[], float] = time.monotonic) -> str:

@@ -48,18 +48,21 @@ def nft_text(
     unmanaged: Collection[str],
     closed: Iterable[Element] = (),
     bans: Mapping[Prefix, float] = MappingProxyType({}),
+    *,
+    late_fib: bool = True,
 ) -> str:
     """Return the file for nft: every bridge is closed but `unmanaged`; within a bridge containers talk freely.
 
     `closed`: more elements that close. `bans`: their ends (Unix time; 0: permanent). The script adds those that expire,
-    because a time-out in the file would start again at each boot.
+    because a time-out in the file would start again at each boot. `late_fib`: what the kernel supports (`Features`).
     """
     lasting, ending = ban_elements(bans, 0)  # seconds from 1970 on
     elements = (*_elements(dockers, unmanaged), *(e for e in closed if e.set != "unmanaged"), *lasting)
     untils = "".join(f"#until {until} {e.set} {element_text(e)}\n" for e, until in sorted(ending.items(), key=str))
     names = ", ".join(f'"{name}"' for name in sorted(unmanaged))
     others = f" fib saddr oifname != {{ {names} }}" if unmanaged else ""
-    text = document(mark, {*elements}, Features(bridge=False, listeners=False, cgroups=False), unmanaged=unmanaged)
+    features = Features(bridge=False, listeners=False, cgroups=False, late_fib=late_fib)
+    text = document(mark, {*elements}, features, unmanaged=unmanaged)
     return f"""{_HEAD}{text}
 # Networks created after this file was written: a packet whose destination is routed by the link it came from stays
 # within one bridge; and no other link opens connections with a container's source address.
@@ -82,6 +85,8 @@ def closing_text(
     dockers: Collection[str],
     unmanaged: Collection[str],
     settings: Settings,
+    *,
+    late_fib: bool = True,
 ) -> str:
     """Return the file for a saved state.
 
@@ -89,7 +94,7 @@ def closing_text(
     """
     named = frozenset(filter(INTERFACE_NAME.fullmatch, unmanaged))
     elements = closed_elements(state, settings) | {Element("internal", (bridge,)) for bridge in internal}
-    return nft_text(settings.mark, dockers, named, elements, state.bans)
+    return nft_text(settings.mark, dockers, named, elements, state.bans, late_fib=late_fib)
 
 
 def first_text(

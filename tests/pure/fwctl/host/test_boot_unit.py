@@ -354,3 +354,11 @@ def test_a_damaged_file_is_replaced(tmp_path: Path) -> None:
     assert boot_unit.write(path, "table")
     assert path.read_text() == "table"
     assert not boot_unit.write(path, "table")
+
+
+def test_the_table_is_one_that_an_older_kernel_takes() -> None:
+    """Before Linux 5.19 sources are looked up in prerouting only: a table for newer kernels would be refused."""
+    for late_fib in (True, False):
+        text = boot_table.closing_text(SavedState(), (), {OURS}, (), read({}), late_fib=late_fib)
+        assert ("chain reverse_path_early {" in text) is not late_fib
+        assert ("jump reverse_path\n" in text) is late_fib
