@@ -63,11 +63,11 @@ def nft_text(
     others = f" fib saddr oifname != {{ {names} }}" if unmanaged else ""
     features = Features(bridge=False, listeners=False, cgroups=False, late_fib=late_fib)
     text = document(mark, {*elements}, features, unmanaged=unmanaged)
+    neighbours = f"insert rule inet {TABLE} inbound fib daddr . iif oif exists accept\n" if late_fib else ""
     return f"""{_HEAD}{text}
 # Networks created after this file was written: a packet whose destination is routed by the link it came from stays
-# within one bridge; and no other link opens connections with a container's source address.
-insert rule inet {TABLE} inbound fib daddr . iif oif exists accept
-insert rule inet {TABLE} reverse_path fib saddr oifname "br-*"{others} fib saddr . iif oif missing goto deny
+# within one bridge (Linux 5.19 or newer); and no other link opens connections with a container's source address.
+{neighbours}insert rule inet {TABLE} reverse_path fib saddr oifname "br-*"{others} fib saddr . iif oif missing goto deny
 {untils}"""
 
 

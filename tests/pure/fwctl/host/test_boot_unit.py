@@ -362,3 +362,4 @@ def test_the_table_is_one_that_an_older_kernel_takes() -> None:
         text = boot_table.closing_text(SavedState(), (), {OURS}, (), read({}), late_fib=late_fib)
         assert ("chain reverse_path_early {" in text) is not late_fib
         assert ("jump reverse_path\n" in text) is late_fib
+        assert ("inbound fib daddr . iif oif exists accept" in text) is late_fib
