@@ -1,4 +1,4 @@
-"""Change all that docker-fw saves, for ever: `churn.py DOCKER_SOCKET FW_SOCKET DRIVER CONTAINER COUNT`.
+"""Change all that docker-fw saves, until it is ended: `churn.py DOCKER_SOCKET FW_SOCKET DRIVER CONTAINER COUNT`.
 
 A machine runs it, with Debian's python3-minimal, which has no json. COUNT is a file: how many changes are done, and the
 HTTP status of the last.

@@ -85,7 +85,7 @@ def test_nothing_counts_as_closed_because_nft_says_that_something_exists(nft: ty
 
 
 def test_a_boot_table_that_is_no_file_does_not_hold_up_the_start(nft: type[FakeNft], tmp_path: Path) -> None:
-    """A FIFO without a writer, opened for reading, would block for ever."""
+    """A FIFO without a writer, opened for reading, would block without an end."""
     os.mkfifo(path := tmp_path / "boot.nft")
     with pytest.raises(OSError, match="is not a file"):
         start.load(str(path))
@@ -132,7 +132,7 @@ def test_without_a_table_nothing_is_loaded_or_reported(
 def test_any_error_is_reported_and_the_start_continues(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Whatever goes wrong with the boot table, gunicorn and the early table come after it."""
+    """Any error of the boot table is only printed: gunicorn and the early table follow."""
 
     def fails(_: str) -> bytes:
         raise ValueError("an unexpected error")
