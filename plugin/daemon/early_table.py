@@ -26,7 +26,7 @@ from plugin.nftables import identity
 from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.client import NftError
 from plugin.nftables.elements import bridge_elements
-from plugin.nftables.sets import TABLE
+from plugin.nftables.sets import CLOSED, TABLE
 from plugin.nftables.table import KernelTable
 from plugin.settings import Settings
 from plugin.state.store import Store
@@ -93,8 +93,12 @@ def _closed(nft: KernelTable, settings: Settings, *, lasts: bool, replace: bool)
         if not nft.closes():
             with contextlib.suppress(NftError):
                 nft.replace(())
-        if nft.closes() or time.monotonic() > end:
-            return nft.closes()
+        taken = {table.name for table in identity.find().unmanaged}
+        # Where other programs use both names, docker-fw starts, refuses all requests, and says why.
+        if nft.closes() or {TABLE, CLOSED} <= taken:
+            return True
+        if time.monotonic() > end:
+            return False
         time.sleep(_RETRY / 10)
 
 

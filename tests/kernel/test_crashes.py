@@ -171,7 +171,9 @@ def life(fw: Crashing, fire: Fire) -> dict[str, Callable[[], Any]]:
 def state_of(fw: Crashing) -> dict[str, Any]:
     """Return all that a kill might leave different."""
     links, elements, kept, status = fw.current_state()
-    files = {path.name for path in fw.state.parent.iterdir()} - {"state.json", "state.json~", "state.json.log"}
+    # The boot table is written once a second.
+    usual = {"state.json", "state.json~", "state.json.log", "boot.nft", "boot.nft.kept"}
+    files = {path.name for path in fw.state.parent.iterdir()} - usual
     return {"links": links, "elements": elements.splitlines(), "kept": kept, "status": status, "files": files}
 
 

@@ -23,13 +23,13 @@ PORTS = [{"Proto": 6, "Port": 8080, "HostPort": 18080}]
 
 
 class Small(Running):
-    """A plugin with its state on a disk of 64 kB, which no other process sees: it is removed with the process."""
+    """A plugin with its state on a disk of 128 kB, which no other process sees: it is removed with the process."""
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         self._disk = self.state.parent
         self._disk.mkdir()
-        mount = f'mount -t tmpfs -o size=64k none {self._disk} && exec "$@"'
+        mount = f'mount -t tmpfs -o size=128k none {self._disk} && exec "$@"'
         self.command = ("unshare", "--mount", "sh", "-c", mount, "sh", *self.command)
 
     def start(self) -> Running:

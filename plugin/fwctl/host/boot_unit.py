@@ -184,17 +184,25 @@ def _is_root(root: Path) -> None:
 
 
 def write(path: Path, text: str, suffix: str = "new", mode: int = 0o644) -> bool:
-    """Write a file atomically, by a temporary file with this suffix; return False if it has this text already."""
+    """Write a file atomically, by a temporary file with this suffix; return False if it has this text already.
+
+    Raises OSError. After an error the temporary file is removed: on a full disk it would take the last space.
+    """
     if path.is_file() and not path.is_symlink() and path.read_bytes() == text.encode():
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f"{path.name}.{suffix}")
     new.unlink(missing_ok=True)
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        with open(fd, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
     _sync(path.parent)
     return True
 
