@@ -262,9 +262,16 @@ def test_unreadable_answers(bed: Bed, path: str, fault: bytes) -> None:
     As soon as the answers can be read, the label is known.
     """
     number = next(bed.numbers)
-    with answering(bed.fw.docker, path, lambda _: fault):
+    asked: list[object] = []
+
+    def answer(former: object) -> bytes:
+        asked.append(former)
+        return fault
+
+    with answering(bed.fw.docker, path, answer):
         if path == "/version":
             bed.fw.docker.end_streams()
+            until(lambda: len(asked) > 1, "docker-fw has read the first answer, and asks again")
         bed.known(f"c{number}", number)
         box = bed.box(number)
         assert [bed.gets(each) for each in (bed.stays, box)] == [True, False]
