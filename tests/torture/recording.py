@@ -35,7 +35,10 @@ _TABLE = "inet torture"
 
 
 class Listener:
-    """A program whose output is kept, the last lines of it, with times."""
+    """A program that prints the kernel's reports; the last lines of its output are kept, with times.
+
+    When this object is made `nft` listens, so it reports what is done next.
+    """
 
     def __init__(self, netns: Netns, name: str, *argv: str) -> None:
         self.name = name
@@ -50,6 +53,13 @@ class Listener:
         )
         self._reader = threading.Thread(target=self._read, name=name, daemon=True)
         self._reader.start()
+        if argv[0] == "nft":  # the sockets of conntrack have numbers of their own
+            until(self._listens, f"{' '.join(argv)} listens")
+
+    def _listens(self) -> bool:
+        """Return True if it has joined a group of the kernel's reports: the fourth word of its line in this file."""
+        sockets = Path(f"/proc/{self._process.pid}/net/netlink").read_text().splitlines()[1:]
+        return any(words[2] == str(self._process.pid) and int(words[3], 16) for words in map(str.split, sockets))
 
     def _read(self) -> None:
         assert self._process.stdout
