@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import errno
 import os
 import re
 import subprocess
@@ -363,3 +364,20 @@ def test_the_table_is_one_that_an_older_kernel_takes() -> None:
         assert ("chain reverse_path_early {" in text) is not late_fib
         assert ("jump reverse_path\n" in text) is late_fib
         assert ("inbound fib daddr . iif oif exists accept" in text) is late_fib
+
+
+def test_a_full_disk_keeps_the_old_file_and_no_half_of_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left of a failed write would take the last space, which the state file needs."""
+    file = tmp_path / "boot.nft"
+    assert boot_unit.write(file, "old")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(boot_unit.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        boot_unit.write(file, "new", suffix="kept")
+    assert [path.name for path in tmp_path.iterdir()] == ["boot.nft"]
+    assert file.read_text() == "old"
