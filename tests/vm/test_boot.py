@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from tests.vm import Machine
 from tests.vm.fire import BACK, BACK_SIDECAR, boots, hosts, open_at, power_cut_and_boot, start, tcp
-from tests.vm.product import MachineFw, installed, with_sidecar
+from tests.vm.product import MachineFw
 from tests.waiting import until
-
-
-@pytest.fixture
-def fw() -> Iterator[MachineFw]:
-    """Yield a machine with the managed plugin."""
-    with Machine(state=installed()) as vm:
-        yield MachineFw(vm)
-
-
-@pytest.fixture
-def sidecar() -> Iterator[MachineFw]:
-    """Yield a machine with the sidecar and its boot unit."""
-    with Machine(state=with_sidecar()) as vm:
-        yield MachineFw(vm, driver="fw")
 
 
 @pytest.mark.parametrize("how", [Machine.reboot, power_cut_and_boot], ids=["reboot", "power cut"])

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.lab.probe import Target
 from tests.lab.store import say
-from tests.vm import Machine, churn
+from tests.vm import churn
 from tests.vm.fire import hosts, open_at, start, tcp
-from tests.vm.product import MachineFw, installed
+from tests.vm.product import MachineFw
 from tests.waiting import until
 
 #: How many changes are done before each power cut.
 CUTS = (17, 36, 58)
 COUNT = "/run/churned"
-
-
-@pytest.fixture
-def fw() -> Iterator[MachineFw]:
-    """Yield a machine with the managed plugin."""
-    with Machine(state=installed()) as vm:
-        yield MachineFw(vm)
 
 
 def churned(fw: MachineFw) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
@@ -13,28 +12,13 @@ from tests.lab import Engine, Registry
 from tests.lab.probe import Target
 from tests.lab.store import say
 from tests.product import IMAGE
-from tests.vm import Machine
 from tests.vm.fire import BACK, BACK_SIDECAR, boots, hosts, open_at, start, tcp
 from tests.vm.packages import install
-from tests.vm.product import MachineFw, installed, with_sidecar
+from tests.vm.product import MachineFw
 from tests.waiting import until
 
 #: Minutes of emulated work: more than other tests have.
 pytestmark = pytest.mark.timeout(1200)
-
-
-@pytest.fixture
-def fw() -> Iterator[MachineFw]:
-    """Yield a machine with the managed plugin."""
-    with Machine(state=installed()) as vm:
-        yield MachineFw(vm)
-
-
-@pytest.fixture
-def sidecar() -> Iterator[MachineFw]:
-    """Yield a machine with the sidecar and its boot unit."""
-    with Machine(state=with_sidecar()) as vm:
-        yield MachineFw(vm, driver="fw")
 
 
 def test_an_upgrade_of_the_plugin_and_a_reboot_open_nothing(fw: MachineFw) -> None:
