@@ -15,7 +15,7 @@ from plugin.labels import parser
 from plugin.labels.grammar import parse_deny
 from plugin.labels.keys import KEYS
 from plugin.model import Defaults, FwError, PolicySpec, Rule
-from plugin.paths import SOCKET, STATE
+from plugin.paths import BOOT_FILE, SOCKET, STATE
 from plugin.protocols import WITH_PORTS
 
 
@@ -64,6 +64,13 @@ def _path(name: str, field: str, default: str, meaning: str, *, plugin: bool) ->
 
 def _absolute(text: str) -> tuple[str, list[str]]:
     return text, [] if text.startswith("/") else ["must be an absolute path"]
+
+
+def _state(text: str) -> tuple[str, list[str]]:
+    path, mistakes = _absolute(text)
+    if text.rpartition("/")[2] == BOOT_FILE:
+        mistakes.append(f"must not be named {BOOT_FILE}: docker-fw writes another file of this name beside it")
+    return path, mistakes
 
 
 def _label(name: str, default: str, meaning: str, *, key: str) -> Setting:
@@ -193,11 +200,13 @@ _ENTRIES = (
         "Docker's API socket, as seen inside the plugin",
         plugin=True,
     ),
-    _path(
-        "FW_STATE",
-        "state",
-        STATE,
-        "the file that keeps networks and endpoints across restarts",
+    Setting(
+        name="FW_STATE",
+        default=STATE,
+        meaning="the file that keeps networks and endpoints across restarts",
+        read=_state,
+        table=False,
+        field="state",
         plugin=False,
     ),
     _path(

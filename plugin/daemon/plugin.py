@@ -124,7 +124,6 @@ class Plugin:
             settings,
             lambda: self._state.state,
             self._bridges,
-            lambda: list(self._tracker.networks.values()),
             lambda: self._state.facts.listed,
             lambda: nft.features.late_fib,
         )

@@ -13,7 +13,9 @@ Only when dockerd would give up soon, the socket accepts connections before it; 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import select
 import signal
 import socket
@@ -22,7 +24,7 @@ import sys
 import time
 from typing import NoReturn
 
-from plugin.paths import BOOT_FILE, SOCKET, STATE
+from plugin.paths import BOOT_FILE, LONGEST_BOOT_FILE, SOCKET, STATE
 
 #: The variables that tell gunicorn's configuration the socket's file descriptor, and that this start made the table.
 SOCKET_FD = "DOCKER_FW_SOCKET_FD"
@@ -32,21 +34,25 @@ BOOT_TABLE = "DOCKER_FW_BOOT_TABLE"
 ACCEPT_AFTER = 5.0
 #: Seconds that the start waits for the boot table. It is loaded within milliseconds, or within a second if it is long.
 LONGEST = 4.0
-#: The longest boot table that is read, in bytes: 100 for each of 500,000 bans.
-_MAX_BYTES = 50_000_000
 #: As gunicorn's.
 _BACKLOG = 2048
 #: linux/prctl.h
 _PR_SET_PDEATHSIG = 1
-#: nftables.sets.TABLE, which takes too long to import.
-_TABLE = "docker-fw"
-_UNTIL = "#until "
+#: nftables.sets.TABLE and FORMER, which take too long to import.
+_TABLE, _FORMER = "docker-fw", "fw"
+#: Fails if there is a table with the name that docker-fw's had in former versions: it may be one that closes.
+_NO_FORMER = f"create table inet {_FORMER}\ndelete table inet {_FORMER}\n"
+#: A ban that expires, as a comment of the boot table; the boot unit's script reads the same (`fwctl.host.boot_unit`).
+_UNTIL = re.compile(r"#until (\d+) (\w+) (.+)")
 _FAILED, _CREATED, _EXISTED = b"f", b"c", b"e"
 
 
 def main() -> NoReturn:
     """Close, bind the socket, and become gunicorn. Every error is printed, and the start continues."""
-    sock = _bound(os.environ.get("FW_SOCKET", "").strip() or SOCKET)
+    path = os.environ.get("FW_SOCKET", "").strip() or SOCKET
+    if _answers(path):
+        sys.exit(f"docker-fw: another docker-fw runs: it answers on {path}")
+    sock = _bound(path)
     state = os.environ.get("FW_STATE", "").strip() or STATE
     file = os.path.join(os.path.dirname(state), BOOT_FILE)
     if _close(file, sock) == _CREATED:
@@ -56,6 +62,12 @@ def main() -> NoReturn:
         os.environ[SOCKET_FD] = str(sock.fileno())
     gunicorn = os.path.join(os.path.dirname(sys.executable), "gunicorn")
     os.execv(gunicorn, [gunicorn, "-c", "python:plugin.gunicorn_conf"])  # noqa: S606
+
+
+def _answers(path: str) -> bool:
+    """Return True if a process listens on this socket: it must keep it, or Docker would not reach it any more."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
+        return sock.connect_ex(path) in (0, errno.EAGAIN)  # or too many connections wait there
 
 
 def _bound(path: str) -> socket.socket | None:
@@ -118,24 +130,27 @@ def load(file: str) -> bytes:
         data = _read(file)
     except FileNotFoundError:
         return _FAILED
-    if len(data) > _MAX_BYTES:
-        _say(f"{file} is longer than {_MAX_BYTES} bytes: it is ignored, and written again soon")
+    if len(data) > LONGEST_BOOT_FILE:
+        _say(f"{file} is longer than {LONGEST_BOOT_FILE} bytes: it is ignored, and written again soon")
         return _FAILED
     from nftables import Nftables  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: PLC0415
 
     nft, text = Nftables(), data.decode()
-    code, _, _ = nft.cmd(text + bans(text, time.time()))
+    whole = text + bans(text, time.time())
+    code, _, _ = nft.cmd(_NO_FORMER + whole)
     if not code:
         return _CREATED
-    # Its first command fails if a table of that name exists. nft's message does not say whose table it is, nor whether
-    # it has its rules.
+    # It fails if a table of that name, or of the former one, exists. nft's message does not say whose table it is, nor
+    # whether it has its rules.
     from plugin.nftables import identity  # noqa: PLC0415
 
     if identity.any_closes():
         return _EXISTED
-    code, _, error = nft.cmd(text.replace(f"inet {_TABLE}", f"inet {identity.free_name()}"))
-    if not code:
-        return _CREATED
+    name = identity.free_name()
+    for each in (whole, text):
+        code, _, error = nft.cmd(each.replace(f"inet {_TABLE}", f"inet {name}"))
+        if not code:
+            return _CREATED
     _say(f"{file} could not be loaded: {' '.join(error.split())[:500]}")
     return _FAILED
 
@@ -145,15 +160,15 @@ def _read(file: str) -> bytes:
     with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as opened:
         if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
             raise OSError(f"{file} is not a file")
-        return opened.read(_MAX_BYTES + 1)
+        return opened.read(LONGEST_BOOT_FILE + 1)
 
 
 def bans(text: str, now: float) -> str:
     """Return commands that add the bans of the file's comments: `#until UNIX-TIME SET ELEMENT`."""
     found = []
     for line in text.splitlines():
-        if line.startswith(_UNTIL):
-            _, until, name, element = line.split(" ", 3)
+        if ban := _UNTIL.fullmatch(line):
+            until, name, element = ban.groups()
             if (rest := int(until) - int(now)) > 0:
                 found.append(f"add element inet {_TABLE} {name} {{ {element} timeout {rest}s }}\n")
     return "".join(found)

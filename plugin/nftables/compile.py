@@ -117,6 +117,7 @@ _OF_FACTS: Mapping[Kind, Callable[[Facts], Iterable[Element]]] = {
     Kind.DOCKERD: lambda facts: (Element("dockerd_ports", port) for port in facts.dockerd),
     Kind.LISTENING: lambda facts: (proxied_element(port, "host_own") for port in facts.listening),
     Kind.EGRESS: lambda facts: (Element("egress_restricted", (name,)) for name in facts.saved.egress_restricted),
+    Kind.INTERNAL: lambda facts: (Element("internal", (name,)) for name in facts.saved.internal),
 }
 #: All other owners. A kind that is in neither table fails, and the change with it.
 _OF_OWNER: Mapping[Kind, Callable[[PolicyView, ElementOwner], frozenset[Element]]] = {

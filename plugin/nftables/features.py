@@ -72,6 +72,8 @@ class Probe(NamedTuple):
 
 
 _TRY = f"{TABLE}_try"
+#: Removes the table of a process that was killed between the two transactions of a probe: most others fail beside it.
+FORGET = f"table inet {_TRY} {{}}\ndelete table inet {_TRY}\n"
 #: `cgroups` and `logs` have none: almost every kernel has them, and the first table is written again without them.
 PROBES = (
     Probe(
@@ -93,11 +95,10 @@ PROBES = (
     ),
     Probe(
         "late_fib",
-        f"table inet {_TRY} {{}}\ndelete table inet {_TRY}\n"  # of a process that was killed before `after`
         f"create table inet {_TRY} {{ chain try {{ type filter hook forward priority filter; "
         f"fib saddr . iif oif missing accept; }}; }}\n",
         "sources are looked up in the routes before a packet is routed",
-        f"delete table inet {_TRY}\n",
+        FORGET,
     ),
     Probe(  # connection tracking is loaded with its first rule, and lists its protocols then
         "sctp",

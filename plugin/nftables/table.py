@@ -18,7 +18,7 @@ from plugin.nftables import identity, rate_chains, ruleset
 from plugin.nftables.client import NftClient, NftError
 from plugin.nftables.codec import NFPROTO_BRIDGE, NFPROTO_INET, counted
 from plugin.nftables.document import named, replace, skeleton
-from plugin.nftables.features import PROBES, Features, Probe
+from plugin.nftables.features import FORGET, PROBES, Features, Probe
 from plugin.nftables.ruleset import Header, Table
 from plugin.nftables.sets import BANNING, LOADING, LOADING_SECONDS, TABLE, Change, Element, limiting, spec_of
 
@@ -201,6 +201,7 @@ class KernelTable:
         return self._fingerprint() == self._written if self._written else self._closes()
 
     def _find_features(self) -> None:
+        self._client.run(FORGET)
         found = {probe.feature: self._succeeds(probe) for probe in PROBES}
         if not conntrack.distinguishes_sctp():
             found["sctp"] = False

@@ -25,6 +25,7 @@ class Kind(StrEnum):
     LISTENING = "listening"
     SUSPECTS = "suspected ports"
     EGRESS = "restricted egress"
+    INTERNAL = "internal Docker networks"
     LAST_RUN = "closed ports of the last run"
     NETWORK = "network"
     DOCKER_NETWORK = "Docker network"
@@ -156,6 +157,7 @@ _ALONE: dict[Kind, Callable[[Facts], Any]] = {
     Kind.LISTENING: lambda facts: facts.listening,
     Kind.SUSPECTS: lambda facts: facts.suspects,
     Kind.EGRESS: lambda facts: facts.saved.egress_restricted,
+    Kind.INTERNAL: lambda facts: facts.saved.internal,
     Kind.LAST_RUN: lambda facts: None if facts.listed else facts.saved.proxied,
 }
 #: The networks that the endpoints of a kind are on.

@@ -138,16 +138,26 @@ class PolicyView:
     def settled(self, before: Facts, owners: Iterable[ElementOwner]) -> Facts:
         """Return the facts with derived facts that outlast their cause.
 
-        These are egress-restricted bridges, until the bridge is removed, and closed published ports, until their
-        container is removed. `owners`: those that differ from `before`.
+        These are egress-restricted bridges, until the bridge is removed, internal ones, until Docker's list shows
+        otherwise, and closed published ports, until their container is removed. `owners`: those that differ from
+        `before`.
         """
         owners = list(owners)
         saved = self.facts.saved
         egress_restricted = saved.egress_restricted | self._restricted(before, owners)
-        proxied = self._closed_ports(before, owners)
-        if egress_restricted == saved.egress_restricted and proxied is saved.proxied:
+        internal, proxied = self._internal(before), self._closed_ports(before, owners)
+        if (egress_restricted, internal) == (saved.egress_restricted, saved.internal) and proxied is saved.proxied:
             return self.facts
-        return replace(self.facts, saved=replace(saved, egress_restricted=egress_restricted, proxied=proxied))
+        saved = replace(saved, egress_restricted=egress_restricted, internal=internal, proxied=proxied)
+        return replace(self.facts, saved=saved)
+
+    def _internal(self, before: Facts) -> frozenset[str]:
+        """Return the bridges of Docker's internal networks; before Docker's list, also those of the last run."""
+        facts, known = self.facts, self.state.internal
+        if facts.networks is before.networks and facts.listed is before.listed and facts is not before:
+            return known
+        found = frozenset(network.bridge for network in facts.networks.values() if network.internal)
+        return found if facts.listed else known | found
 
     def _restricted(self, before: Facts, owners: Iterable[ElementOwner]) -> set[str]:
         """Return newly restricted bridges: those on which one of these owners restricts egress.

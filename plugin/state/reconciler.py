@@ -36,7 +36,7 @@ T = TypeVar("T")
 Edit = Callable[[Facts], Facts]
 Owners = dict[ElementOwner, None]
 #: Parts of the state that must survive a power cut.
-_FLUSHED = ("networks", "switched", "egress_restricted", "overrides", "bans")
+_FLUSHED = ("networks", "switched", "egress_restricted", "internal", "overrides", "bans")
 log = logging.getLogger(__name__)
 
 

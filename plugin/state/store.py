@@ -107,12 +107,13 @@ class Store:
             found = document if isinstance(document, dict) else {}
         except (ValueError, RecursionError, OSError):
             found = {}
-        bridges = found.get("confined")
+        bridges, internal = found.get("confined"), found.get("internal")
         return SavedState(
             proxied=_readable(found, "proxied", lambda key, ports: (key, tuple(map(_published, ports)))),
             egress_restricted=frozenset(filter(_plain_name, bridges if isinstance(bridges, list) else ())),
             bans=_readable(found, "bans", lambda prefix, until: (ip_network(prefix), codec.moment(until))),
             asked=_readable(found, "asked", lambda key, ports: (key, tuple(map(codec.requested_ports, ports)))),
+            internal=frozenset(filter(_plain_name, internal if isinstance(internal, list) else ())),
         ), isinstance(bridges, list) and all(map(_plain_name, bridges))
 
     def _replayed(self, state: SavedState, serial: str) -> SavedState:
@@ -171,6 +172,7 @@ class Store:
         head["proxied"] = {container: _plain(ports) for container, ports in state.proxied.items()}
         head["asked"] = {container: _plain(ports) for container, ports in state.asked.items()}
         head["confined"] = sorted(state.egress_restricted)
+        head["internal"] = sorted(state.internal)
         head["overrides"] = _plain(state.overrides)
         if self._bans[0] is not state.bans:  # a blocklist is long and seldom changes
             self._bans = (state.bans, json.dumps({str(prefix): until for prefix, until in state.bans.items()}))
@@ -248,6 +250,7 @@ def _decode(document: Any) -> SavedState:
         tuple(map(codec.overriding, document.get("overrides", []))),
         {ip_network(prefix): codec.moment(until) for prefix, until in document.get("bans", {}).items()},
         {container: tuple(map(codec.requested_ports, ports)) for container, ports in document.get("asked", {}).items()},
+        frozenset(filter(_plain_name, document.get("internal", []))),
     )
     if [*networks, *endpoints] != [item.id for item in _records(state)]:
         raise ValueError("a record has another ID than its key")

@@ -52,6 +52,15 @@ def test_new_listeners_are_dropped_until_known(site: Site) -> None:
         assert seen(site, 7001) == set(on_all_addresses(7001))
 
 
+def test_what_a_killed_start_left_hides_no_feature(site: Site) -> None:
+    """A start that is killed while it tries what the kernel supports does not make the next one's table weaker."""
+    site.run("nft", "add table inet docker-fw_try { chain try { type filter hook forward priority filter; }; }")
+    site.load(more=PROXY_UNIDENTIFIED)
+    with site.host.probe.serve(tcp=[7001], udp=[7001]):
+        assert set(site.wan.probe(on_all_addresses(7001), timeout=0.3).values()) == {"silent"}
+    assert "docker-fw_try" not in site.run("nft", "list", "tables").stdout
+
+
 def test_untracked_packets_to_new_listeners_are_dropped(site: Site) -> None:
     """On a host that does not track connections (notrack, for speed) closed ports are as closed.
 

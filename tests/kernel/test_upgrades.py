@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from plugin.daemon.early_table import close
+from plugin.fwctl.host import boot_table
 from plugin.model import Published
 from plugin.nftables import dump
 from plugin.nftables.codec import NFPROTO_INET
@@ -20,6 +21,7 @@ from plugin.nftables.document import skeleton
 from plugin.nftables.identity import SETS_OF_OURS, Found, find
 from plugin.nftables.ruleset import Table
 from plugin.nftables.sets import FORMER, TABLE
+from plugin.paths import BOOT_FILE
 from plugin.settings import read
 from plugin.state.store import VERSION
 from tests.kernel import older
@@ -53,6 +55,8 @@ def test_an_older_version_is_taken_over(own: Running, name: str) -> None:
     """
     spoken = name in ("labels", "bound")  # by fwctl
     web, shut, guest = older.stand(own, name)
+    own.command = (sys.executable, "-m", "plugin.daemon.start")  # with a boot table, as after a way back
+    own.state.with_name(BOOT_FILE).write_text(boot_table.nft_text(MARK, (), ()))
     hosts, guests = (str(Site.HOST4), str(Site.HOST6)), (str(guest.v4), str(guest.v6))
     never = [("tcp", a, 9090) for a in WEB] + [("tcp", a, 8080) for a in SHUT] + [("tcp", a, 19090) for a in hosts]
     always = [("tcp", a, 8080) for a in WEB] + [("tcp", a, 18080) for a in hosts]

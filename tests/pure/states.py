@@ -47,6 +47,7 @@ AFTER = SavedState(
         Overriding("d" * 64, Rule("udp", 1, 65535), True),
     ),
     {ip_network("203.0.113.7"): 0, ip_network("2001:db8::/48"): 1_900_000_000.25},
+    internal=frozenset({"br-inner"}),
 )
 
 

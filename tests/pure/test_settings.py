@@ -218,6 +218,13 @@ def test_every_mistake_is_reported_at_once() -> None:
     ]
 
 
+def test_the_state_file_is_not_the_boot_table() -> None:
+    """docker-fw would write its boot table over a state file of that name."""
+    with pytest.raises(FwError, match=r"must not be named boot\.nft"):
+        read({"FW_STATE": "/var/lib/docker-fw/boot.nft"})
+    assert read({"FW_STATE": "/boot.nft/state.json"}).state == "/boot.nft/state.json"
+
+
 @given(st.dictionaries(st.sampled_from([*SETTINGS, "FW_X", "HOME"]), st.text(max_size=30), max_size=4))
 @examples(100)
 def test_any_environment_gives_settings_or_one_clear_error(environ: dict[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -25,10 +26,23 @@ def install(root: Path, settings: Settings) -> str:
         raise FwError(str(error)) from error
     bans = boot_keeper.ask_running(root, "/bans").get("bans", [])
     until = {ip_network(ban["address"]): ban["until"] or 0 for ban in bans}
-    text = boot_table.first_text(look, bridges, until, settings)
-    boot_unit.check(root, nft, text)
+    text = _accepted(root, nft, lambda late: boot_table.first_text(look, bridges, until, settings, late_fib=late))
     changed = boot_unit.install(root, nft, text)
     return boot_unit.installed(changed, bridges[1], boot_keeper.why_not_kept(root))
+
+
+def _accepted(root: Path, nft: str, text: Callable[[bool], str]) -> str:
+    """Return the table in the form that the host's nft and kernel accept (`Features.late_fib`). Raises FwError."""
+    newer, older = text(True), text(False)
+    try:
+        boot_unit.check(root, nft, newer)
+    except FwError as error:
+        try:
+            boot_unit.check(root, nft, older)
+        except FwError:
+            raise error from None
+        return older
+    return newer
 
 
 def remove(root: Path) -> str:

@@ -13,15 +13,15 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from plugin.docker.bridges import Bridges
 from plugin.fwctl.host import boot_table, boot_unit
 from plugin.fwctl.socket_client import ask
-from plugin.model import BridgeNetwork, FwError
-from plugin.paths import BOOT_FILE
+from plugin.model import FwError
+from plugin.paths import BOOT_FILE, LONGEST_BOOT_FILE
 from plugin.policy.saved import SavedState
 from plugin.settings import Settings
 
@@ -51,7 +51,8 @@ class _File:
     def text(self) -> str:
         """Return its text, "" if it cannot be read: it is written again soon, and the log says why if that fails."""
         try:
-            return self.path.read_text() if self.path.is_file() else ""
+            short = self.path.is_file() and self.path.stat().st_size <= LONGEST_BOOT_FILE
+            return self.path.read_text() if short else ""
         except (OSError, ValueError):
             return ""
 
@@ -69,9 +70,9 @@ class _File:
 class BootTableKeeper:
     """Rewrites the files when what they close changes.
 
-    `networks`: the Docker networks that are known now. `listed`: whether these are all. Until then what only Docker's
-    list has is taken from the file of the last run: a power cut must not leave a file that closes less. `late_fib`:
-    what this kernel supports, see `Features`.
+    `listed`: whether Docker has listed its networks. Until then the bridges that only Docker's list has are taken from
+    the file of the last run: a power cut must not leave a file that closes less. `late_fib`: what this kernel
+    supports, see `Features`.
     """
 
     def __init__(
@@ -79,7 +80,6 @@ class BootTableKeeper:
         settings: Settings,
         state: Callable[[], SavedState],
         bridges: Bridges,
-        networks: Callable[[], Iterable[BridgeNetwork]],
         listed: Callable[[], bool],
         late_fib: Callable[[], bool],
     ) -> None:
@@ -88,11 +88,9 @@ class BootTableKeeper:
         self._hosts = _File(Path(settings.boot, os.path.basename(boot_unit.FILE)), 0o644)
         self._state = state
         self._bridges = bridges
-        self._networks = networks
         self._listed = listed
         self._late_fib = late_fib
-        text = self._own.text()
-        self._former = tuple(boot_table.named_in(text, name) for name in ("internal", "dockers"))
+        self._former = boot_table.named_in(self._own.text(), "dockers")
         self._stop = threading.Event()
         #: For the host's file: KEPT, or why it is not kept current; "" if there is none that docker-fw can see.
         self.report = ""
@@ -141,16 +139,17 @@ class BootTableKeeper:
 
     def _known(self) -> tuple[Any, ...]:
         state = self._state()
-        saved = (state.bans, state.proxied, state.egress_restricted, state.networks)
+        saved = (state.bans, state.proxied, state.egress_restricted, state.internal, state.networks)
         if self._listed():
-            self._former = frozenset(), frozenset()
-        internal = boot_table.internal_bridges(self._networks()) | self._former[0]
-        return (*saved, self._bridges.dockers() | self._former[1], self._bridges.unmanaged(), internal)
+            self._former = frozenset()
+        return (*saved, self._bridges.dockers() | self._former, self._bridges.unmanaged())
 
     def _text(self, *known: Any) -> str:
-        bans, proxied, egress_restricted, networks, dockers, unmanaged, internal = known
-        state = SavedState(networks=networks, proxied=proxied, egress_restricted=egress_restricted, bans=bans)
-        return boot_table.closing_text(state, internal, dockers, unmanaged, self._settings, late_fib=self._late_fib())
+        bans, proxied, egress_restricted, internal, networks, dockers, unmanaged = known
+        state = SavedState(
+            networks=networks, proxied=proxied, egress_restricted=egress_restricted, bans=bans, internal=internal
+        )
+        return boot_table.closing_text(state, dockers, unmanaged, self._settings, late_fib=self._late_fib())
 
 
 def why_not_kept(root: Path, clock: Callable[[], float] = time.monotonic) -> str:

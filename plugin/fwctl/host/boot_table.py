@@ -19,7 +19,7 @@ from plugin.docker.snapshot import DockerSnapshot
 from plugin.fwctl.host.closed_elements import closed_elements
 from plugin.jsonio import INTERFACE_NAME
 from plugin.kernel import link_monitor
-from plugin.model import BridgeNetwork, DockerUnavailable, FwError, Prefix
+from plugin.model import DockerUnavailable, FwError, Prefix
 from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.document import document, element_text
 from plugin.nftables.features import Features
@@ -81,20 +81,15 @@ def _elements(dockers: Collection[str], unmanaged: Collection[str]) -> Iterator[
 
 def closing_text(
     state: SavedState,
-    internal: Iterable[str],
     dockers: Collection[str],
     unmanaged: Collection[str],
     settings: Settings,
     *,
     late_fib: bool = True,
 ) -> str:
-    """Return the file for a saved state.
-
-    All by the names of their bridges: `internal`: Docker's internal networks. `dockers`, `unmanaged`.
-    """
+    """Return the file for a saved state. `dockers`, `unmanaged`: bridges by name."""
     named = frozenset(filter(INTERFACE_NAME.fullmatch, unmanaged))
-    elements = closed_elements(state, settings) | {Element("internal", (bridge,)) for bridge in internal}
-    return nft_text(settings.mark, dockers, named, elements, state.bans, late_fib=late_fib)
+    return nft_text(settings.mark, dockers, named, closed_elements(state, settings), state.bans, late_fib=late_fib)
 
 
 def first_text(
@@ -102,16 +97,13 @@ def first_text(
     bridges: tuple[Collection[str], Collection[str]],
     bans: Mapping[Prefix, float],
     settings: Settings,
+    *,
+    late_fib: bool = True,
 ) -> str:
     """Return the file as `fwctl boot install` writes it, from Docker's listing and the bans of a running docker-fw."""
     known = evaluated(settings.defaults, look.facts()).state
     state = dataclasses.replace(known, bans=FrozenDict(bans))
-    return closing_text(state, internal_bridges(look.networks), *bridges, settings)
-
-
-def internal_bridges(networks: Iterable[BridgeNetwork]) -> frozenset[str]:
-    """Return the bridges of Docker's internal networks."""
-    return frozenset(network.bridge for network in networks if network.internal)
+    return closing_text(state, *bridges, settings, late_fib=late_fib)
 
 
 def named_in(text: str, name: str) -> frozenset[str]:

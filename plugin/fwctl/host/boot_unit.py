@@ -61,7 +61,7 @@ $nft -t list table inet {TABLE} >/dev/null 2>&1 && table={CLOSED}
 bans() {{
 \tnow=$(date +%s)
 \tgrep '^#until ' $file | while read -r _ until set element; do
-\t\t[ "$until" -gt "$now" ] || continue
+\t\t[ "$element" ] && [ "$until" -gt "$now" ] || continue
 \t\techo "add element inet {TABLE} $set {{ $element timeout $((until - now))s }}"
 \tdone
 }}
@@ -188,7 +188,9 @@ def write(path: Path, text: str, suffix: str = "new", mode: int = 0o644) -> bool
 
     Raises OSError. After an error the temporary file is removed: on a full disk it would take the last space.
     """
-    if path.is_file() and not path.is_symlink() and path.read_bytes() == text.encode():
+    data = text.encode()
+    same = path.is_file() and not path.is_symlink() and path.stat().st_size == len(data)
+    if same and path.read_bytes() == data:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f"{path.name}.{suffix}")

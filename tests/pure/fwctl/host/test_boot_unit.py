@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pytest
 from plugin.daemon import early_table
 from plugin.docker.snapshot import DockerSnapshot
 from plugin.fwctl.cli.main import main
-from plugin.fwctl.host import boot_table, boot_unit
+from plugin.fwctl.host import boot_keeper, boot_table, boot_unit
 from plugin.kernel.link_monitor import Link
 from plugin.model import BridgeNetwork, DockerUnavailable, FwError, Published
 from plugin.nftables.document import document, element_text
@@ -109,9 +109,9 @@ def test_the_table_has_all_elements_that_close() -> None:
             ip_network("203.0.113.0/24"): 1700000000.5,
             ip_network("2001:db8::1"): 17e8,
         },
+        internal=frozenset({"br-internal"}),
     )
-    internal = BridgeNetwork("a" * 64, "n", "br-internal", (IPv6Network("2001:db8:1::/64"),), internal=True)
-    text = boot_table.closing_text(state, [internal.bridge], {OURS}, (), read({}))
+    text = boot_table.closing_text(state, {OURS}, (), read({}))
     for element in (
         Element("egress_restricted", (OURS,)),
         proxied_element(port),
@@ -139,7 +139,7 @@ def test_a_new_version_writes_what_the_kernel_gets(monkeypatch: pytest.MonkeyPat
     links(monkeypatch, ["docker0", OURS])
     monkeypatch.setattr(early_table.Store, "load", lambda _: state)
     early_table.close(Kernel(), read({}))  # type: ignore[arg-type]
-    text = boot_table.closing_text(state, (), {OURS, "docker0"}, (), read({}))
+    text = boot_table.closing_text(state, {OURS, "docker0"}, (), read({}))
     of_now = ("unmanaged", "host_own")
     missing = [
         e for e in put if not spec_of(e.set).raw and not e.set.startswith(of_now) and element_text(e) not in text
@@ -337,7 +337,7 @@ def test_the_command_names_its_paths(
         assert "Exempt, because they are not Docker's: virbr0.\n" in out
         assert "systemctl daemon-reload && systemctl start docker-fw-boot" in out
     nothing: tuple[Any, ...] = ({"docker0"}, {"virbr0"}, read({}))
-    assert (root / boot_unit.FILE).read_text() == boot_table.closing_text(SavedState(), (), *nothing)
+    assert (root / boot_unit.FILE).read_text() == boot_table.closing_text(SavedState(), *nothing)
     assert main(["boot", "remove", "--root", str(root)]) == 0
     out = capsys.readouterr().out
     assert [f"removed: /{path}" in out for path in PATHS] == [True] * 4
@@ -357,13 +357,48 @@ def test_a_damaged_file_is_replaced(tmp_path: Path) -> None:
     assert not boot_unit.write(path, "table")
 
 
+def test_a_file_longer_than_any_that_docker_fw_writes_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the names that it has nor a comparison with the new text takes memory for it."""
+    path = tmp_path / "boot.nft"
+    with path.open("w") as file:
+        file.truncate(boot_keeper.LONGEST_BOOT_FILE + 1)
+    for read_all in ("read_text", "read_bytes"):
+        monkeypatch.setattr(Path, read_all, lambda _: pytest.fail("it is read"))
+    assert boot_keeper._File(path, 0o600).text() == ""
+    assert boot_unit.write(path, "table")
+
+
 def test_the_table_is_one_that_an_older_kernel_takes() -> None:
     """Before Linux 5.19 sources are looked up in prerouting only: a table for newer kernels would be refused."""
     for late_fib in (True, False):
-        text = boot_table.closing_text(SavedState(), (), {OURS}, (), read({}), late_fib=late_fib)
+        text = boot_table.closing_text(SavedState(), {OURS}, (), read({}), late_fib=late_fib)
         assert ("chain reverse_path_early {" in text) is not late_fib
         assert ("jump reverse_path\n" in text) is late_fib
         assert ("inbound fib daddr . iif oif exists accept" in text) is late_fib
+
+
+def test_install_writes_the_form_that_the_hosts_kernel_accepts(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On Linux before 5.19 the unit gets that kernel's form; where neither is accepted the command says why."""
+    checked: list[str] = []
+
+    def check(_: Path, __: str, text: str) -> None:
+        checked.append(text)
+        if "chain reverse_path_early {" not in text or refused:
+            raise FwError("the host's nft rejects the table")
+
+    monkeypatch.setattr(boot_table, "bridges", lambda *_: ({"docker0"}, set()))
+    monkeypatch.setattr(boot_unit, "check", check)
+    monkeypatch.setattr("plugin.docker.client.DockerApi.look", lambda _: DockerSnapshot())
+    refused = False
+    assert main(["boot", "install", "--root", str(root)]) == 0
+    assert (root / boot_unit.FILE).read_text() == checked[-1]
+    refused = True
+    assert main(["boot", "install", "--root", str(root)]) == 1
+    assert "rejects the table" in capsys.readouterr().err
 
 
 def test_a_full_disk_keeps_the_old_file_and_no_half_of_the_new_one(
