@@ -16,6 +16,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -182,22 +183,22 @@ class DockerApi:
 
         The first is "subscribed": list everything after it, because earlier events are not repeated.
         """
-        with self._connection.answers():
-            # No read time-out: the stream may be quiet for days. A dockerd that ends closes it.
-            client = self._connection.new_client(_NEVER)
-            stream = request.stream(client, "/events", filters=json.dumps({"type": ["container", "network"]}))
-        self._answering = True
-        self._images.forget_store()
-        try:
-            yield parse.Event("subscribed")
-            yield from map(parse.event, objects(stream))
-        except FAILED as error:
-            log.debug("the event stream ended: %s", error)
-        except ValueError as error:
-            log.error("Docker sent an event that docker-fw cannot read; subscribing again: %s", error)
-        finally:
-            self._connection.lost()
-            client.close()
+        filters = json.dumps({"type": ["container", "network"]})
+        with ExitStack() as stack:
+            with self._connection.answers():
+                # No read time-out: the stream may be quiet for days. A dockerd that ends closes it.
+                client = stack.enter_context(closing(self._connection.new_client(_NEVER)))
+                stream = stack.enter_context(request.stream(client, "/events", filters=filters))
+            stack.callback(self._connection.lost)
+            self._answering = True
+            self._images.forget_store()
+            try:
+                yield parse.Event("subscribed")
+                yield from map(parse.event, objects(stream))
+            except FAILED as error:
+                log.debug("the event stream ended: %s", error)
+            except ValueError as error:
+                log.error("Docker sent an event that docker-fw cannot read; subscribing again: %s", error)
 
 
 def _container(client: docker.APIClient, container_id: str, **query: str) -> Mapping[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The connection to Docker's API: its version, one client for each thread and time-out, the engine's version."""
+"""The connections to Docker's API, one for each thread and time-out; the API's version, the engine's version."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 import docker
+from docker.transport import UnixHTTPAdapter
+from docker.transport.unixconn import UnixHTTPConnectionPool
 
 from plugin.docker import boundary, request
 from plugin.docker.engine import Engine, unfit
@@ -60,11 +62,16 @@ class Connection:
 
     def new_client(self, timeout: Any) -> docker.APIClient:
         """Return a client that the caller closes."""
-        return docker.APIClient(base_url=self._url, version=self._negotiated(timeout), timeout=timeout)
+        return self._made(self._negotiated(timeout), timeout)
+
+    def _made(self, version: str, timeout: Any) -> docker.APIClient:
+        client = docker.APIClient(base_url=self._url, version=version, timeout=timeout)
+        client.mount("http+docker://", _OneConnection(self._url, timeout))
+        return client
 
     def _negotiated(self, timeout: Any) -> str:
         if not self._version:
-            client = docker.APIClient(base_url=self._url, version=_FIRST, timeout=timeout)
+            client = self._made(_FIRST, timeout)
             try:
                 versions = client.version(api_version=False)
                 self.engine = checked(_engine(client, versions), self.engine)
@@ -73,6 +80,21 @@ class Connection:
             self._reconnected()
             self._version = request.version(versions)
         return self._version
+
+
+class _OneConnection(UnixHTTPAdapter):
+    """Keeps one connection open, for a client that sends one request at a time.
+
+    docker-py's own keeps a connection for each of the last 25 URLs, and the path of most requests has an ID: a client
+    would hold 25 connections, and almost each request would open another one.
+    """
+
+    def __init__(self, url: str, timeout: Any) -> None:
+        super().__init__(f"http+{url}", timeout, pool_connections=1, max_pool_size=1)
+
+    def get_connection(self, url: bytes | str, proxies: Any = None) -> UnixHTTPConnectionPool:
+        """Return the one pool: all URLs are those of one socket."""
+        return super().get_connection("http+docker://localhost", proxies)
 
 
 def _engine(client: docker.APIClient, versions: Any) -> Engine:

@@ -70,24 +70,34 @@ def several(
         return [each if isinstance(each, bounded_json.Cut) else needed(each) for each in bounded_json.elements(chunks)]
 
 
-def stream(client: docker.APIClient, path: str, **query: str) -> Iterator[bytes]:
-    """Return a stream, in chunks as they arrive. Raises APIError."""
-    raw: Any = client
-    response = raw._get(raw._url(path), params=query, stream=True)
-    raw._raise_for_status(response)
-    # docker-py would read each chunk as a whole, of any length.
-    return iter(response.iter_content(_PIECE))
+@contextmanager
+def stream(client: docker.APIClient, path: str, **query: str) -> Iterator[Iterator[bytes]]:
+    """Yield a stream, in chunks as they arrive, and end it. Raises APIError."""
+    with _response(client, path, (), query) as response:
+        # docker-py would read each chunk as a whole, of any length.
+        yield iter(response.iter_content(_PIECE))
 
 
 @contextmanager
 def _answer(
     client: docker.APIClient, path: str, names: tuple[str, ...], query: Mapping[str, str]
 ) -> Iterator[Iterator[bytes]]:
+    with _response(client, path, names, query) as response:
+        yield _in_time(_pieces(response.raw))
+
+
+@contextmanager
+def _response(client: docker.APIClient, path: str, names: tuple[str, ...], query: Mapping[str, str]) -> Iterator[Any]:
+    """Yield a response whose body is not read yet.
+
+    Closing it ends its connection if a part of the body is unread, and otherwise keeps the connection for the next
+    request.
+    """
     raw: Any = client
     response = raw._get(raw._url(path, *names), params=query, stream=True)
     try:
         raw._raise_for_status(response)
-        yield _in_time(_pieces(response.raw))
+        yield response
     finally:
         response.close()
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import re
+import select
 import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingMixIn, UnixStreamServer
@@ -34,6 +36,9 @@ class FakeDocker:
         self.networks: dict[str, dict[str, Any]] = {}
         self.images: dict[str, dict[str, str]] = {"sha256:plain": {}}
         self.before: Callable[[str], None] = lambda _: None
+        #: The connections that clients have open now, and the number of those that were ever accepted.
+        self.connections: set[socket.socket] = set()
+        self.accepted = 0
         self._streams: set[socket.socket] = set()
         self._closed = threading.Event()
         docker = self
@@ -53,6 +58,15 @@ class FakeDocker:
         class Server(ThreadingMixIn, UnixStreamServer):
             daemon_threads = True
             request_queue_size = 64
+
+            def process_request(self, request: Any, client_address: Any) -> None:
+                docker.accepted += 1
+                docker.connections.add(request)
+                super().process_request(request, client_address)
+
+            def shutdown_request(self, request: Any) -> None:
+                docker.connections.discard(request)
+                super().shutdown_request(request)
 
             def handle_error(self, *_: object) -> None:
                 pass  # the plugin hung up
@@ -113,10 +127,12 @@ class FakeDocker:
         """End the event streams, as a daemon that exits."""
         for stream in list(self._streams):
             self._streams.discard(stream)
-            try:
-                stream.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                continue
+            _end(stream)
+
+    def end_connections(self) -> None:
+        """End all connections, idle ones too, as a daemon that restarts."""
+        for connection in list(self.connections):
+            _end(connection)
 
     def _get(self, request: BaseHTTPRequestHandler) -> None:
         self.asked.append(request.path)
@@ -184,8 +200,9 @@ class FakeDocker:
         request.wfile.flush()
         stream = request.connection
         self._streams.add(stream)
-        while stream in self._streams and not self._closed.wait(0.05):
+        while stream in self._streams and not self._closed.wait(0.05) and not _hung_up(stream):
             pass
+        self._streams.discard(stream)
         request.close_connection = True
 
     @staticmethod
@@ -196,3 +213,12 @@ class FakeDocker:
         request.send_header("Content-Length", str(len(body)))
         request.end_headers()
         request.wfile.write(body)
+
+
+def _end(connection: socket.socket) -> None:
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+def _hung_up(client: socket.socket) -> bool:
+    return bool(select.select([client], [], [], 0)[0]) and not client.recv(1, socket.MSG_PEEK)
