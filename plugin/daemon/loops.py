@@ -12,14 +12,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
+from functools import partial
 from typing import Protocol
 
 from plugin.docker.bridges import Bridges
 from plugin.docker.follower import INTERVAL, DockerFollower
 from plugin.docker.tracker import EndpointTracker
-from plugin.kernel import link_monitor
+from plugin.kernel import conntrack, link_monitor
 from plugin.kernel.link_monitor import Link, LinkChange
-from plugin.model import Endpoint, Network
+from plugin.model import Endpoint, Network, Prefix
 from plugin.nftables.client import NftError
 from plugin.policy.facts import Facts
 from plugin.state.lease import EVERY
@@ -87,7 +88,8 @@ class Worker:
 class Loops:
     """Runs the loops in its own threads from `start` to `stop`.
 
-    `end_expired` ends expired overrides and bans of fwctl, and returns the seconds until its next call.
+    `end_expired` ends expired overrides and bans of fwctl, and returns the seconds until its next call. `protected`:
+    the bridges whose addresses were no valid sources from outside before this start, None: all of them.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Loops:
         drops: Drops | None = None,
         end_expired: Callable[[], float] = lambda: INTERVAL,
         boot: Boots | None = None,
+        protected: frozenset[str] | None = None,
     ) -> None:
         self._state = reconciler
         self._follower = follower
@@ -115,6 +118,11 @@ class Loops:
         self._drops = drops
         self._end_expired = end_expired
         self._boot = boot
+        self._protected = protected
+        #: The subnets of other programs' bridges that are up, with the bridge's index.
+        self._subnets: set[tuple[int, Prefix]] | None = None
+        #: When they were read last, and whether they may have changed since.
+        self._subnets_read, self._subnets_due = 0.0, False
         self._changed = threading.Event()
         self._stop = threading.Event()
         self._check = threading.Event()
@@ -246,11 +254,14 @@ class Loops:
         with closing(link_monitor.Changes()) as changes:
             links = link_monitor.links()
             self._see(links)
+            self._cut_forged(links)
             if not self._follower.listening:
                 self._tracker.mark_unknown()  # departures while this loop did not run are unknown
             while not self._stop.is_set():
                 for change in changes.read():
                     self._link(change, links)
+                if self._subnets_due:
+                    self._cut_forged(links)
                 self.write_proxies()
                 self._follower.hurry()
                 # A default route may have been added through a bridge that is not classified yet.
@@ -279,6 +290,9 @@ class Loops:
         self._proxies()
 
     def _link(self, change: LinkChange, links: dict[int, Link]) -> None:
+        if change.what == "address":
+            self._address(links)
+            return
         if change.link is None:
             links.clear()
             links.update(link_monitor.links())
@@ -292,10 +306,36 @@ class Loops:
         if change.link is None or (before != after and (change.link.bridge or (before and before.bridge))):
             self._see(links)
             self._follower.wake()
+        if change.link is None or change.link.bridge:
+            self._address(links)
         left = bridge is not None and (after is None or after.master != bridge.index)
         if not self._follower.listening and (change.link is None or left):
             # A container's link was removed and no event will name its container: another may get its address soon.
             self._tracker.mark_unknown(bridge.name if bridge else None)
+
+    def _address(self, links: Mapping[int, Link]) -> None:
+        """Look at the subnets now, or after the other reports if there are many of them."""
+        self._subnets_due = True
+        if time.monotonic() - self._subnets_read > TICK / 4:
+            self._cut_forged(links)
+
+    def _cut_forged(self, links: Mapping[int, Link]) -> None:
+        """Cut the flows that the host forwarded from and to the new subnets of bridges.
+
+        The source of a flow's first packet is valid only on its bridge, but until the host had a route there it was
+        valid everywhere.
+        """
+        self._subnets_read, self._subnets_due = time.monotonic(), False
+        bridges = {index: link.name for index, link in links.items() if link.bridge and link.up and not link.ours}
+        there = {(i, subnet) for i, found in link_monitor.subnets().items() if i in bridges for subnet in found}
+        if self._subnets is None:  # a restart leaves the flows of bridges that were protected all the time
+            known = self._protected
+            self._subnets = {each for each in there if known is None or bridges[each[0]] in known}
+        unmanaged = self._bridges.unmanaged()
+        new = [subnet for index, subnet in there - self._subnets if bridges[index] not in unmanaged]
+        self._subnets = there
+        if new:
+            self._worker(partial(conntrack.cut_forwarded, new))
 
     def _see(self, links: Mapping[int, Link]) -> None:
         self._bridges.see(links.values())

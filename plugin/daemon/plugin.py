@@ -88,6 +88,7 @@ class Plugin:
         sysctl = Sysctl(settings.sysctl)
         self._links = Links(sysctl)
         later = Worker()
+        protected = dump.protected()
         listeners = self._close(Store(settings.state), later)
         self._relay = Relay()
         self._ports = HostPorts(self._relay)
@@ -156,6 +157,7 @@ class Plugin:
             drops,
             self._orders.end,
             boot,
+            protected,
         )
 
     def _close(self, store: Store, later: Worker) -> Listeners:

@@ -13,9 +13,7 @@ Only when dockerd would give up soon, the socket accepts connections before it; 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import re
 import select
 import signal
 import socket
@@ -43,7 +41,7 @@ _TABLE, _FORMER = "docker-fw", "fw"
 #: Fails if there is a table with the name that docker-fw's had in former versions: it may be one that closes.
 _NO_FORMER = f"create table inet {_FORMER}\ndelete table inet {_FORMER}\n"
 #: A ban that expires, as a comment of the boot table; the boot unit's script reads the same (`fwctl.host.boot_unit`).
-_UNTIL = re.compile(r"#until (\d+) (\w+) (.+)")
+_UNTIL = "#until"
 _FAILED, _CREATED, _EXISTED = b"f", b"c", b"e"
 
 
@@ -67,7 +65,13 @@ def main() -> NoReturn:
 def _answers(path: str) -> bool:
     """Return True if a process listens on this socket: it must keep it, or Docker would not reach it any more."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
-        return sock.connect_ex(path) in (0, errno.EAGAIN)  # or too many connections wait there
+        try:
+            sock.connect(path)
+        except BlockingIOError:  # too many connections wait there
+            return True
+        except OSError:
+            return False
+        return True
 
 
 def _bound(path: str) -> socket.socket | None:
@@ -167,10 +171,10 @@ def bans(text: str, now: float) -> str:
     """Return commands that add the bans of the file's comments: `#until UNIX-TIME SET ELEMENT`."""
     found = []
     for line in text.splitlines():
-        if ban := _UNTIL.fullmatch(line):
-            until, name, element = ban.groups()
-            if (rest := int(until) - int(now)) > 0:
-                found.append(f"add element inet {_TABLE} {name} {{ {element} timeout {rest}s }}\n")
+        match line.split(" ", 3):
+            case [word, until, name, element] if word == _UNTIL and until.isdecimal():
+                if (rest := int(until) - int(now)) > 0:
+                    found.append(f"add element inet {_TABLE} {name} {{ {element} timeout {rest}s }}\n")
     return "".join(found)
 
 

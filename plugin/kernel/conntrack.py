@@ -100,6 +100,20 @@ def cut_prefixes(prefixes: Collection[Prefix]) -> Cut:
 
     One dump for each family, whatever the number of prefixes.
     """
+    return _cut_within(prefixes, frozenset())
+
+
+def cut_forwarded(prefixes: Collection[Prefix]) -> Cut:
+    """Delete the flows from and to these prefixes that the host only forwards. Never raises.
+
+    For prefixes to which the host has a route from now on. An outsider may have opened such a flow before, with an
+    address as source that a container gets later: it would count as opened by that container.
+    """
+    return _cut_within(prefixes, local_addresses())
+
+
+def _cut_within(prefixes: Collection[Prefix], spared: Collection[bytes]) -> Cut:
+    """Delete the flows from and to the prefixes, but not those from or to the addresses of `spared`."""
     done = Cut()
     for version in (4, 6):
         wanted: dict[int, set[int]] = {}
@@ -109,7 +123,7 @@ def cut_prefixes(prefixes: Collection[Prefix]) -> Cut:
                 wanted.setdefault(shift, set()).add(int(prefix.network_address) >> shift)
         marks = {p.network_address.packed[: p.prefixlen // 8] for p in prefixes if p.version == version}
         if wanted:
-            done += cut(version, partial(_is_within, wanted=wanted), marks)
+            done += cut(version, partial(_is_within, wanted=wanted, spared=spared), marks)
     return done
 
 
@@ -117,11 +131,14 @@ def _touches(flow: Flow, packed: set[bytes]) -> bool:
     return not packed.isdisjoint((flow.source, flow.addressed, flow.responder, flow.answered))
 
 
-def _is_within(flow: Flow, wanted: Mapping[int, Collection[int]]) -> bool:
+def _is_within(flow: Flow, wanted: Mapping[int, Collection[int]], spared: Collection[bytes]) -> bool:
     """True if one end is in one of the prefixes.
 
-    `wanted`: by the number of host bits of a prefix, the values of its network bits.
+    `wanted`: by the number of host bits of a prefix, the values of its network bits. `spared`: addresses; a flow from
+    or to one of them does not count.
     """
+    if flow.source in spared or flow.addressed in spared:
+        return False
     for packed in {flow.source, flow.addressed, flow.responder, flow.answered} - {b""}:
         address = int.from_bytes(packed, "big")
         if any(address >> shift in prefixes for shift, prefixes in wanted.items()):

@@ -9,16 +9,21 @@ import errno
 import socket
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from ipaddress import ip_network
 from typing import Literal
 
 from plugin.kernel import netlink as nl
 from plugin.kernel.names import GROUP
+from plugin.model import Prefix
 
-_NEWLINK, _DELLINK, _GETLINK, _GETADDR = 16, 17, 18, 22
+_NEWLINK, _DELLINK, _GETLINK, _NEWADDR, _DELADDR, _GETADDR = 16, 17, 18, 20, 21, 22
 #: linux/if_addr.h: IFA_ADDRESS, IFA_LOCAL
 _ADDRESS, _LOCAL = 1, 2
-_RTMGRP_LINK = 1
+#: linux/rtnetlink.h: RTMGRP_LINK, _IPV4_IFADDR, _IPV6_IFADDR
+_GROUPS = 0x1 | 0x10 | 0x100
+#: linux/if.h: IFF_UP
+_UP = 1
 #: linux/if_link.h: IFLA_IFNAME, _MASTER, _LINKINFO, _GROUP, _EXT_MASK; IFLA_INFO_KIND; RTEXT_FILTER_SKIP_STATS
 _NAME, _MASTER, _LINKINFO, _GROUP, _EXT_MASK, _KIND, _SKIP_STATS = 3, 10, 18, 27, 29, 1, 8
 _ROUTE = 0
@@ -31,7 +36,7 @@ class Link:
     """A link of the host.
 
     `bridge`: it is a bridge. `ours`: docker-fw created it. `master`: the index of the bridge that it is a port of, or
-    0.
+    0. `up`: the host routes to its subnets; two links that differ only in this are equal.
     """
 
     index: int
@@ -39,16 +44,17 @@ class Link:
     bridge: bool = False
     ours: bool = False
     master: int = 0
+    up: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class LinkChange:
-    """A report from the kernel: a link was added ("added") or removed ("removed").
+    """A report from the kernel: a link was added or changed ("added") or removed ("removed").
 
-    "all": something was missed; list everything.
+    "all": something was missed; list everything. "address": a link got an address, or lost one.
     """
 
-    what: Literal["added", "removed", "all"]
+    what: Literal["added", "removed", "all", "address"]
     link: Link | None = None
 
 
@@ -68,13 +74,26 @@ def addresses() -> set[bytes]:
     return {fields.get(_LOCAL, fields.get(_ADDRESS, b"")) for fields in found}
 
 
+def subnets() -> dict[int, frozenset[Prefix]]:
+    """Return the subnets of the host's links by index, without link-local ones. Raises OSError."""
+    with nl.open_socket(_ROUTE) as sock:
+        answers = nl.request(sock, _GETADDR, nl.NLM_F_DUMP, bytes(8))
+    found: dict[int, frozenset[Prefix]] = {}
+    for _, body in answers:
+        (index,) = struct.unpack_from("=I", body, 4)
+        prefix = ip_network((nl.attributes(body[8:])[_ADDRESS], body[1]), strict=False)
+        if not prefix.is_link_local:
+            found[index] = found.get(index, frozenset()) | {prefix}
+    return found
+
+
 class Changes:
     """Reports of link changes, subscribed when created: list all links after that, and then read."""
 
     def __init__(self) -> None:
         self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _ROUTE)
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-        self._sock.bind((0, _RTMGRP_LINK))
+        self._sock.bind((0, _GROUPS))
         self._sock.settimeout(0.2)
 
     def close(self) -> None:
@@ -96,6 +115,8 @@ class Changes:
                     # added or removed.
                     if body[0] == socket.AF_UNSPEC and (link := _read(body)):
                         yield LinkChange("added" if kind == _NEWLINK else "removed", link)
+                elif kind in (_NEWADDR, _DELADDR):
+                    yield LinkChange("address")
                 else:
                     yield LinkChange("all")
         except TimeoutError:
@@ -115,4 +136,5 @@ def _read(body: bytes) -> Link | None:
     kind = nl.attributes(fields.get(_LINKINFO, b"")).get(_KIND, b"").rstrip(b"\0")
     ours = fields.get(_GROUP, b"") == struct.pack("=I", GROUP)
     master = struct.unpack("=I", fields[_MASTER])[0] if _MASTER in fields else 0
-    return Link(index, name, kind == b"bridge", ours, master)
+    (flags,) = struct.unpack_from("=I", body, 8)
+    return Link(index, name, kind == b"bridge", ours, master, up=bool(flags & _UP))

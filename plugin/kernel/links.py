@@ -19,6 +19,7 @@ from typing import Any
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from plugin.kernel import conntrack
 from plugin.kernel.names import CONTAINER_PREFIX, GROUP, PORT_PREFIX, container_side, host_side
 from plugin.kernel.sysctl import Sysctl
 from plugin.model import Endpoint, FwError, Network
@@ -93,6 +94,8 @@ class Links:
             if isinstance(error, FwError):
                 raise
             raise FwError(f"could not set up bridge {network.bridge}: {error}") from error
+        if made:  # from now on the rules refuse forged sources of its subnets
+            conntrack.cut_forwarded(network.subnets)
         return made
 
     def _configure(self, network: Network) -> None:

@@ -54,6 +54,20 @@ def listening() -> frozenset[Published] | None:
         return frozenset(_port(element) for name, dump in dumped for element, _ in _elements(dump, name, SETS[name]))
 
 
+def protected() -> frozenset[str] | None:
+    """Return the bridges whose addresses an existing table refuses as forged sources; None if that is not known.
+
+    Raises OSError.
+    """
+    name = "protected_bridges"
+    with nl.open_socket() as sock:
+        try:
+            dumped = ruleset.elements(sock, name)
+        except FileNotFoundError:
+            return None
+        return frozenset(str(element.key[0]) for element, _ in _elements(dumped, name, SETS[name]))
+
+
 def _current_or_former(sock: socket.socket, name: str) -> list[bytes]:
     """Return a set's elements; those of its former name if the table is an older version's."""
     return _set(sock, name) or _set(sock, FORMER_SETS[name])

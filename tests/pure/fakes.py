@@ -100,6 +100,7 @@ def cut_no_flows(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(conntrack, name, lambda *_: None)
     patch.setattr(closed_flows, "cut_closed", lambda *_: None)
     patch.setattr(conntrack, "cut_prefixes", lambda _: conntrack.Cut())
+    patch.setattr(conntrack, "cut_forwarded", lambda _: conntrack.Cut())
 
 
 class NoLinks:

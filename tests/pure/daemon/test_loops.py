@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -92,6 +96,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     made = World()
     monkeypatch.setattr(link_monitor, "Changes", Changes)
     monkeypatch.setattr(link_monitor, "links", lambda: dict(made.links))
+    monkeypatch.setattr(link_monitor, "subnets", dict)
     monkeypatch.setattr(loops, "INTERVAL", 600.0)  # the periodic checks do not hide a missing one
     return made
 
@@ -102,6 +107,45 @@ def watcher(world: World) -> Iterator[Loops]:
     made.start()
     yield made
     made.stop()
+
+
+def test_flows_are_cut_once_for_each_new_subnet_of_a_bridge(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for bridges of other programs, for docker-fw's own (the driver does it), or for a bridge that is down."""
+    prefixes = [ip_network(f"10.{n}.0.0/24") for n in range(5)]
+    known, more, theirs, ours, down = ({prefix} for prefix in prefixes)
+    world.links = {
+        5: Link(5, "br-0123456789ab", bridge=True, up=True),
+        6: Link(6, "virbr0", bridge=True, up=True),
+        7: Link(7, "fw-1", bridge=True, ours=True, up=True),
+        8: Link(8, "br-ba9876543210", bridge=True),
+        9: Link(9, "eth0", up=True),
+    }
+    there: dict[int, set[Any]] = {5: known}
+    reports: queue.SimpleQueue[LinkChange] = queue.SimpleQueue()
+    cut: list[Any] = []
+
+    class Reports(Changes):
+        def read(self) -> Iterator[LinkChange]:
+            with suppress(queue.Empty):
+                yield reports.get(timeout=0.01)
+
+    monkeypatch.setattr(link_monitor, "Changes", Reports)
+    monkeypatch.setattr(link_monitor, "subnets", lambda: dict(there))
+    monkeypatch.setattr(loops.conntrack, "cut_forwarded", cut.append)
+    bridges = Bridges(set, frozenset({"virbr0"}))
+    watcher = Loops(world, world, world, bridges, world, world, Worker())  # type: ignore[arg-type]
+    watcher.start()
+    try:
+        until(lambda: watcher._subnets, "the loop has read what is there")
+        there |= {5: known | more, 6: theirs, 7: ours, 8: down, 9: more}
+        for _ in range(2):
+            reports.put(LinkChange("address"))
+        until(lambda: cut, "the new subnet is cut")
+        reports.put(LinkChange("added", dataclasses.replace(world.links[8], up=True)))
+        until(lambda: len(cut) > 1, "the subnet of the bridge that is up now is cut")
+        assert cut == [[*more], [*down]]
+    finally:
+        watcher.stop()
 
 
 def test_a_changed_ruleset_is_checked(world: World, watcher: Loops) -> None:
@@ -227,6 +271,7 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
     made = Room()
     monkeypatch.setattr(link_monitor, "Changes", Changes)
     monkeypatch.setattr(link_monitor, "links", dict)
+    monkeypatch.setattr(link_monitor, "subnets", dict)
     monkeypatch.setattr(loops, "EVERY", 0.02)
     watcher = Loops(made, made, made, Bridges(set), made, made, Worker())  # type: ignore[arg-type]
     watcher.start()

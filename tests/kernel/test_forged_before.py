@@ -1,0 +1,85 @@
+"""Test flows with a container's address as source that an outsider forges before the container's network exists.
+
+Where the host forwards between its outside links, such a flow would count as one that the container opened: each reply
+to it would reach the container, on a port that nothing opens.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.kernel.packets import Packet, udp
+from tests.kernel.running import Running
+from tests.kernel.site import BR_DOCKER, Box
+from tests.kernel.talks import Talks
+from tests.lab import Wan
+from tests.waiting import until
+
+#: An address that the outsider can receive at, and send from.
+FAR4, FAR6 = "203.0.113.99", "2001:db8:5::99"
+DOCKERS = "d" * 64
+
+
+def forged(number: int) -> tuple[list[Packet], list[Packet]]:
+    """Return the first packets of such flows from the container .2 of a network, and the replies to them."""
+    pairs = ((f"10.{number}.0.2", FAR4), (f"2001:db8:{number}::2", FAR6))
+    return [udp(a, far, 4000, 53) for a, far in pairs], [udp(far, a, 53, 4000) for a, far in pairs]
+
+
+def docker_network(fw: Running) -> Box:
+    """Let Docker create a network with a container that answers on its base ports."""
+    fw.docker.bridge_network(DOCKERS, "app", "10.100.0.0/24", "2001:db8:100::/64")
+    box = fw.site.docker_box(f"br-{DOCKERS[:12]}", 100)
+    fw.docker.container("guest", "e" * 64, DOCKERS, {})
+    place = fw.docker.containers["e" * 64]["NetworkSettings"]["Networks"]["net"]
+    place |= {"IPAddress": "10.100.0.2", "GlobalIPv6Address": "2001:db8:100::2"}
+    probe = fw.site.wan.probe
+    until(lambda: probe.tcp("10.100.0.2", 80, source=Wan.FAR_V4) == "refused", "docker-fw knows the container", 30)
+    return box
+
+
+def driver_network(fw: Running) -> Box:
+    network = fw.network(77)
+    fw.well("CreateNetwork", network)
+    return fw.move(fw.start_container(network, 2))
+
+
+def opened(fw: Running, number: int) -> list[Packet]:
+    """Let the outsider open such flows; return the replies to them."""
+    site = fw.site
+    site.wan.ip(
+        f"route add {FAR4} via {site.HOST4}",
+        f"route add {FAR6} via {site.HOST6}",
+        f"route add 10.{number}.0.0/24 via {site.HOST4}",
+    )
+    first, replies = forged(number)
+    site.send([*first, *replies])
+    assert site.run("conntrack", "-L", check=False).stdout.count("sport=53 dport=4000") == 2
+    return replies
+
+
+@pytest.mark.parametrize("kind", ["Docker network", "docker-fw network"])
+def test_a_flow_forged_before_a_network_exists_does_not_reach_its_containers(own: Running, kind: str) -> None:
+    """However the outsider keeps such a flow alive; nor does one that begins between network and container."""
+    number = 100 if kind == "Docker network" else 77
+    own.start()
+    replies = opened(own, number)
+    box = docker_network(own) if kind == "Docker network" else driver_network(own)
+    own.site.send([*forged(number)[0], *replies])
+    assert own.site.deliver(replies, box) == set()
+
+
+def test_a_network_that_is_created_while_docker_fw_is_stopped(own: Running) -> None:
+    """A start cuts the flows of such networks, and none of those that were protected before."""
+    site = own.site
+    former = site.docker_box(BR_DOCKER, 101)
+    own.start()
+    with Talks() as talks:
+        talks.open("out", "tcp", former, site.wan, Wan.FAR_V4, 9)
+        own.stop()
+        replies = opened(own, 100)
+        box = site.docker_box(f"br-{DOCKERS[:12]}", 100)
+        assert site.deliver(replies, box) == set(replies)
+        own.start()
+        until(lambda: not site.deliver(replies, box), "the flows are cut")
+        assert talks.going("out") == {"out"}
