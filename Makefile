@@ -113,7 +113,7 @@ test-many: $(VENV)/ready ## run all tests RUNS times in a row in other orders, b
 	$(PYTHON) -m tests.many --runs $(RUNS) --load $(LOAD)
 
 test-long: $(VENV)/ready ## run all tests with TIMES as many random inputs, at every step, on every engine (hours)
-	TEST_TIMES=$(TIMES) FW_TEST_CRASHES=1 FW_TEST_STARTS=$$((4 * $(TIMES))) \
+	TEST_TIMES=$(TIMES) FW_TEST_CRASHES=1 FW_TEST_WHOLE_STARTS=1 FW_TEST_STARTS=$$((4 * $(TIMES))) \
 	    FW_ENGINES="$$($(PYTHON) -c 'from tests.lab import ENGINES; print(*ENGINES)')" \
 	    $(PYTHON) -m pytest -n $(WORKERS) --no-loadscope-reorder -o timeout=7200
 

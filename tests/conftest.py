@@ -105,7 +105,7 @@ def expected(nodeid: str) -> int:
     path = nodeid.partition("::")[0]
     if "from_make_install" in nodeid:
         return 120
-    if path.endswith("test_promises.py"):
+    if path.endswith("engine/test_promises.py"):
         return 60
     if "engine/" in path:
         return 6

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from tests.lab import ENGINES, Engine
 from tests.lab.images import Rootfs, rootfs_image
-from tests.product import PLUGIN, ROOT, Fw
+from tests.product import PLUGIN, ROOT, Fw, with_plugin
 from tests.waiting import until
 
 #: The ports to try on each address of each service, and whether they should answer.
@@ -128,8 +128,8 @@ def main() -> int:
     options = parser.parse_args()
     start = time.monotonic()
     say(f"starting Docker {options.engine} in namespaces of its own (nothing of this machine's network is touched)")
-    with Engine(options.engine) as engine:
-        say("building the image from the Dockerfile and installing the managed plugin (minutes the first time)")
+    say("building the image from the Dockerfile and installing the managed plugin (minutes the first time)")
+    with Engine(options.engine, data=with_plugin(options.engine)) as engine:
         fw = Fw.install(engine)
         say(f"{PLUGIN} is enabled; bringing up compose-examples/unchanged.yml, on a Docker network")
         up(fw, "unchanged.yml")

@@ -1,4 +1,4 @@
-"""Make what the tests of engines need and the lab's cache does not have yet: root file systems, and docker-fw's image.
+"""Make what tests of engines need and the lab's cache does not have yet: root file systems, engines with docker-fw.
 
 On a fresh machine that takes minutes of one processor. The scheduler of `tests/conftest.py` starts this, and has tests
 run meanwhile that need none of it. Prints a line on stdout as soon as those of engines can begin.
@@ -10,12 +10,11 @@ import contextlib
 import os
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 from tests.lab.images import busybox, debian_base
 from tests.lab.roots import DEFAULT, engine_root
 from tests.lab.store import LabError, say
-from tests.product import FIREWALLS, NEWEST, VERSIONS, image_tar
+from tests.product import FIREWALLS, NEWEST, VERSIONS, with_plugin
 
 
 def prepare() -> None:
@@ -23,12 +22,12 @@ def prepare() -> None:
     busybox()
     with ThreadPoolExecutor(2) as pool:
         # The image is built by the default engine upon the base image, so these two come first.
-        needed: list[Future[Path]] = [pool.submit(engine_root, DEFAULT)]
+        needed: list[Future[object]] = [pool.submit(engine_root, DEFAULT)]
         pool.submit(debian_base)
         # The longest groups of tests need these two. Those of other engines can wait for theirs, if they are early.
-        needed += [pool.submit(engine_root, NEWEST), pool.submit(image_tar)]
-        others = [version for version in VERSIONS if version not in (DEFAULT, NEWEST)]
-        rest = [pool.submit(engine_root, version) for version in others]
+        needed += [pool.submit(engine_root, NEWEST), pool.submit(with_plugin, NEWEST)]
+        others = [version for version in VERSIONS if version != NEWEST]
+        rest: list[Future[object]] = [pool.submit(with_plugin, version) for version in others]
         rest += [pool.submit(engine_root, NEWEST, FIREWALLS)]
         for each in needed:
             each.result(3600)

@@ -17,6 +17,7 @@ from plugin.fwctl.socket_client import ask
 from plugin.model import FwError
 from tests.lab import ENGINES, Engine
 from tests.lab.builder import build_image
+from tests.lab.data import keep
 from tests.lab.store import cached, digest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,7 +31,7 @@ NEWEST = VERSIONS[-1]
 DEEP = VERSIONS if "FW_ENGINES" in os.environ else [NEWEST]
 #: Debian packages of the firewalls that docker-fw is tested with, in a root of their own.
 FIREWALLS = ("ufw", "firewalld", "dbus")
-#: Created plugins of one engine version that stay in the lab's cache.
+#: Data of engines of one version with docker-fw that stay in the lab's cache.
 KEPT = 3
 #: Ports that every container answers on without any configuration.
 BASE = (22, 80, 443)
@@ -47,7 +48,8 @@ def plugin_rootfs(engine: Engine) -> Path:
     tar = image_tar()
 
     def unpack(target: Path) -> None:
-        engine.load(tar)
+        if engine.try_docker("image", "inspect", IMAGE).returncode:
+            engine.load(tar)
         script = (
             f"mkdir -p /lab/unpacked; id=$(docker create {IMAGE}); "
             "docker export $id | tar -x -C /lab/unpacked; docker rm $id"
@@ -69,40 +71,38 @@ def plugin_dir(engine: Engine) -> str:
     return "/lab/plugin"
 
 
-def create_plugin(engine: Engine) -> None:
-    """Create the plugin in an engine that has none, disabled.
+def with_plugin(version: str) -> list[Path]:
+    """Return data for an `Engine`: it has docker-fw's plugin, disabled, before dockerd starts."""
+    made = _installed(version)
+    return [made / "image", made / "overlay2", made / "plugins"]
 
-    The first engine of a version does so by `docker plugin create`, which compresses all files: ten seconds of a
-    processor. The others get a copy of what that made of /var/lib/docker/plugins.
-    """
-    theirs = engine.host.inside / "var/lib/docker/plugins"
-    config = (ROOT / "config.json").read_text()
-    stem = f"created-{engine.version}"
-    created = False
 
-    def create(target: Path) -> None:
-        nonlocal created
-        engine.docker("plugin", "create", PLUGIN, plugin_dir(engine), timeout=300)
-        created = True
-        # `create` keeps the plugin's name in memory only (moby plugin/manager_linux.go); `set` writes it to the disk.
-        engine.docker("plugin", "set", PLUGIN, "FW_LOG_LEVEL=info")
-        _copy(theirs, target)
+def with_image(version: str) -> list[Path]:
+    """Return data for an `Engine` of one of `DEEP`: it has docker-fw's image before dockerd starts, and no plugin."""
+    return with_plugin(version)[:2]
 
-    made = cached(
-        "plugins", f"{stem}-{digest(image_tar().name, config, 'named')}", f"the plugin in {engine.version}", create
-    )
+
+def _installed(version: str) -> Path:
+    """Return the data of an engine on which docker-fw was installed, in the cache. Those of `DEEP` keep the image."""
+    tar, config = image_tar(), (ROOT / "config.json").read_text()
+    stem = f"created-{version}"
+
+    def install(target: Path) -> None:
+        with Engine(version) as engine:
+            if version in DEEP:
+                engine.load(tar)
+            engine.docker("plugin", "create", PLUGIN, plugin_dir(engine), timeout=300)
+            # `create` keeps the name in memory only (moby plugin/manager_linux.go); `set` writes it to the disk.
+            engine.docker("plugin", "set", PLUGIN, "FW_LOG_LEVEL=info")
+            engine.stop()
+            theirs = engine.host.plain("/var/lib/docker")
+            keep([theirs / "image", theirs / "overlay2", theirs / "plugins"], target)
+
+    made = cached("plugins", f"{stem}-{digest(tar.name, config, version in DEEP)}", f"the plugin in {version}", install)
     os.utime(made)
     for old in sorted(made.parent.glob(f"{stem}-*"), key=os.path.getmtime)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
-    if not created:
-        engine.stop()
-        shutil.rmtree(theirs)
-        _copy(made, theirs)
-        engine.start()
-
-
-def _copy(tree: Path, to: Path) -> None:
-    subprocess.run(["cp", "-a", str(tree), str(to)], check=True, timeout=300)
+    return made
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Fw:
 
     @classmethod
     def install(cls, engine: Engine, *settings: str) -> Fw:
-        create_plugin(engine)
+        """Enable the plugin, with these settings, on an engine that has it (see `with_plugin`)."""
         if engine.host.run(["test", "-e", "/sys/fs/cgroup/unified"], check=False).returncode == 0:
             # The lab has control groups of both versions; dockerd's is separate there too.
             settings = ("FW_CGROUP=/host/cgroup/unified", *settings)

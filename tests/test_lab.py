@@ -15,6 +15,7 @@ import pytest
 
 from tests.lab import ENGINES, Engine, Host, LabError, Registry, Wan, build_image, sweep
 from tests.lab.claims import start_time
+from tests.lab.data import fill, keep
 
 pytestmark = pytest.mark.engine
 
@@ -227,6 +228,34 @@ def test_a_build_needs_no_registry_and_touches_nothing(tmp_path: Path) -> None:
         engine.load(tar)
         assert engine.docker("run", "--rm", "lab-test", "cat", "/copied") == (tmp_path / "text").read_text()
     tar.unlink()
+
+
+def test_engines_share_the_files_of_copied_data_and_nothing_else(tmp_path: Path) -> None:
+    """A copy of dockerd's data has the same layers, and lists and links of its own. No copy is made of layers that were
+    written to.
+    """
+    theirs, kept, first, second = (tmp_path / name for name in ("theirs", "kept", "first", "second"))
+    for path in ("image/overlay2/repositories.json", "overlay2/1/diff/bin/sh", "overlay2/1/link"):
+        (theirs / path).parent.mkdir(parents=True, exist_ok=True)
+        (theirs / path).write_text(path)
+    (theirs / "overlay2/1").chmod(0o710)
+    (theirs / "overlay2/l").symlink_to("1/diff")
+    keep([theirs / "image", theirs / "overlay2"], kept)
+    first.mkdir()
+    fill(first, [kept / "image", kept / "overlay2"])
+    (first / "image/overlay2/repositories.json").write_text("changed")
+    (first / "overlay2/1/diff/bin/sh").unlink()
+    second.mkdir()
+    fill(second, [kept / "image", kept / "overlay2"])
+    assert (second / "image/overlay2/repositories.json").read_text() == "image/overlay2/repositories.json"
+    assert (second / "overlay2/1/diff/bin/sh").samefile(kept / "overlay2/1/diff/bin/sh")
+    assert (second / "overlay2/1").stat().st_mode & 0o777 == 0o710
+    assert (second / "overlay2/l").readlink() == Path("1/diff")
+    (second / "overlay2/1/diff/bin/sh").write_text("changed")
+    later = (kept / "complete").stat().st_mtime + 1
+    os.utime(second / "overlay2/1/diff/bin/sh", (later, later))
+    with pytest.raises(LabError, match="diff/bin/sh"):
+        fill(first, [kept / "overlay2"])
 
 
 LAB_THAT_IS_KILLED = """

@@ -29,7 +29,10 @@ _ORIGINAL, _REPLY, _ID, _ZONE, _TUPLE_IP, _TUPLE_PROTO = 1, 2, 12, 18, 1, 2
 _NUMBER, _SOURCE_PORT, _TARGET_PORT = 1, 2, 3  # CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT
 _ICMP_TYPE = {4: 5, 6: 8}  # CTA_PROTO_ICMP_TYPE, CTA_PROTO_ICMPV6_TYPE
 _IP = {4: (1, 2), 6: (3, 4)}  # CTA_IP_V4_SRC, _DST; CTA_IP_V6_SRC, _DST
-_AF = {4: socket.AF_INET, 6: socket.AF_INET6}
+#: Instead of an IP version: connections of both, in one dump. The kernel walks its whole table for each dump.
+BOTH = 0
+_AF = {4: socket.AF_INET, 6: socket.AF_INET6, BOTH: socket.AF_UNSPEC}
+_VERSION: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 6}
 _FEW = 8  # marks: searching for each costs 0.15 µs a flow, parsing a flow some µs
 log = logging.getLogger(__name__)
 
@@ -69,10 +72,9 @@ def distinguishes_sctp() -> bool:
 
 def cut_addresses(addresses: Collection[Address]) -> None:
     """Delete every flow from or to the addresses, so that their next owners inherit none. Never raises."""
-    for version in (4, 6):
-        packed = {address.packed for address in addresses if address.version == version}
-        if packed:
-            cut(version, partial(_touches, packed=packed), packed)
+    packed, versions = {address.packed for address in addresses}, {address.version for address in addresses}
+    if packed:
+        cut(versions.pop() if len(versions) == 1 else BOTH, partial(_touches, packed=packed), packed)
 
 
 def cut_published(ports: Collection[Published], stays: Callable[[Published, Address], bool] | None = None) -> None:
@@ -176,7 +178,7 @@ def cut(
     marks: Collection[bytes] = (),
     before: Callable[[Collection[Flow]], None] | None = None,
 ) -> Cut:
-    """Delete the connections of one IP version that are chosen. Never raises.
+    """Delete the connections of one IP version, or of `BOTH`, that are chosen. Never raises.
 
     `marks`: bytes of which each connection that may be chosen contains one; a few are found faster than a connection
     is parsed. `before` gets the chosen ones before they are deleted.
@@ -184,11 +186,11 @@ def cut(
     done = Cut()
     try:
         with nl.open_socket() as sock:
-            found = [(raw, flow) for raw, flow in _flows(sock, version, marks) if chosen(flow)]
+            found = [each for each in _flows(sock, version, marks) if chosen(each[2])]
             if before and found:
-                before([flow for _, flow in found])
-            for raw, _ in found:
-                done += _delete(sock, version, raw)
+                before([flow for _, _, flow in found])
+            for its_version, raw, _ in found:
+                done += _delete(sock, its_version, raw)
     except OSError as error:
         log.error("could not cut flows: %s", error)
     for note in done.notes:
@@ -202,7 +204,7 @@ def tracked(version: int, marks: Collection[bytes] = ()) -> list[Flow]:
     `marks` as in `cut`; the answer may contain other connections.
     """
     with nl.open_socket() as sock:
-        return [flow for _, flow in _flows(sock, version, marks)]
+        return [flow for _, _, flow in _flows(sock, version, marks)]
 
 
 def _delete(sock: socket.socket, version: int, raw: dict[int, bytes]) -> Cut:
@@ -220,8 +222,8 @@ def _delete(sock: socket.socket, version: int, raw: dict[int, bytes]) -> Cut:
     return Cut(1)
 
 
-def _flows(sock: socket.socket, version: int, marks: Collection[bytes]) -> Iterator[tuple[dict[int, bytes], Flow]]:
-    """Yield the kernel's connections of one IP version, as attributes and parsed, from a dump that is not stored."""
+def _flows(sock: socket.socket, version: int, marks: Collection[bytes]) -> Iterator[tuple[int, dict[int, bytes], Flow]]:
+    """Yield the kernel's connections from a dump that is not stored: IP version, attributes, and parsed."""
     asked = int.from_bytes(os.urandom(3), "little") + 1
     sock.send(nl.message(_GET, nl.NLM_F_DUMP, asked, nl.nfgen(_AF[version])))
     for kind, number, body in nl.replies(sock):
@@ -233,8 +235,9 @@ def _flows(sock: socket.socket, version: int, marks: Collection[bytes]) -> Itera
             return
         likely = not marks or len(marks) > _FEW or any(mark in body for mark in marks)
         raw = nl.attributes(body[4:]) if likely else {}
-        if _ORIGINAL in raw and _REPLY in raw:
-            yield raw, _parsed(raw, version)
+        its_version = _VERSION.get(body[0], 0)  # the first byte of the header is the family
+        if its_version and _ORIGINAL in raw and _REPLY in raw:
+            yield its_version, raw, _parsed(raw, its_version)
 
 
 def _parsed(raw: dict[int, bytes], version: int) -> Flow:

@@ -18,7 +18,7 @@ from tests.bench.table import say
 from tests.bench.traffic import PORT
 from tests.bench.wire import Client, Recorder
 from tests.lab import Engine
-from tests.product import Fw
+from tests.product import Fw, with_plugin
 
 #: An idle container with a label of docker-fw.
 LABEL = f"8080, {PORT}/tcp, {PORT}/udp"
@@ -70,7 +70,7 @@ class Bed:
 
     def __init__(self, version: str, scale: Scale) -> None:
         self.scale = scale
-        self.engine = Engine(version)
+        self.engine = Engine(version, data=with_plugin(version))
         self._numbers = itertools.count(1)
         self._bare: Engine | None = None
         self._crowd: list[str] = []

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab import Engine
-from tests.product import DEEP, NEWEST, VERSIONS, Fw
+from tests.product import DEEP, NEWEST, VERSIONS, Fw, with_plugin
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -27,7 +27,7 @@ class Engines:
 
     def get(self, version: str) -> Fw:
         if version not in self._running:
-            engine = Engine(version).__enter__()
+            engine = Engine(version, data=with_plugin(version)).__enter__()
             try:
                 self._running[version] = Fw.install(engine)
             except BaseException:

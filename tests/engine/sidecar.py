@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.engine.leftovers import state_of
 from tests.lab import ENGINES, Engine, engine_root
-from tests.product import ROOT, Fw, image_tar
+from tests.product import IMAGE, ROOT, Fw
 from tests.waiting import until
 
 SIDECAR = ROOT / "compose-examples/sidecar.yml"
@@ -23,6 +23,7 @@ class Sidecar(Fw):
 
     @classmethod
     def up(cls, engine: Engine) -> Sidecar:
+        """Start it on an engine that has docker-fw's image (see `with_image`)."""
         shutil.copy(SIDECAR, engine.host.share)
         if engine.try_docker("compose", "version").returncode:
             # Debian has no compose for this engine: the newest engine's speaks its API too.
@@ -32,7 +33,7 @@ class Sidecar(Fw):
         engine.docker("run", "--rm", "busybox", "true")  # creates Docker's objects for the first container
         fw = cls(engine, driver="fw")
         fw.before = state_of(engine)
-        engine.load(image_tar())
+        fw.before["images"].discard(IMAGE)
         fw.user(UP)
         until(fw.answers, "the sidecar answers")
         return fw

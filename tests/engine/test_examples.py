@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from tests.demo import down, probes, ready, unchanged, up
-from tests.product import IMAGE, ROOT, Fw, image_tar
+from tests.product import IMAGE, ROOT, Fw
 from tests.waiting import until
 
 
@@ -79,7 +79,6 @@ def test_the_readmes_first_commands_work(fw: Fw) -> None:
 
 def test_fwctl_runs_from_the_image(fw: Fw) -> None:
     """The README's `docker run … ports`, `status`, `--help` and `--version` work with the image alone."""
-    fw.engine.load(image_tar())
     mount = "/run/docker/plugins:/run/docker/plugins"
     with fw.network() as net:
         app = fw.run(net, "-p", "18600:80", "-p", "18601:5432")

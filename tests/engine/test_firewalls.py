@@ -12,7 +12,7 @@ import pytest
 
 from tests.engine.firewall_commands import UFW_ROUTES, ZONE_OF_DOCKER, ZONE_OF_OURS
 from tests.lab import Engine, Hammer, Host, Process, Target, Verdict, engine_root
-from tests.product import DEEP, FIREWALLS, ROOT, Fw
+from tests.product import DEEP, FIREWALLS, ROOT, Fw, with_plugin
 from tests.waiting import until
 
 
@@ -105,7 +105,7 @@ def fw(request: pytest.FixtureRequest, engines: object) -> Iterator[Fw]:
     """Yield docker-fw on a host that has the firewalls, none of them running. Each test boots it when needed."""
     with Host(engine_root(request.param, extra=FIREWALLS)) as host:
         host.boot()
-        engine = Engine(request.param, host=host)
+        engine = Engine(request.param, host=host, data=with_plugin(request.param))
         engine.start()
         yield Fw.install(engine)
 

@@ -12,7 +12,7 @@ import pytest
 from tests.engine.outside import dockers, host_ports, hosts, publish, published_ports_obey, seen
 from tests.lab import Engine
 from tests.lab.netns import FORWARDING
-from tests.product import IMAGE, NEWEST, Fw, image_tar
+from tests.product import IMAGE, NEWEST, Fw, with_image, with_plugin
 from tests.waiting import until
 
 CLOSED = (5432, 8081)
@@ -135,7 +135,7 @@ def test_one_network_of_dockers_from_another(each: Fw) -> None:
 
 def test_the_setting_honours_published_ports(fw: Fw) -> None:
     """FW_PUBLISHED=allow: `-p` alone opens, by DNAT and by docker-proxy; unpublished ports stay closed."""
-    with Engine(NEWEST) as engine:
+    with Engine(NEWEST, data=with_plugin(NEWEST)) as engine:
         theirs = Fw.install(engine, "FW_PUBLISHED=allow")
         options, ports = publish(5432)
         app = theirs.run("bridge", *options)
@@ -216,8 +216,7 @@ def test_a_dry_run_says_what_installing_would_close(engines: object) -> None:
 
     It also lists the connections that would be cut, and changes nothing.
     """
-    with Engine(NEWEST) as engine:
-        engine.load(image_tar())
+    with Engine(NEWEST, data=with_image(NEWEST)) as engine:
         published = "-p 15432:5432 -p 18080:80 -p 127.0.0.1:16379:6379"
         engine.docker(*f"run -d --name db {published} --label fw.allow=9000 busybox sleep inf".split())
         engine.docker("run", "-d", "--name", "tool", "--network", "host", "busybox", "sleep", "inf")

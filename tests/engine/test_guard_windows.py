@@ -21,7 +21,7 @@ from tests.engine.outside import SERVERS, Targets, back, closed, dockers, hosts,
 from tests.inputs import TIMES
 from tests.lab import Engine
 from tests.lab.netns import FORWARDING
-from tests.product import NEWEST, Fw, Net
+from tests.product import NEWEST, Fw, Net, with_plugin
 from tests.waiting import until
 
 
@@ -258,7 +258,7 @@ def test_an_exception_ends_with_its_container_though_docker_reports_nothing(engi
     When a container's link is removed, which dockerd does before it gives the address to another, its network is
     closed, long before Docker's API answers.
     """
-    with Engine(NEWEST, live_restore=True) as engine:
+    with Engine(NEWEST, live_restore=True, data=with_plugin(NEWEST)) as engine:
         fw = Fw.install(engine)
         with dockers(fw, v6=False) as net, labelled(fw, net) as app:
             served(fw)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.engine.outside import opens_just_the_label
 from tests.lab import Engine, Host, engine_root
-from tests.product import NEWEST, Fw
+from tests.product import NEWEST, Fw, with_plugin
 from tests.waiting import until
 
 
@@ -17,7 +17,7 @@ def test_a_host_whose_docker_speaks_iptables_legacy(engines: object) -> None:
         host.boot()
         for tool in ("iptables", "ip6tables"):
             host.run(["update-alternatives", "--set", tool, f"/usr/sbin/{tool}-legacy"])
-        with Engine(NEWEST, host=host) as engine:
+        with Engine(NEWEST, host=host, data=with_plugin(NEWEST)) as engine:
             assert "-P FORWARD DROP" in host.run(["iptables-legacy", "-S", "FORWARD"]).stdout
             fw = Fw.install(engine)
             opens_just_the_label(fw)
@@ -31,7 +31,8 @@ def test_a_host_that_lives_on_router_advertisements(engines: object) -> None:
 
     The engine leaves IPv6 forwarding to others.
     """
-    with Host(engine_root("20.10.24"), advertised=True) as host, Engine("20.10.24", host=host) as engine:
+    host = Host(engine_root("20.10.24"), advertised=True)
+    with host, Engine("20.10.24", host=host, data=with_plugin("20.10.24")) as engine:
         assert host.run(["cat", "/proc/sys/net/ipv6/conf/all/forwarding"]).stdout == "0\n"
         fw = Fw.install(engine)
         with fw.network() as net:

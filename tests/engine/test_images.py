@@ -16,7 +16,7 @@ import pytest
 from tests.engine.outside import labels, seen, tcp
 from tests.lab import Engine
 from tests.lab.oci import Variant, oci_archive
-from tests.product import Fw
+from tests.product import Fw, with_plugin
 from tests.waiting import until
 
 PORTS = (22, 80, 443, 5432)
@@ -41,7 +41,7 @@ _host_ports = itertools.count(24000)
 
 
 def _engine(version: str, directory: Path) -> Iterator[Fw]:
-    with Engine(version, containerd_store=True) as engine:
+    with Engine(version, containerd_store=True, data=with_plugin(version)[2:]) as engine:
         for name, variants in IMAGES.items():
             engine.load(oci_archive(directory / f"{name}.tar", f"{name}:latest", variants))
         yield Fw.install(engine)

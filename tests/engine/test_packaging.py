@@ -15,7 +15,7 @@ from tests.engine.leftovers import left, state_of
 from tests.engine.outside import opens_just_the_label
 from tests.engine.pushed import at, push
 from tests.lab import Engine, Registry, Wan
-from tests.product import IMAGE, NEWEST, PLUGIN, ROOT, Fw, Net, image_tar
+from tests.product import IMAGE, NEWEST, PLUGIN, ROOT, Fw, Net, with_image
 from tests.waiting import until
 
 
@@ -29,11 +29,11 @@ def test_from_make_install_by_an_upgrade_to_make_uninstall() -> None:
     with Wan() as wan, Registry(wan) as registry:
         with Engine("26.1.5", wan=wan, args=[registry.insecure]) as maker:
             push(maker, registry)
-        with Engine(NEWEST, wan=wan, args=[registry.insecure]) as engine:
+        with Engine(NEWEST, wan=wan, args=[registry.insecure], data=with_image(NEWEST)) as engine:
             wan.route(engine.host.number, "10.88.0.0/16")
             wan.route(engine.host.number, "2001:db8:88::/48")
             before = state_of(engine)
-            engine.load(image_tar())
+            before["images"].discard(IMAGE)
             source = engine.host.share / "source"
             source.mkdir()
             for name in ("Makefile", "config.json", "pyproject.toml"):

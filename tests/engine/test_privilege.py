@@ -12,7 +12,7 @@ from tests.documents import rows
 from tests.engine.sidecar import UP
 from tests.engine.sidecar import Sidecar as Started
 from tests.lab import Engine
-from tests.product import NEWEST, ROOT
+from tests.product import NEWEST, ROOT, with_image
 from tests.readonly import ReadOnly
 from tests.waiting import until
 
@@ -30,7 +30,7 @@ class Sidecar(Started):
 @pytest.fixture(scope="module", params=[NEWEST])
 def sidecar(request: pytest.FixtureRequest) -> Iterator[Sidecar]:
     """Yield a sidecar behind a proxy of Docker's socket, which passes only the calls that SECURITY.md lists."""
-    with Engine(request.param) as engine:
+    with Engine(request.param, data=with_image(request.param)) as engine:
         made = Sidecar.up(engine)
         with ReadOnly(engine.host.inside / "run/read-only.sock", Path(engine.socket), CALLS) as proxy:
             file = engine.host.share / "sidecar.yml"

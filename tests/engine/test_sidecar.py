@@ -26,7 +26,7 @@ from tests.engine.outside import (
 from tests.engine.sidecar import BOOT_INSTALL, Sidecar
 from tests.lab import Engine, Host, Wan
 from tests.lab.netns import FORWARDING, Netns
-from tests.product import DEEP, IMAGE, Fw, Net
+from tests.product import DEEP, IMAGE, Fw, Net, with_image
 from tests.waiting import until
 
 #: Bridges of the host's own: its uplink, and one with a machine behind it.
@@ -37,7 +37,7 @@ MACHINE = ("tcp", "10.60.0.2", 9999)
 @pytest.fixture(scope="module", params=DEEP)
 def each(request: pytest.FixtureRequest) -> Iterator[Sidecar]:
     """Yield the sidecar."""
-    with Engine(request.param) as engine:
+    with Engine(request.param, data=with_image(request.param)) as engine:
         yield Sidecar.up(engine)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.lab import Engine, Wan
 from tests.lab.netns import Netns
-from tests.product import DEEP, NEWEST, PLUGIN, Fw
+from tests.product import DEEP, NEWEST, PLUGIN, Fw, with_plugin
 from tests.waiting import until
 
 Target = tuple[str, str, int]
@@ -131,7 +131,7 @@ def run_mode(*ports: int) -> tuple[list[str], dict[int, int]]:
 @pytest.fixture(scope="module", params=DEEP)
 def each(request: pytest.FixtureRequest) -> Iterator[Node]:
     """Yield a node of every engine, separate from the other tests' engine, because a swarm changes it."""
-    with Engine(request.param) as engine:
+    with Engine(request.param, data=with_plugin(request.param)) as engine:
         yield Node.manage(engine)
 
 
@@ -261,7 +261,7 @@ def test_the_ingress_mesh_is_closed(each: Node) -> None:
 
 def test_a_gwbridge_with_ipv6(engines: object) -> None:
     """If docker_gwbridge was created with IPv6, published ports use DNAT to IPv6 addresses: the same policy."""
-    with Engine(NEWEST) as engine:
+    with Engine(NEWEST, data=with_plugin(NEWEST)) as engine:
         engine.docker(
             "network",
             "create",
@@ -290,7 +290,8 @@ def test_two_nodes(engines: object) -> None:
 
     Each node's host-mode ports are filtered, from the other node and its containers too.
     """
-    with Wan() as wan, Engine(NEWEST, wan=wan) as one, Engine(NEWEST, wan=wan) as two:
+    data = with_plugin(NEWEST)
+    with Wan() as wan, Engine(NEWEST, wan=wan, data=data) as one, Engine(NEWEST, wan=wan, data=data) as two:
         first = Node.manage(one)
         second = Node(Fw.install(two).engine)
         assert wan.probe.tcp(one.host.v4, 2377) == wan.probe.tcp(one.host.v4, 7946) == "open"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import Engine
-from tests.product import NEWEST, Fw
+from tests.product import NEWEST, Fw, with_plugin
 from tests.torture.__main__ import leaks
 from tests.torture.bed import HEADER, Bed
 from tests.torture.blows import SHORT
@@ -17,7 +17,7 @@ from tests.torture.blows import SHORT
 @pytest.fixture(scope="module", params=[NEWEST])
 def fw(_root: None, request: pytest.FixtureRequest) -> Iterator[Fw]:
     """Yield an engine that no other test needs."""
-    with Engine(request.param) as engine:
+    with Engine(request.param, data=with_plugin(request.param)) as engine:
         yield Fw.install(engine)
 
 

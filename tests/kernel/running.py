@@ -18,6 +18,7 @@ from typing import Any
 
 from plugin.kernel.names import bridge_name, container_side, host_side
 from plugin.state.store import Store
+from tests.kernel import preloaded
 from tests.kernel.fakedocker import FakeDocker
 from tests.kernel.site import MARK, Box, Site
 from tests.recorded import GENERIC, PORTMAP
@@ -25,6 +26,9 @@ from tests.waiting import crowded, until
 
 ROOT = Path(__file__).parents[2]
 Body = dict[str, Any]
+GUNICORN = (sys.executable, "-m", "gunicorn", "-c", "python:plugin.gunicorn_conf")
+#: Each plugin loads its modules itself, as on a user's host: on request.
+WHOLE = bool(os.environ.get("FW_TEST_WHOLE_STARTS"))
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -43,8 +47,8 @@ class UnixConnection(http.client.HTTPConnection):
 class Running:
     """docker-fw on a site's host, beside a fake Docker. `call` does what dockerd would."""
 
-    #: The program to start.
-    command: tuple[str, ...] = (sys.executable, "-m", "gunicorn", "-c", "python:plugin.gunicorn_conf")
+    #: The program to start, if it is not gunicorn with the plugin's modules loaded already.
+    command: tuple[str, ...] = ()
 
     def __init__(self, site: Site, **environ: str) -> None:
         self.site = site
@@ -63,13 +67,16 @@ class Running:
             "FW_MARK": hex(MARK),
             **environ,
         }
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | preloaded.Forked | None = None
 
     def spawn(self) -> None:
         """Start the plugin without waiting for it."""
         with self.log.open("ab") as log:
+            if not self.command and not WHOLE:
+                self.process = preloaded.start(self.site.host.path, GUNICORN[3:], self.environ, log.fileno())
+                return
             self.process = self.site.host.popen(
-                self.command,
+                self.command or GUNICORN,
                 cwd=ROOT,
                 env=self.environ,
                 stdout=log,

@@ -13,7 +13,7 @@ import pytest
 
 from plugin.kernel.names import host_side
 from tests.kernel.packets import new_flow
-from tests.kernel.running import Running, names_of
+from tests.kernel.running import GUNICORN, Running, names_of
 from tests.kernel.site import Box, Site
 from tests.recorded import PORTMAP
 from tests.waiting import until
@@ -30,7 +30,7 @@ class Small(Running):
         self._disk = self.state.parent
         self._disk.mkdir()
         mount = f'mount -t tmpfs -o size=128k none {self._disk} && exec "$@"'
-        self.command = ("unshare", "--mount", "sh", "-c", mount, "sh", *self.command)
+        self.command = ("unshare", "--mount", "sh", "-c", mount, "sh", *GUNICORN)
 
     def start(self) -> Running:
         super().start()

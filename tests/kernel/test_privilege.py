@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from plugin.kernel.capabilities import NEEDED, NET_ADMIN, NET_BIND_SERVICE, NET_RAW
-from tests.kernel.running import Running
+from tests.kernel.running import GUNICORN, Running
 from tests.kernel.site import Site
 from tests.waiting import until
 
@@ -22,6 +22,7 @@ NAMES = {NET_ADMIN: "net_admin", NET_BIND_SERVICE: "net_bind_service", NET_RAW: 
 class Limited(Running):
     """docker-fw with only these capabilities at its start, as a container has them."""
 
+    command = GUNICORN
     given: tuple[int, ...] = ()
 
     def spawn(self) -> None:

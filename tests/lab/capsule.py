@@ -93,6 +93,10 @@ class Capsule:
         """
         return Path(f"/proc/{self.init_pid}/root")
 
+    def plain(self, inside: str) -> Path:
+        """Return the directory of this machine that is at a path of `PLAIN` inside, also before `boot`."""
+        return self._binds[inside]
+
     def boot(self) -> None:
         """Start PID 1: namespaces, mounts, empty /run and /tmp. Takes about 50 ms."""
         if self._init_pid:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .daemon import Daemon
+from .data import fill
 from .host import Host
 from .netns import Netns
 from .probe import Servers
@@ -38,16 +39,20 @@ class Engine(Daemon):
         live_restore: bool = False,
         with_busybox: bool = True,
         containerd_store: bool = False,
+        data: Sequence[Path] = (),
     ) -> None:
         """`args` are more arguments for dockerd. A `host` given here stays the caller's to close.
 
-        With `containerd_store` it keeps its images in containerd's store, as Docker 29 does by default.
+        With `containerd_store` it keeps its images in containerd's store, as Docker 29 does by default. `data` are
+        directories that /var/lib/docker has when dockerd starts for the first time, see `tests.lab.data`.
         """
         self.version = version
         self._own_host = host is None
         self.host = host or Host(engine_root(version), wan)
         if containerd_store:
             self.host.write("/etc/docker/daemon.json", json.dumps({"features": {"containerd-snapshotter": True}}))
+        fill(self.host.plain("/var/lib/docker"), data)
+        with_busybox = with_busybox and "image" not in {path.name for path in data}  # data with images has it
         super().__init__(self.host, args, live_restore=live_restore, with_busybox=with_busybox)
 
     def __enter__(self) -> Engine:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 
 from tests.lab import ENGINES, Engine
-from tests.product import Fw
+from tests.product import Fw, with_plugin
 from tests.promises import report, results, site
 from tests.promises.judge import Row, judge
 from tests.promises.model import Setup
@@ -27,7 +27,7 @@ def setups(versions: list[str], profiles: list[str]) -> list[Setup]:
 
 def referee(version: str, wanted: list[Setup]) -> Iterator[tuple[Setup, Tried]]:
     """Try all promises of these set-ups on one engine: without docker-fw, then with it. Yields what was found."""
-    engine = Engine(version, site.PROFILES[wanted[0].profile])
+    engine = Engine(version, site.PROFILES[wanted[0].profile], data=with_plugin(version))
     engine.host.write("/etc/resolv.conf", RESOLVER)
     with engine:
         without = {setup: attempt(engine, setup) for setup in wanted}

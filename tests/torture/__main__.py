@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from plugin.kernel.names import GROUP
 from tests.lab import ENGINES, Engine, Registry, Wan
-from tests.product import NEWEST, ROOT, Fw
+from tests.product import NEWEST, ROOT, Fw, with_plugin
 from tests.waiting import until
 
 from .bed import HEADER, Bed, Row
@@ -136,7 +136,12 @@ def main() -> int:
     print(f"seed {given.seed}, engine {given.engine}, {given.minutes:g} minutes, {given.load} loops", flush=True)
     busy = given.load > 0 or os.getloadavg()[1] > (os.cpu_count() or 1)
     records = ROOT / "build/torture" / str(given.seed)
-    with Wan() as wan, Registry(wan) as registry, Engine(given.engine, [registry.insecure], wan=wan) as engine:
+    data = with_plugin(given.engine)
+    with (
+        Wan() as wan,
+        Registry(wan) as registry,
+        Engine(given.engine, [registry.insecure], wan=wan, data=data) as engine,
+    ):
         versions = pushed(engine, registry)
         fw = Fw.install(engine)
         bed = Bed(fw, proxied=True, records=records)

@@ -125,7 +125,7 @@ class Flows:
         marks: Collection[bytes] = (),
         before: Callable[[Collection[Flow]], None] | None = None,
     ) -> conntrack.Cut:
-        found = [each for each in self.there if version == 4 and chosen(each)]
+        found = [each for each in self.there if version != 6 and chosen(each)]
         if before and found:
             before(found)
         self.there.difference_update(found)
