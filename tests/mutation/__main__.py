@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.mutation import condition_sessions, conditions, report, rules, sessions
@@ -32,14 +32,17 @@ def known(part: str) -> dict[str, Result]:
     return {each["name"]: each for each in found}
 
 
-def judge(part: str, wanted: Mutants, jobs: int, end: float, say: Callable[[str], None]) -> None:
+def judge(
+    part: str, wanted: Mutants, jobs: int, end: float, say: Callable[[str], None], tests: Sequence[str] = ()
+) -> None:
     """Judge these mutants, and keep the results, also if the time is over. Raises UnfinishedError."""
     directory = BUILD / part
     try:
         if part == "rules":
-            rules.run(list(wanted.values()), directory, jobs, end, say)  # type: ignore[arg-type]
+            rules.run(list(wanted.values()), directory, jobs, end, say, tests or rules.TESTS)  # type: ignore[arg-type]
         else:
-            condition_sessions.run(list(wanted.values()), directory, jobs, end, say, condition_sessions.TESTS[part])  # type: ignore[arg-type]
+            tests = tests or condition_sessions.TESTS[part]
+            condition_sessions.run(list(wanted.values()), directory, jobs, end, say, tests)  # type: ignore[arg-type]
     finally:
         now = {**known(part), **{each["name"]: each for each in sessions.results("judge", directory)}}
         existing = mutants_of(part)
@@ -53,6 +56,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--part", choices=report.PARTS, action="append", help="only this part (again for another one)")
     parser.add_argument("--only", default="", metavar="TEXT", help="only mutants whose name contains this")
     parser.add_argument("--new", action="store_true", help="only mutants that no run has judged, and survivors")
+    parser.add_argument(
+        "--tests",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="only these tests: new ones, for what survived the others",
+    )
     parser.add_argument("--jobs", type=int, default=2, help="processes (2)")
     parser.add_argument("--minutes", type=float, default=60, help="after this time it ends and fails (60)")
     options = parser.parse_args(argv)
@@ -71,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
         say(f"{part}: {len(wanted)} mutants")
         try:
             if wanted:
-                judge(part, wanted, options.jobs, end, say)
+                judge(part, wanted, options.jobs, end, say, options.tests)
         except UnfinishedError as error:
             say(f"{part}: {error}")
             failed = True

@@ -22,11 +22,15 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
+from tests.mutation import few_inputs
 from tests.mutation.conditions import ROOT, Mutant, mutated
 
+#: Random inputs of a test.
+INPUTS = 25
 # Before the tests are imported: the same examples in every run, and a failure needs no smaller example.
 settings.register_profile(
     "mutation",
+    max_examples=INPUTS,
     derandomize=True,
     database=None,
     deadline=None,
@@ -34,6 +38,7 @@ settings.register_profile(
     suppress_health_check=list(HealthCheck),
 )
 settings.load_profile("mutation")
+few_inputs.use(INPUTS)
 
 #: A mutant that loops is ended after this many seconds, or after so many times the tests' own time.
 LEAST, TIMES = 60.0, 20.0

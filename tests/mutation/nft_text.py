@@ -195,14 +195,27 @@ def head_changes(head: str) -> dict[str, str]:
     return {"not hooked": "", "later": later}
 
 
-#: Look-ups by a source's prefix differ in its length only: of each chain, the shortest, one between and the longest.
+#: Look-ups by a prefix differ in its length only: the shortest, one between and the longest; for blocks of ports one.
 _LENGTH = re.compile(r"th sport & 0x0 \| (\d+)")
-_LENGTHS = {"4": ("0", "24", "32"), "6": ("0", "64", "128")}
+_LENGTHS = {"4": ("24", "0", "32"), "6": ("64", "0", "128")}
+#: These chains have a copy for each family, which one function writes: each change is made in one of the two.
+_COPIES = re.compile(
+    r"(?:inbound|peer_ports|quarantine|egress_allow|rate_limit|(?:host_)?from|egress_to)([46])(?:_\d+)?"
+)
 
 
 def _sampled(line: Line) -> bool:
     length = _LENGTH.search(line.text)
-    return length is None or length[1] in _LENGTHS["6" if "ip6" in line.text or "6" in line.chain else "4"]
+    if length is None:
+        return True
+    wanted = _LENGTHS["6" if "ip6" in line.text or "6" in line.chain else "4"]
+    return length[1] in (wanted if re.search(r"[46]$", line.chain) else wanted[:1])
+
+
+def _one_of_the_copies(line: Line, number: int) -> bool:
+    """True if this change (by its number) of the line is made in this family."""
+    copy = _COPIES.fullmatch(line.chain)
+    return copy is None or copy[1] == "64"[number % 2]
 
 
 def _of(line: Line) -> dict[str, str]:
@@ -215,7 +228,9 @@ def mutants(text: str) -> list[Mutant]:
     """Return the mutants of the tables' text, in the order of its lines, each once."""
     found: dict[Mutant, None] = {}
     for line in filter(_sampled, lines(text)):
-        for change in _of(line):
+        for number, change in enumerate(_of(line)):
+            if not _one_of_the_copies(line, number):
+                continue
             found[Mutant(line.family, general(line.chain), general(line.text), change)] = None
     return list(found)
 

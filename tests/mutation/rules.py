@@ -35,6 +35,8 @@ TESTS = tuple(
         "incus",
         "isolated",
         "guard",
+        "new_listeners",
+        "nflog",
     )
 )
 
@@ -80,7 +82,17 @@ def coverage(
             module = (ROOT / each["test"].partition("::")[0]).read_text()
             kept[each["test"]] = {**each, "rules": rules, "module": _hash(module)}
         known.write_text("".join(json.dumps(each) + "\n" for each in kept.values()))
-    return {test: each for test, each in kept.items() if each["passed"]}
+    wanted = tuple(tests)
+    return {test: each for test, each in kept.items() if each["passed"] and test.startswith(wanted)}
+
+
+def _shares(wanted: Sequence[Mutant], jobs: int) -> list[list[Mutant]]:
+    """Return the mutants of each session: all of a rule in the same one, which learns which test finds them."""
+    by_rule: dict[tuple[str, str, str], list[Mutant]] = {}
+    for each in wanted:
+        by_rule.setdefault((each.family, each.chain, each.rule), []).append(each)
+    groups = list(by_rule.values())
+    return [[each for group in groups[i::jobs] for each in group] for i in range(jobs)]
 
 
 def run(
@@ -111,9 +123,9 @@ def run(
             directory,
             tests,
             task="judge",
-            mutants=[[each.family, each.chain, each.rule, each.change] for each in wanted[i::jobs]],
+            mutants=[[each.family, each.chain, each.rule, each.change] for each in share],
             **facts,
         )
-        for i in range(jobs)
+        for i, share in enumerate(_shares(wanted, jobs))
     ]
     sessions.wait("judge", directory, running, len(wanted), end, say)

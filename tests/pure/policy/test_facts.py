@@ -186,6 +186,31 @@ def test_a_changed_container_recomputes_all_its_endpoints() -> None:
     assert Element("host_closed", (2, 6, 15432)) in elements(inventory, OF_DB)
 
 
+def test_openings_for_a_limited_time_are_closed_while_docker_fw_stops() -> None:
+    """No process would check their time, so exactly their containers are recomputed; they open again at the start."""
+    inventory = made()
+    assert WEB.container
+    assert DB.container
+    words = [
+        Overriding(WEB.container.id, Rule("tcp", 9000, 9000), until=9e9),
+        Overriding(DB.container.id, Rule("tcp", 1, 1)),
+    ]
+    for word in words:
+        edited(inventory, lambda facts, word=word: facts.keeping(lambda state: with_one(state, word)))  # type: ignore[misc]
+    opened = Element("allow4", (WEB.addr4, 6, 9000))
+    for stopping in (True, False):
+        assert (opened in elements(inventory, OF_WEB)) is stopping
+        changed = edited(inventory, lambda facts, stopping=stopping: dataclasses.replace(facts, suspended=stopping))  # type: ignore[misc]
+        assert changed == [OF_WEB]
+    assert opened in elements(inventory, OF_WEB)
+
+
+def test_a_removed_network_is_forgotten() -> None:
+    """Docker's report that a network is gone removes it; one that a newer list contains stays."""
+    assert FACTS.with_networks({}, [APP.id]).networks == {ISOLATED.id: ISOLATED}
+    assert FACTS.with_networks({APP.id: APP}, [APP.id, ISOLATED.id]).networks == {APP.id: APP}
+
+
 # --- elements -----------------------------------------------------------------------------------------------------
 
 
