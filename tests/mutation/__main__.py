@@ -7,8 +7,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tests.mutation import condition_sessions, conditions, report, rules, sessions
 from tests.mutation.nft_text import Mutant as RuleMutant
@@ -32,14 +33,14 @@ def known(part: str) -> dict[str, Result]:
     return {each["name"]: each for each in found}
 
 
-def judge(
-    part: str, wanted: Mutants, jobs: int, end: float, say: Callable[[str], None], tests: Sequence[str] = ()
-) -> None:
+def judge(part: str, wanted: Mutants, options: argparse.Namespace, end: float, say: Callable[[str], None]) -> None:
     """Judge these mutants, and keep the results, also if the time is over. Raises UnfinishedError."""
+    jobs, tests = options.jobs, options.tests
     directory = BUILD / part
     try:
         if part == "rules":
-            rules.run(list(wanted.values()), directory, jobs, end, say, tests or rules.TESTS)  # type: ignore[arg-type]
+            mutants: Any = list(wanted.values())
+            rules.run(mutants, directory, jobs, end, say, tests or rules.TESTS, alone=not options.together)
         else:
             tests = tests or condition_sessions.TESTS[part]
             condition_sessions.run(list(wanted.values()), directory, jobs, end, say, tests)  # type: ignore[arg-type]
@@ -63,6 +64,9 @@ def main(argv: list[str] | None = None) -> int:
         metavar="PATH",
         help="only these tests: new ones, for what survived the others",
     )
+    parser.add_argument(
+        "--together", action="store_true", help="rules: not first each alone, for what survived its likeliest tests"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="processes (2)")
     parser.add_argument("--minutes", type=float, default=60, help="after this time it ends and fails (60)")
     options = parser.parse_args(argv)
@@ -81,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
         say(f"{part}: {len(wanted)} mutants")
         try:
             if wanted:
-                judge(part, wanted, options.jobs, end, say, options.tests)
+                judge(part, wanted, options, end, say)
         except UnfinishedError as error:
             say(f"{part}: {error}")
             failed = True

@@ -200,11 +200,16 @@ _LENGTH = re.compile(r"th sport & 0x0 \| (\d+)")
 _LENGTHS = {"4": ("24", "0", "32"), "6": ("64", "0", "128")}
 #: These chains have a copy for each family, which one function writes: each change is made in one of the two.
 _COPIES = re.compile(
-    r"(?:inbound|peer_ports|quarantine|egress_allow|rate_limit|(?:host_)?from|egress_to)([46])(?:_\d+)?"
+    r"(?:inbound|peer_ports|quarantine|egress_allow|rate_limit|(?:host_)?from|egress_to|limit)([46])"
+    r"(?:_\d+|__(?:\.short)?)?"
 )
+#: Copies of a rate's chain, which one function writes: for ports of the host, and if a port has several rates.
+_OTHER_RATES = re.compile(r"(?:set )?(?:limit|sources|networks|proven)(?:_host[46]__|[46]__\.\d)")
 
 
 def _sampled(line: Line) -> bool:
+    if _OTHER_RATES.match(general(line.chain)):
+        return False
     length = _LENGTH.search(line.text)
     if length is None:
         return True
@@ -214,7 +219,7 @@ def _sampled(line: Line) -> bool:
 
 def _one_of_the_copies(line: Line, number: int) -> bool:
     """True if this change (by its number) of the line is made in this family."""
-    copy = _COPIES.fullmatch(line.chain)
+    copy = _COPIES.fullmatch(general(line.chain))
     return copy is None or copy[1] == "64"[number % 2]
 
 

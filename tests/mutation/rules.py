@@ -37,6 +37,8 @@ TESTS = tuple(
         "guard",
         "new_listeners",
         "nflog",
+        "helpers",
+        "lookups",
     )
 )
 
@@ -102,10 +104,12 @@ def run(
     end: float,
     say: Callable[[str], None],
     tests: Iterable[str] = TESTS,
+    *,
+    alone: bool = True,
 ) -> None:
     """Judge these mutants; `sessions.results("judge", directory)` are the results. Raises UnfinishedError.
 
-    `end`: the latest time, monotonic.
+    `end`: the latest time, monotonic. `alone`: first each by itself with the likeliest tests.
     """
     directory.mkdir(parents=True, exist_ok=True)
     for stale in directory.glob("judge-*"):
@@ -123,6 +127,7 @@ def run(
             directory,
             tests,
             task="judge",
+            alone=alone,
             mutants=[[each.family, each.chain, each.rule, each.change] for each in share],
             **facts,
         )

@@ -37,7 +37,7 @@ TRIES = 3
 #: Random inputs of a test.
 INPUTS = 15
 #: How many tests each mutant meets alone (a test that found another one of its rule is one more).
-BEST = 4
+BEST = 3
 #: How many mutants that survive them meet the others together.
 MOST = 40
 #: How many of a function's parameters they meet then.
@@ -215,7 +215,7 @@ class Order:
     def tests(self, mutant: Mutant) -> set[str]:
         """Return the tests whose packets reach the rule, or match it if only a match makes a difference."""
         kind = "matched" if mutant.change == "removed" or " is " in mutant.change else "reached"
-        return self._those(kind, mutant)
+        return self._those("reached" if "__" in mutant.chain else kind, mutant)
 
     def _those(self, kind: str, mutant: Mutant) -> set[str]:
         return {test for rule in self._reached(mutant) for test in self.by.get((kind, rule), ())}
@@ -223,8 +223,10 @@ class Order:
     def likeliest(self, mutant: Mutant, module: str) -> list[str]:
         """Return the module's tests that meet the mutant alone: a few, and those that found others of its rule."""
         tests = self.tests(mutant)
-        siblings = {test for test in tests if self.kills[mutant.rule, test]}
-        found = self.best(mutant, tests) | siblings
+        siblings = sorted(
+            (test for test in tests if self.kills[mutant.rule, test]), key=lambda t: -self.kills[mutant.rule, t]
+        )
+        found = self.best(mutant, tests).union(siblings[:2])
         mine = (test for test in found if test.startswith(f"{module}::"))
         return sorted(mine, key=lambda test: (-self._likely(mutant, test), self.cost[test]))
 
@@ -253,7 +255,11 @@ class Order:
     def _reached(self, mutant: Mutant) -> Iterable[str]:
         """Return the rules that a packet must reach to be treated differently."""
         name = mutant.chain.removeprefix("set ")
+        # The copies of a rate's chains differ in their rules' places, so a test of any is a test of all.
+        rate = mutant.chain.startswith("limit") and "__" in mutant.chain
         for family, chain, rule in self.rules:
+            if rate and chain.startswith("limit") and "__" in chain:
+                yield rule_name(family, chain, rule)
             here = chain == mutant.chain and (mutant.rule.startswith("type ") or general(rule) == mutant.rule)
             uses = name != mutant.chain and f"@{name} " in f"{general(rule)} "
             if family == mutant.family and (here or uses):
@@ -381,7 +387,7 @@ def judge_all(session: pytest.Session, job: dict[str, Any], out: Any) -> None:
     order = Order(job["coverage"], job["seconds"])
     verdicts = Verdicts(Judge(session), Text(), order)
     alive = [Mutant(*each) for each in job["mutants"]]
-    for module in order.modules:
+    for module in order.modules if job["alone"] else ():
         left = []
         for mutant in alive:
             if killer := verdicts.alone(mutant, module):
@@ -390,8 +396,7 @@ def judge_all(session: pytest.Session, job: dict[str, Any], out: Any) -> None:
             else:
                 left.append(mutant)
         alive = left
-    refused = [mutant for mutant in alive if not loads(mutant)]
-    for mutant in refused:
+    for mutant in (refused := [mutant for mutant in alive if not loads(mutant)]):
         write(mutant, "refused")
     alive = [mutant for mutant in alive if mutant not in refused]
     for module in order.modules:
