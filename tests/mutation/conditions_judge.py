@@ -246,6 +246,25 @@ def batches(mutants: Iterable[Mutant]) -> list[list[Mutant]]:
     return [[*batch.values()] for batch in found]
 
 
+def in_processes(batches: Sequence[Sequence[Mutant]], many: int, judge: Callable[[Sequence[Mutant]], None]) -> None:
+    """Judge the batches in so many forked processes. Raises ChildProcessError if one fails."""
+    started = []
+    for i in range(many):
+        pid = os.fork()
+        if pid:
+            started.append(pid)
+            continue
+        status = 1
+        try:
+            for batch in batches[i::many]:
+                judge(batch)
+            status = 0
+        finally:
+            os._exit(status)
+    if any(os.waitpid(pid, 0)[1] for pid in started):
+        raise ChildProcessError("a process that judges conditions failed")
+
+
 def pytest_runtestloop(session: pytest.Session) -> bool:
     """Judge the mutants in place of running each test once."""
     job = json.loads(Path(os.environ["FW_MUTATION_JOB"]).read_text())
@@ -263,7 +282,6 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
             children.alone(mutant)
         while children.alive:
             children.wait()
-        for batch in batches(children.survivors):
-            children.together(batch)
+        in_processes(batches(children.survivors), job["jobs"], children.together)
     session.testsfailed = 0  # failures are what is looked for
     return True

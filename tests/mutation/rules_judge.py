@@ -209,11 +209,17 @@ class Order:
         #: Seconds times rules: a quick test of few rules is about them.
         self.cost = {test: seconds[test] * (1 + len(covered["matched"])) for test, covered in coverage.items()}
         self.kills: Counter[tuple[str, str]] = Counter()
-        self.rules = [(family, chain, rule) for family, chain, rule, _ in places(whole_text())]
+        self.rules = [(family, chain, general(rule)) for family, chain, rule, _ in places(whole_text())]
         self._best: dict[Mutant, set[str]] = {}
+        self._tests: dict[Mutant, set[str]] = {}
 
     def tests(self, mutant: Mutant) -> set[str]:
         """Return the tests whose packets reach the rule, or match it if only a match makes a difference."""
+        if mutant not in self._tests:
+            self._tests[mutant] = self._found(mutant)
+        return self._tests[mutant]
+
+    def _found(self, mutant: Mutant) -> set[str]:
         kind = "matched" if mutant.change == "removed" or " is " in mutant.change else "reached"
         return self._those("reached" if "__" in mutant.chain else kind, mutant)
 
@@ -259,11 +265,11 @@ class Order:
         rate = mutant.chain.startswith("limit") and "__" in mutant.chain
         for family, chain, rule in self.rules:
             if rate and chain.startswith("limit") and "__" in chain:
-                yield rule_name(family, chain, rule)
-            here = chain == mutant.chain and (mutant.rule.startswith("type ") or general(rule) == mutant.rule)
-            uses = name != mutant.chain and f"@{name} " in f"{general(rule)} "
+                yield f"{family} {chain}: {rule}"
+            here = chain == mutant.chain and (mutant.rule.startswith("type ") or rule == mutant.rule)
+            uses = name != mutant.chain and f"@{name} " in f"{rule} "
             if family == mutant.family and (here or uses):
-                yield rule_name(family, chain, rule)
+                yield f"{family} {chain}: {rule}"
 
     def _likely(self, mutant: Mutant, test: str) -> int:
         return 10 * self.kills[mutant.rule, test] + self.kills[mutant.chain, test]

@@ -65,6 +65,16 @@ def test_an_unknown_endpoint_is_no_peer() -> None:
     assert who(dataclasses.replace(endpoint, container=None)) is None
 
 
+def test_an_empty_name_is_none() -> None:
+    """A container without a project, a service or even a name is no peer of rules for an empty one.
+
+    Such a rule keeps a port closed whose opening for a limited time is suspended.
+    """
+    bare = who(Endpoint("e", "n", A, joined=True, container=Container("c" * 64, "")))
+    assert bare
+    assert bare.keys == {("itself", "", "c" * 64)}
+
+
 @pytest.mark.parametrize(
     ("peer", "found"),
     [
