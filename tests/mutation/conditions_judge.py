@@ -1,8 +1,8 @@
 """A pytest plugin that runs pure tests with one mutated function each time, in a process forked for it.
 
-Each test runs once first, so it is known which lines it runs, and whether it passes as it is run here. A mutant's tests
-are those that run a line of the expression, the quickest first, until one fails. What survives the quick ones meets
-the others together with mutants of other functions.
+Each test runs once first (`condition_lines`), so it is known which lines it runs, and whether it passes as it is run
+here. A mutant's tests are those that run a line of the expression, the quickest first, until one fails. What survives
+the quick ones meets the others together with mutants of other functions.
 
 FW_MUTATION_JOB is a JSON file: the mutants, the file for results (one JSON value in a line), how many processes.
 """
@@ -14,18 +14,16 @@ import json
 import os
 import select
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from itertools import accumulate
 from pathlib import Path
-from types import CodeType, FrameType, FunctionType
-from typing import Any
+from types import CodeType, FunctionType
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
 from tests.mutation import few_inputs
+from tests.mutation.condition_lines import Known, Session, in_processes
 from tests.mutation.conditions import ROOT, Mutant, mutated
 
 #: Random inputs of a test.
@@ -45,81 +43,6 @@ few_inputs.use(INPUTS)
 
 #: A mutant that loops is ended after this many seconds, or after so many times the tests' own time.
 LEAST, TIMES = 60.0, 20.0
-#: Seconds of tests that each mutant meets alone; those that survive them meet all their tests together.
-ALONE = 2.0
-
-
-class Lines:
-    """The lines of some files that run."""
-
-    def __init__(self, paths: set[str]) -> None:
-        self.paths = {str(ROOT / path): path for path in paths}
-        self.found: set[tuple[str, int]] = set()
-
-    def __call__(self, frame: FrameType, event: str, arg: object) -> Any:
-        """Trace a function of these files only."""
-        path = self.paths.get(frame.f_code.co_filename)
-        if path is None:
-            return None
-        found = self.found
-
-        def line(inner: FrameType, event: str, arg: object) -> Any:
-            if event == "line":
-                found.add((path, inner.f_lineno))
-            return line
-
-        return line
-
-
-class Session:
-    """The tests of a session; any of them runs when it is wanted."""
-
-    def __init__(self, session: pytest.Session) -> None:
-        self.session = session
-        self._failed = False
-        session.config.pluginmanager.register(self)
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Remember a failure."""
-        self._failed = self._failed or report.failed
-
-    def passes(self, item: pytest.Item) -> bool:
-        """Run one test."""
-        self._failed = False
-        self.session._setupstate.teardown_exact(None)
-        item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
-        return not self._failed
-
-
-class Known:
-    """The tests by the lines that they run, and how long they take."""
-
-    def __init__(self, running: Session, lines: Lines) -> None:
-        self.by: dict[tuple[str, int], list[pytest.Item]] = {}
-        self.seconds: dict[str, float] = {}
-        for item in running.session.items:
-            lines.found.clear()
-            start = time.process_time()
-            sys.settrace(lines)
-            try:
-                passed = running.passes(item)
-            finally:
-                sys.settrace(None)
-            self.seconds[item.nodeid] = time.process_time() - start
-            for line in lines.found if passed else ():
-                self.by.setdefault(line, []).append(item)
-
-    def tests(self, mutants: Iterable[Mutant]) -> list[pytest.Item]:
-        """Return the tests that run one of the expressions, quickest first."""
-        lines = {(each.path, n) for each in mutants for n in range(each.first, each.last + 1)}
-        found = {item for line in lines for item in self.by.get(line, ())}
-        return sorted(found, key=lambda item: self.seconds[item.nodeid])
-
-    def quick(self, mutant: Mutant) -> list[pytest.Item]:
-        """Return the quickest of these tests, of ALONE seconds together, at least one."""
-        tests = self.tests([mutant])
-        total = list(accumulate(self.seconds[item.nodeid] for item in tests))
-        return tests[: max(1, sum(seconds < ALONE for seconds in total))]
 
 
 #: The functions of the product by the file, the name and the line of their code.
@@ -194,18 +117,30 @@ class Children:
             if not killer:
                 break
             place = next((n for n, item in enumerate(tests) if item.nodeid == killer), None)
-            if place is None:  # it hangs: which one?
+            if place is None:  # it hangs, or crashes: which one?
                 found = {each: self._ask([each], self.known.tests([each])) for each in left}
                 tests = []
             else:
-                found = {each: self._ask([each], [tests[place]]) for each in left}
+                item = tests[place]
+                found = dict.fromkeys(
+                    self._guilty([each for each in left if item in self.known.tests([each])], item), killer
+                )
                 # Nothing more to learn from a test that only several of them together fail.
-                tests = tests[place + (not any(found.values())) :]
-            for each in [each for each in left if found[each]]:
+                tests = tests[place + (not found) :]
+            for each in [each for each in left if found.get(each)]:
                 self.write(each, found[each])
                 left.remove(each)
         for each in left:
             self.write(each, "")
+
+    def _guilty(self, mutants: Sequence[Mutant], item: pytest.Item) -> list[Mutant]:
+        """Return those with which the test fails, trying half of them at a time."""
+        if not mutants or not self._ask(mutants, [item]):
+            return []
+        if len(mutants) == 1:
+            return [*mutants]
+        half = len(mutants) // 2
+        return [*self._guilty(mutants[:half], item), *self._guilty(mutants[half:], item)]
 
     def _ask(self, mutants: Sequence[Mutant], tests: Sequence[pytest.Item]) -> str:
         """Return the test that fails with these mutants; "" if none does."""
@@ -246,31 +181,12 @@ def batches(mutants: Iterable[Mutant]) -> list[list[Mutant]]:
     return [[*batch.values()] for batch in found]
 
 
-def in_processes(batches: Sequence[Sequence[Mutant]], many: int, judge: Callable[[Sequence[Mutant]], None]) -> None:
-    """Judge the batches in so many forked processes. Raises ChildProcessError if one fails."""
-    started = []
-    for i in range(many):
-        pid = os.fork()
-        if pid:
-            started.append(pid)
-            continue
-        status = 1
-        try:
-            for batch in batches[i::many]:
-                judge(batch)
-            status = 0
-        finally:
-            os._exit(status)
-    if any(os.waitpid(pid, 0)[1] for pid in started):
-        raise ChildProcessError("a process that judges conditions failed")
-
-
 def pytest_runtestloop(session: pytest.Session) -> bool:
     """Judge the mutants in place of running each test once."""
     job = json.loads(Path(os.environ["FW_MUTATION_JOB"]).read_text())
     wanted = [Mutant(*each) for each in job["mutants"]]
     running = Session(session)
-    known = Known(running, Lines({mutant.path for mutant in wanted}))
+    known = Known(running, Path(job["results"]).parent.parent / "condition-lines.jsonl", job["jobs"])
     with Path(job["results"]).open("a", buffering=1) as out:
 
         def write(mutant: Mutant, killer: str) -> None:
@@ -282,6 +198,11 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
             children.alone(mutant)
         while children.alive:
             children.wait()
-        in_processes(batches(children.survivors), job["jobs"], children.together)
+
+        def judge(_: int, batches: Sequence[Sequence[Mutant]]) -> None:
+            for batch in batches:
+                children.together(batch)
+
+        in_processes(job["jobs"], batches(children.survivors), judge)
     session.testsfailed = 0  # failures are what is looked for
     return True

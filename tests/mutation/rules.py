@@ -131,6 +131,6 @@ def run(
             mutants=[[each.family, each.chain, each.rule, each.change] for each in share],
             **facts,
         )
-        for i, share in enumerate(_shares(wanted, jobs))
+        for i, share in enumerate(_shares(wanted, jobs) if alone else [wanted[i::jobs] for i in range(jobs)])
     ]
     sessions.wait("judge", directory, running, len(wanted), end, say)

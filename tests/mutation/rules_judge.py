@@ -41,7 +41,7 @@ BEST = 3
 #: How many mutants that survive them meet the others together.
 MOST = 40
 #: How many of a function's parameters they meet then.
-PARAMETERS = 3
+PARAMETERS = 2
 #: A test's coverage: the rules that a packet reached, and those that matched, as `rule_name` writes them.
 Covered = dict[str, list[str]]
 _COUNTER = re.compile(r"counter packets (\d+)")
