@@ -199,6 +199,29 @@ def test_a_change_returns_the_owners_whose_rules_name_it(directory: PeerIndex) -
     assert directory.dependents(directory.put("a", API)) == {"w"}
 
 
+def test_what_a_change_takes_away_is_known_before_it_is_made(directory: PeerIndex) -> None:
+    """An address that a container gives up, or that loses a name, is closed first in the rules that use the name."""
+    directory.asks("w", [for_peers(Peer("service", "api"))], WEB)
+    directory.asks("x", [for_peers(Peer("container", "shop-api-1"))], None)
+    everyone: dict[Address, set[str]] = {A: {"w", "x"}, A6: {"w", "x"}}
+    renamed = named((A, A6), "other", "shop", "api", "shop_front")
+    assert directory.losing({"a": None}) == (["a"], everyone)  # type: ignore[dict-item]
+    assert directory.losing({"a": dataclasses.replace(API, addresses=(C,))}) == ([], everyone)  # type: ignore[dict-item]
+    assert directory.losing({"a": renamed}) == ([], {A: {"x"}, A6: {"x"}})  # type: ignore[dict-item]
+    assert directory.losing({"a": API, "b": named((B,), "new", "shop", "api")}) == ([], {})  # type: ignore[dict-item]
+
+
+def test_rules_for_networks_wait_until_docker_has_listed_them() -> None:
+    """Which network a name means is known then: exactly the owners whose rules name one are computed again."""
+    made = PeerIndex()
+    made.asks("n", [for_peers(Peer("network", "front"))], WEB)
+    made.asks("s", [for_peers(Peer("service", "api"))], WEB)
+    made.networks = frozenset({"front"})
+    assert made.network_askers(None) == ["n"]
+    made.networks = None
+    assert made.network_askers(frozenset({"front"})) == ["n"]
+
+
 # --- any order ----------------------------------------------------------------------------------------------------
 
 _names = st.sampled_from(["", "api", "db"])
