@@ -24,7 +24,7 @@ from plugin.model import (
 from plugin.nftables.compile import ElementCompiler
 from plugin.nftables.sets import Element
 from plugin.policy.decide import closed_together
-from plugin.policy.facts import EGRESS, ElementOwner, Facts, Kind
+from plugin.policy.facts import EGRESS, LAST_RUN, SUSPECTS, ElementOwner, Facts, Kind
 from plugin.policy.frozen import FrozenDict
 from plugin.policy.overrides import with_one
 from plugin.policy.saved import SavedState
@@ -211,6 +211,39 @@ def test_a_removed_network_is_forgotten() -> None:
     assert FACTS.with_networks({APP.id: APP}, [APP.id, ISOLATED.id]).networks == {APP.id: APP}
 
 
+def test_a_rule_that_names_a_network_follows_dockers_list() -> None:
+    """If the project gets a network of its own by that name, the rule means it at once, and no longer the other one."""
+    inventory = made()
+    edited(inventory, endpoints(dataclasses.replace(WEB, spec=spec(allow="22 from network:front"))))
+    assert edited(inventory, lambda facts: dataclasses.replace(facts, names=frozenset({"front"}))) == [OF_WEB]
+    listed = dataclasses.replace(inventory.facts, names=frozenset({"front", "shop_front"}))
+    assert edited(inventory, lambda _: listed) == [OF_WEB]
+    assert edited(inventory, lambda _: dataclasses.replace(listed)) == []
+
+
+def test_egress_to_a_name_follows_it() -> None:
+    """A container that leaves is no destination any more for those whose `fw.egress` names it."""
+    inventory = made()
+    edited(inventory, endpoints(dataclasses.replace(WEB, spec=spec(egress="5432 to service:db"))))
+    assert {e.key[4] for e in elements(inventory, OF_WEB) if e.set == "egress_to4"} == {DB.addr4}
+    assert OF_WEB in edited(inventory, guests(less=(DB.id,)))
+    assert not {e for e in elements(inventory, OF_WEB) if e.set == "egress_to4"}
+
+
+def test_a_decision_is_used_again_for_the_same_facts_only() -> None:
+    """While one change is made, another network, endpoint or override makes another policy."""
+    inventory = made()
+    assert WEB.container
+    with inventory.deciding():
+        assert inventory.decide(OURS, WEB).accepts
+        assert not inventory.decide(dataclasses.replace(OURS, internal=True), WEB).accepts
+        assert inventory.decide(OURS, WEB).accepts
+        assert not inventory.decide(OURS, dataclasses.replace(WEB, joined=False)).accepts
+        assert inventory.decide(OURS, WEB).accepts
+        inventory.overrides = {WEB.container.id: Override(deny=(Rule("tcp", 1, 65535),))}
+        assert not inventory.decide(OURS, WEB).accepts
+
+
 # --- elements -----------------------------------------------------------------------------------------------------
 
 
@@ -285,6 +318,28 @@ def test_closed_ports_are_kept_until_the_container_is_removed() -> None:
     assert inventory.settled(before, [OF_DB]) is after
 
 
+def test_closed_ports_stay_recorded_while_nothing_changes() -> None:
+    """They are closed at the next start until Docker has listed all containers."""
+    inventory = made()
+    assert DB.container
+    assert inventory.settled(inventory.facts, [OF_DB]).saved.proxied == {DB.container.id: (PORT,)}
+    for listed in (True, False):
+        edited(inventory, lambda facts, listed=listed: dataclasses.replace(facts, listed=listed))  # type: ignore[misc]
+        assert [*inventory.closed_on_host(LAST_RUN)] == ([] if listed else [PORT])
+
+
+def test_an_endpoint_without_published_ports_opens_none() -> None:
+    """Docker lists a container's ports at one of its endpoints: the others say nothing about them.
+
+    A port of a container without an ID is closed.
+    """
+    second = dataclasses.replace(DB, id="s" * 64, network_id=ISOLATED.id, published=())
+    inventory = made(guest(DB), guest(second))
+    assert DB.container
+    assert inventory.closed(DB.container.id) == {PORT}
+    assert [*inventory.closed_at(dataclasses.replace(DB, container=Container("", "db")))] == [PORT]
+
+
 def test_an_endpoint_of_an_unknown_container_is_closed() -> None:
     """The addresses of such an endpoint have no opening elements, its published ports are closed, and its egress stays
     empty."""
@@ -334,6 +389,11 @@ def test_flows_to_docker_proxys_port_that_may_continue() -> None:
     assert [stays(PORT, each) for each in (allowed, neighbour, other)] == [True, False, False]
     for owner in (OF_APP, OF_WEB, MISSING):
         assert made().through_proxy([owner])[0] == []
+    suspected = made()
+    suspected.facts = dataclasses.replace(suspected.facts, suspects=frozenset({PORT}))
+    ports, stays = suspected.through_proxy([SUSPECTS])
+    assert ports == [PORT]
+    assert not stays(PORT, allowed), "it is unknown whose port it is"
 
 
 def test_no_flow_stays_at_a_port_that_is_closed_because_one_endpoint_is_in_doubt() -> None:
