@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from plugin.nftables.document import skeleton
@@ -240,12 +241,20 @@ def mutants(text: str) -> list[Mutant]:
     return list(found)
 
 
-def mutated(mutant: Mutant, text: str) -> str:
-    """Return the text with this change, wherever the rule occurs; the same text if it does not."""
+@lru_cache(16)
+def _keyed(text: str) -> tuple[tuple[Line, tuple[str, str, str]], ...]:
+    return tuple((line, (line.family, general(line.chain), general(line.text))) for line in lines(text))
+
+
+def mutated(mutants: Iterable[Mutant], text: str) -> str:
+    """Return the text with these changes, wherever the rules occur; the same text if they do not."""
+    wanted: dict[tuple[str, str, str], Mutant] = {}
+    for mutant in mutants:
+        wanted[mutant.family, mutant.chain, mutant.rule] = mutant
     whole = text.splitlines()
-    for line in lines(text):
-        if (line.family, general(line.chain), general(line.text)) == (mutant.family, mutant.chain, mutant.rule):
-            after = _of(line).get(mutant.change)
+    for line, key in _keyed(text):
+        if key in wanted:
+            after = _of(line).get(wanted[key].change)
             if after is not None:
                 whole[line.number] = f"\t\t{after}"
     return "\n".join(whole) + "\n"

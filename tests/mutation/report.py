@@ -30,8 +30,8 @@ What is sampled:
 - Chains of a rate: those for ports of the host, and for ports with several rates, are copies too, and left out.
 - Tests with random inputs try 15 of them for each mutant of a rule, 25 for each of a condition.
 
-A mutant meets the tests that are likeliest to find it alone, and all others together with other mutants, up to 40 of
-them; of a rule's mutants, up to two parameters of each test. A test that fails with several is tried with half of
+A mutant meets the tests that are likeliest to find it alone, and all others together with other mutants; of a rule's
+mutants, up to two parameters of each test. A test that fails with several is tried with half of
 them at a time. A failure counts if the test passes without the mutant right afterwards; and if something only came too
 late, it must fail twice.
 

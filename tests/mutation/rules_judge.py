@@ -31,7 +31,7 @@ from tests.mutation import few_inputs
 from tests.mutation.nft_text import Mutant, counting, general, mutated, places, whole_text
 
 #: Seconds, in place of the tests' own patience: a packet that a mutant drops is waited for in vain.
-ARRIVAL, CONDITION = 2.0, 5.0
+ARRIVAL, CONDITION = 1.0, 4.0
 #: How often a mutant is tried whose killer then fails with the real table, too, until the fixtures are made again.
 TRIES = 2
 #: Random inputs of a test.
@@ -39,7 +39,7 @@ INPUTS = 15
 #: How many tests each mutant meets alone (a test that found another one of its rule is one more).
 BEST = 3
 #: How many mutants that survive them meet the others together.
-MOST = 40
+MOST = 150
 #: How many of a function's parameters they meet then.
 PARAMETERS = 2
 #: A test's coverage: the rules that a packet reached, and those that matched, as `rule_name` writes them.
@@ -75,7 +75,7 @@ class Text:
 def loads(mutant: Mutant) -> bool:
     """True if the kernel takes the tables with this mutant, and they differ from the real ones."""
     text = whole_text()
-    changed = mutated(mutant, text)
+    changed = mutated([mutant], text)
     if changed.splitlines() == text.splitlines():
         return False
     with nowhere():
@@ -341,12 +341,7 @@ class Verdicts:
         return True
 
     def _passes(self, test: str, mutants: Sequence[Mutant] = ()) -> bool:
-        def change(made: str) -> str:
-            for mutant in mutants:
-                made = mutated(mutant, made)
-            return made
-
-        self.text.change = change if mutants else None
+        self.text.change = (lambda made: mutated(mutants, made)) if mutants else None
         try:
             return self.judge.passes(test)
         finally:
