@@ -15,7 +15,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -38,10 +38,10 @@ TRIES = 2
 INPUTS = 15
 #: How many tests each mutant meets alone (a test that found another one of its rule is one more).
 BEST = 3
-#: How many mutants that survive them meet the others together.
+#: How many tests those that survive them meet together with others, and with how many parameters of one function.
+FURTHER, PARAMETERS = 20, 2
+#: How many mutants are in the table at once then.
 MOST = 150
-#: How many of a function's parameters they meet then.
-PARAMETERS = 2
 #: A test's coverage: the rules that a packet reached, and those that matched, as `rule_name` writes them.
 Covered = dict[str, list[str]]
 _COUNTER = re.compile(r"counter packets (\d+)")
@@ -72,10 +72,10 @@ class Text:
         return text
 
 
-def loads(mutant: Mutant) -> bool:
-    """True if the kernel takes the tables with this mutant, and they differ from the real ones."""
+def loads(mutants: Sequence[Mutant]) -> bool:
+    """True if the kernel takes the tables with these mutants, and they differ from the real ones."""
     text = whole_text()
-    changed = mutated([mutant], text)
+    changed = mutated(mutants, text)
     if changed.splitlines() == text.splitlines():
         return False
     with nowhere():
@@ -84,6 +84,16 @@ def loads(mutant: Mutant) -> bool:
         except NftError:
             return False
     return True
+
+
+def refused(mutants: Sequence[Mutant]) -> list[Mutant]:
+    """Return those that the kernel does not take; `mutants` are of different rules."""
+    if not mutants or loads(mutants):
+        return []
+    if len(mutants) == 1:
+        return [*mutants]
+    half = len(mutants) // 2
+    return [*refused(mutants[:half]), *refused(mutants[half:])]
 
 
 class Coverage:
@@ -212,6 +222,7 @@ class Order:
         self.rules = [(family, chain, general(rule)) for family, chain, rule, _ in places(whole_text())]
         self._best: dict[Mutant, set[str]] = {}
         self._tests: dict[Mutant, set[str]] = {}
+        self._others: dict[Mutant, list[str]] = {}
 
     def tests(self, mutant: Mutant) -> set[str]:
         """Return the tests whose packets reach the rule, or match it if only a match makes a difference."""
@@ -237,26 +248,32 @@ class Order:
         return sorted(mine, key=lambda test: (-self._likely(mutant, test), self.cost[test]))
 
     def best(self, mutant: Mutant, tests: set[str]) -> set[str]:
-        """Return the likeliest tests, of different functions: those that send a packet to be treated differently."""
+        """Return the likeliest tests, of different functions."""
         if mutant not in self._best:
-            matched = self._those("matched", mutant)
-            wider = mutant.change.startswith("without `")
             by_function: dict[str, str] = {}
-            for test in sorted(tests, key=lambda test: ((test in matched) == wider, self.cost[test])):
+            for test in self._by_likelihood(mutant, tests):
                 by_function.setdefault(test.partition("[")[0], test)
             self._best[mutant] = set([*by_function.values()][:BEST])
         return self._best[mutant]
 
     def others(self, mutant: Mutant, module: str) -> list[str]:
-        """Return the module's tests for this mutant, quick ones first; of one function, a few of its parameters."""
-        count: Counter[str] = Counter()
-        found = []
-        for test in sorted(self.tests(mutant), key=lambda test: self.seconds[test]):
-            function = test.partition("[")[0]
-            if test.startswith(f"{module}::") and count[function] < PARAMETERS:
+        """Return the module's tests that meet the mutant together with others."""
+        if mutant not in self._others:
+            count: Counter[str] = Counter()
+            found = []
+            for test in self._by_likelihood(mutant, self.tests(mutant)):
+                function = test.partition("[")[0]
                 count[function] += 1
-                found.append(test)
-        return found
+                if count[function] <= PARAMETERS:
+                    found.append(test)
+            self._others[mutant] = found[:FURTHER]
+        return [test for test in self._others[mutant] if test.startswith(f"{module}::")]
+
+    def _by_likelihood(self, mutant: Mutant, tests: Iterable[str]) -> list[str]:
+        """Sort tests: first those that send a packet to be treated differently, and are about few rules."""
+        matched = self._those("matched", mutant)
+        wider = mutant.change.startswith("without `")
+        return sorted(tests, key=lambda test: ((test in matched) == wider, self.cost[test]))
 
     def _reached(self, mutant: Mutant) -> Iterable[str]:
         """Return the rules that a packet must reach to be treated differently."""
@@ -300,12 +317,12 @@ class Verdicts:
                 return test
         return ""
 
-    def together(self, mutants: Sequence[Mutant], module: str) -> dict[Mutant, str]:
-        """Return by mutant the test that fails with it, of those that did not run with it alone.
+    def together(self, mutants: Sequence[Mutant], module: str) -> Iterator[tuple[Mutant, str]]:
+        """Yield mutants, each with the test that fails with it, of those that did not run with it alone.
 
         Mutants of different rules are in the table at once. If a test fails, half of them at a time are.
         """
-        found: dict[Mutant, str] = {}
+        found: set[Mutant] = set()
         wanted: dict[str, list[Mutant]] = {}
         for mutant in mutants:
             for test in self.order.others(mutant, module):
@@ -313,15 +330,16 @@ class Verdicts:
                     wanted.setdefault(test, []).append(mutant)
         for test, them in wanted.items():
             for batch in batches([mutant for mutant in them if mutant not in found]):
-                found.update(dict.fromkeys(self._found(test, batch), test))
-        return found
+                for mutant in self._found(test, batch):
+                    found.add(mutant)
+                    yield mutant, test
 
     def _found(self, test: str, batch: Sequence[Mutant]) -> list[Mutant]:
-        """Return those of the batch with which the test fails."""
-        if not batch or not self._fails(test, batch):
+        """Return those of the batch with which the test fails; each is tried again alone."""
+        if not batch or test in self.unreliable or self._passes(test, batch):
             return []
         if len(batch) == 1:
-            return [*batch]
+            return [*batch] if self._fails(test, batch) else []
         half = len(batch) // 2
         return [*self._found(test, batch[:half]), *self._found(test, batch[half:])]
 
@@ -392,18 +410,18 @@ def judge_all(session: pytest.Session, job: dict[str, Any], out: Any) -> None:
         for mutant in alive:
             if killer := verdicts.alone(mutant, module):
                 # A table that the kernel refuses fails every test.
-                write(mutant, "refused" if verdicts.refused and not loads(mutant) else "killed", killer)
+                write(mutant, "refused" if verdicts.refused and not loads([mutant]) else "killed", killer)
             else:
                 left.append(mutant)
         alive = left
-    for mutant in (refused := [mutant for mutant in alive if not loads(mutant)]):
-        write(mutant, "refused")
-    alive = [mutant for mutant in alive if mutant not in refused]
+    for batch in batches(alive):
+        for mutant in refused(batch):
+            write(mutant, "refused")
+            alive.remove(mutant)
     for module in order.modules:
-        found = verdicts.together(alive, module)
-        for mutant, killer in found.items():
+        for mutant, killer in verdicts.together([*alive], module):
             write(mutant, "killed", killer)
-        alive = [mutant for mutant in alive if mutant not in found]
+            alive.remove(mutant)
     for mutant in alive:
         write(mutant, "survived")
 
