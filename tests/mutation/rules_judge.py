@@ -418,12 +418,14 @@ def judge_all(session: pytest.Session, job: dict[str, Any], out: Any) -> None:
         for mutant in refused(batch):
             write(mutant, "refused")
             alive.remove(mutant)
-    for module in order.modules:
+    for number, module in enumerate(order.modules):
         for mutant, killer in verdicts.together([*alive], module):
             write(mutant, "killed", killer)
             alive.remove(mutant)
-    for mutant in alive:
-        write(mutant, "survived")
+        for mutant in [*alive]:
+            if not any(order.others(mutant, later) for later in order.modules[number + 1 :]):
+                write(mutant, "survived")
+                alive.remove(mutant)
 
 
 def pytest_runtestloop(session: pytest.Session) -> bool:

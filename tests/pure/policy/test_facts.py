@@ -119,6 +119,17 @@ def test_a_container_sends_from_all_its_addresses_by_each_port() -> None:
     assert sources(bound) == {"10.1.0.2", "2001:db8:1::2"}
 
 
+def test_a_container_sends_from_no_address_that_it_has_left() -> None:
+    """Also if both networks are docker-fw's: the other endpoint is computed again."""
+    one = dataclasses.replace(WEB, mac="02:42:0a:01:00:02")
+    other = dataclasses.replace(one, id="x" * 64, addr4=IPv4Address("10.1.0.3"), addr6=None)
+    inventory = made()
+    edited(inventory, endpoints(one, other))
+    assert {str(e.key[2]) for e in elements(inventory, OF_WEB) if e.set == "bound4"} == {"10.1.0.2", "10.1.0.3"}
+    assert OF_WEB in edited(inventory, endpoints(one))
+    assert {str(e.key[2]) for e in elements(inventory, OF_WEB) if e.set == "bound4"} == {"10.1.0.2"}
+
+
 # --- which owners are recomputed ----------------------------------------------------------------------------------
 
 
@@ -326,6 +337,27 @@ def test_closed_ports_stay_recorded_while_nothing_changes() -> None:
     for listed in (True, False):
         edited(inventory, lambda facts, listed=listed: dataclasses.replace(facts, listed=listed))  # type: ignore[misc]
         assert [*inventory.closed_on_host(LAST_RUN)] == ([] if listed else [PORT])
+
+
+def test_closed_ports_are_recorded_if_more_changes_than_the_doubt() -> None:
+    """A port that is closed by the doubt alone is not, for the next start would cut its connections."""
+    free = dataclasses.replace(DB, container=who("db", allow="5432, 9/sctp"))
+    second = dataclasses.replace(free, id="s" * 64, network_id=ISOLATED.id)
+    inventory = made(guest(free), guest(second))
+    assert free.container
+    before = inventory.facts
+    edited(inventory, guests(guest(second, sure=False)))
+    assert inventory.settled(before, [tracked(second)]).saved.proxied == {}
+    before = inventory.facts
+    edited(inventory, guests(guest(dataclasses.replace(free, published=(PORT, SCTP)))))
+    assert inventory.settled(before, [OF_DB]).saved.proxied == {free.container.id: (PORT,)}
+
+
+def test_a_removed_network_takes_its_own_endpoints_along() -> None:
+    """Those of other networks stay."""
+    state = FACTS.saved.with_network(dataclasses.replace(OURS, id="x" * 64))
+    assert state.without_network("x" * 64).endpoints == {WEB.id: WEB}
+    assert state.without_network(OURS.id).endpoints == {}
 
 
 def test_an_endpoint_without_published_ports_opens_none() -> None:
