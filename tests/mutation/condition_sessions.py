@@ -12,11 +12,16 @@ from tests.mutation.conditions import Mutant
 #: By package, the tests that run with its mutants.
 TESTS = {
     "policy": tuple(f"tests/pure/{name}" for name in ("policy", "state", "nftables", "fwctl", "docker", "driver")),
-    "labels": (
-        "tests/pure/labels",
-        "tests/pure/policy/test_decide.py",
-        "tests/pure/test_mistakes.py",
-        "tests/pure/fwctl",
+    "labels": tuple(
+        f"tests/pure/{name}"
+        for name in (
+            "labels",
+            "policy/test_decide.py",
+            "policy/test_peers.py",
+            "test_mistakes.py",
+            "registries",
+            "fwctl",
+        )
     ),
 }
 
