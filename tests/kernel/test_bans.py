@@ -100,6 +100,26 @@ def test_nothing_new_from_a_banned_address(site: Site, boxes: Boxes, box: Box, v
 
 
 @pytest.mark.parametrize("version", [4, 6])
+def test_a_ban_holds_while_the_table_is_loaded(site: Site, boxes: Boxes, version: int) -> None:
+    """New flows are dropped meanwhile, and established ones continue, but not those of a banned peer."""
+    load(site, boxes, {})
+    site.forget_flows()
+    to, ear = boxes.web.address(version), site.sniffer(boxes.web)
+    banned, other = BANNED[version], NEXT[version]
+    for source in (banned, other):
+        assert heard(site, ear, [(None, udp(source, to, 53, 9001))], ping(site.wan.V6, boxes.web.v6)) == [True]
+        site.send([udp(to, source, 9001, 53)], boxes.web)
+    load(site, boxes, bans(str(banned)))
+    site.run("nft", "add", "element", "inet", "docker-fw", "loading", "{ ipv4 timeout 60s, ipv6 timeout 60s }")
+    shots: list[tuple[NamedNetns | None, Packet]] = [
+        (None, udp(banned, to, 53, 9001, b"more")),
+        (None, udp(other, to, 53, 9001, b"more")),
+        (None, udp(other, to, 53, 9002)),
+    ]
+    assert heard(site, ear, shots, udp(other, to, 53, 9001, b"last")) == [False, True, False]
+
+
+@pytest.mark.parametrize("version", [4, 6])
 def test_established_flows_of_a_banned_peer_end(site: Site, boxes: Boxes, box: Box, version: int) -> None:
     """A flow that was open when its peer was banned passes no packet, in either direction, whichever side opened it.
 

@@ -257,11 +257,15 @@ def test_docker_proxys_packets_to_a_neighbour_reach_no_other_network(site: Site,
     """docker-proxy's side of a closed port opens a flow to the port's own network only.
 
     It does so from the address and in the family that is published there: another network's equal port number lets
-    nothing out.
+    nothing out, and nothing leaves to outside.
     """
     more6 = IPv6Address("2001:db8:ffff::9")
     site.host.ip(f"addr replace {more6}/64 dev eth0 nodad")
-    mine = (Published("udp", more6, 15353, 53), Published("udp", IPv4Address("0.0.0.0"), 15354, 53))
+    mine = (
+        Published("udp", more6, 15353, 53),
+        Published("udp", IPv4Address("0.0.0.0"), 15354, 53),
+        Published("udp", Site.HOST4, 15355, 53),
+    )
     theirs = (Published("udp", Site.HOST6, 15353, 53), Published("udp", IPv6Address("::"), 15354, 53))
     site.load(
         more=site.docker_elements(boxes.web, BR_DOCKER, published=mine)
@@ -271,6 +275,8 @@ def test_docker_proxys_packets_to_a_neighbour_reach_no_other_network(site: Site,
     spec = {
         udp(more6, web.v6, 9, 15353): True, udp(Site.HOST6, web.v6, 9, 15353): False,
         udp(Site.HOST4, web.v4, 9, 15354): True, udp(Site.HOST6, web.v6, 9, 15354): False,
+        udp(Site.HOST4, web.v4, 9, 15355): True, udp(Site.HOST4, Site.OUT4, 9, 15355): False,
+        udp(Site.HOST6, Site.OUT6, 9, 15353): False, udp(Site.HOST4, Site.OUT4, 9, 15356): True,
     }  # fmt: skip
     passed = set()
     for packet in spec:

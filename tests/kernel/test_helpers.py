@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 
-from plugin.model import Rule
+from plugin.model import Peer, Rule
 from tests.kernel.netns import inside
+from tests.kernel.packets import new_flow, ping
 from tests.kernel.site import Box, Site
 from tests.lab.netns import FORWARDING
 from tests.waiting import until
@@ -47,11 +48,14 @@ def answers(site: Site, box: Box, port: int) -> bool:
 def test_a_container_opens_no_port_by_what_it_says_to_an_ftp_server(site: Site) -> None:
     """The host reads ports from FTP (`ct helper`): a container that names its closed port does not open it.
 
-    It names the port to an outsider's server. A port that a rule opens stays open.
+    It names the port to an outsider's server. A port that a rule opens stays open. Nor may another container forge the
+    server's address for an expected connection.
     """
     site.host.sysctl(FORWARDING)
-    box = site.box(site.network(1), 2)
-    site.load(site.known(box, Rule("tcp", 8080, 8080)))
+    box, hostile = site.box(site.network(1), 2), site.docker_box("br-000000000001", 101)
+    allowed = Rule("tcp", 9090, 9090, (Peer("prefix", str(site.OUT4)),))
+    more = site.docker_elements(hostile, "br-000000000001")
+    site.load(site.known(box, Rule("tcp", 8080, 8080), allowed), more=more)
     site.run("nft", "-f", "-", input=HELPER)
     with (
         listening(site.wan.path, site.OUT4, 21) as server,
@@ -64,13 +68,23 @@ def test_a_container_opens_no_port_by_what_it_says_to_an_ftp_server(site: Site) 
         with control, there:
             there.settimeout(5)
             address = str(box.v4).replace(".", ",")
-            # The first lines only let the helper follow the sequence numbers.
-            for line in ("USER a", "NOOP", f"PORT {address},{5432 >> 8},{5432 & 255}"):
-                control.sendall(f"{line}\r\n".encode())
-                assert there.recv(200)
-                there.sendall(b"200 well\r\n")
-                assert control.recv(200)
-            expected = "/proc/net/nf_conntrack_expect"
-            until(lambda: "dport=5432" in site.run("cat", expected).stdout, "the helper expects a connection")
+
+            def say(*lines: str) -> None:
+                for line in lines:
+                    control.sendall(f"{line}\r\n".encode())
+                    assert there.recv(200)
+                    there.sendall(b"200 well\r\n")
+                    assert control.recv(200)
+
+            def expects(port: int) -> None:
+                say(f"PORT {address},{port >> 8},{port & 255}")
+                shown = "/proc/net/nf_conntrack_expect"
+                until(lambda: f"dport={port}" in site.run("cat", shown).stdout, "the helper expects a connection")
+
+            say("USER a", "NOOP")  # only lets the helper follow the sequence numbers
+            expects(5432)
             assert answers(site, box, 8080)
             assert not answers(site, box, 5432)
+            expects(9090)
+            forged = new_flow("tcp", site.OUT4, box.v4, 9090, 20000)
+            assert not site.deliver([forged], box, hostile, last=ping(hostile.v4, box.v4))

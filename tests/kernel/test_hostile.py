@@ -216,6 +216,8 @@ def test_no_packet_leaves_with_anothers_address(bound: list[Box]) -> None:
     own, fe80 = hostile.endpoint.mac, lladdr(hostile)
     stolen = new_flow("udp", NEXT6, "2001:db8:1::2", 9, next(_ports))
     option = b"\0\1\4" + bytes(4)
+    # An unknown option to be skipped. Its own address is where the target would be without the header.
+    hides = b"\2\x1e\x14" + bytes(4) + packed(OWN6)
     frames = {
         "a neighbour's IPv4": datagram(NEXT4, "10.1.0.2"),
         "the host's IPv4": datagram(GATE4, "10.1.0.2"),
@@ -236,11 +238,13 @@ def test_no_packet_leaves_with_anothers_address(bound: list[Box]) -> None:
         "ARP with a neighbour's MAC": arp(2, nextdoor.endpoint.mac, OWN4),
         "an ARP reply from no address": arp(2, own, "0.0.0.0"),
         "ARP of another kind of link": arp(2, own, NEXT4, kind=6),
+        "its own in ARP of another kind of link": arp(2, own, OWN4, kind=6),
         "an advertisement for a neighbour": discovery(neighbour(136, fe80, NEXT6, own)),
         "and from its address": discovery(neighbour(136, NEXT6, NEXT6, own)),
         "an advertisement for the host": discovery(neighbour(136, OWN6, GATE6, own)),
         "a solicitation as the host": discovery(neighbour(135, GATE6, "2001:db8:1::2", own)),
         "an advertisement behind options": discovery(extended(neighbour(136, fe80, NEXT6, own), 60, option)),
+        "an advertisement behind its own address": discovery(extended(neighbour(136, fe80, NEXT6, own), 60, hides)),
         "an advertisement in a fragment": discovery(part(neighbour(136, fe80, NEXT6, own), 0)),
         "that a neighbour's address is taken": discovery(icmp("::", ALL, 135, body=bytes(4) + packed(NEXT6) + tail())),
         "a router": discovery(router(fe80)),

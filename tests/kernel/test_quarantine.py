@@ -359,26 +359,33 @@ def test_quarantine_survives_restarts_and_repairs(site: Site, boxes: Boxes, fw: 
     assert flow.server_says()
 
 
+@both
 def test_too_many_flows_to_quarantine_one_by_one(
-    site: Site, boxes: Boxes, fw: Firewall, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    site: Site,
+    boxes: Boxes,
+    fw: Firewall,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    version: int,
 ) -> None:
     """With too many flows to list one by one, all flows from that port of the container are quarantined, and no others.
 
     With too many ports, all flows of that protocol are. The log reports it. When the port is opened again all may pass;
     the address's next owner may at once.
     """
+    mine, out = boxes.web.address(version), Site.OUT4 if version == 4 else Site.OUT6
     monkeypatch.setattr(flow_cutter, "_MOST", 20)
     fw.set_labels(boxes.web, allow="5353/udp")
-    flows = [make_flow(site, "udp", None, boxes.web, 4) for _ in range(25)]
+    flows = [make_flow(site, "udp", None, boxes.web, version) for _ in range(25)]
     assert all(flow.opens() for flow in flows)
     fw.set_labels(boxes.web, policy="closed")
     assert not any(flow.server_says() for flow in flows)
     assert not any(flow.client_says() for flow in flows)
-    assert "new flows are dropped from 10.1.0.2 port 5353 over IP protocol 17" in caplog.text
+    assert f"new flows are dropped from {mine} port 5353 over IP protocol 17" in caplog.text
 
     def opens_its_own() -> bool:
-        mine = udp(boxes.web.v4, Site.OUT4, 53, next(PORTS))
-        return mine in site.deliver([mine], site.wan, boxes.web, last=ping(boxes.web.v4, Site.OUT4))
+        own = udp(mine, out, 53, next(PORTS))
+        return own in site.deliver([own], site.wan, boxes.web, last=ping(mine, out))
 
     assert opens_its_own()
     fw.set_labels(boxes.web, allow="5353/udp")
@@ -386,14 +393,36 @@ def test_too_many_flows_to_quarantine_one_by_one(
 
     monkeypatch.setattr(flow_cutter, "_MOST", 2)
     fw.set_labels(boxes.web, allow="5353-5355/udp")
-    some = make_flow(site, "udp", None, boxes.web, 4)
+    some = make_flow(site, "udp", None, boxes.web, version)
     flows = [dataclasses.replace(some, sport=next(PORTS), port=port) for port in (5353, 5354, 5355)]
     assert all(flow.opens() for flow in flows)
     fw.set_labels(boxes.web, policy="closed")
     assert not any(flow.server_says() for flow in flows)
-    assert "new flows are dropped from 10.1.0.2 over IP protocol 17" in caplog.text
+    assert f"new flows are dropped from {mine} over IP protocol 17" in caplog.text
     assert not opens_its_own()
     fw.state.drop_endpoint(boxes.web.endpoint.id)
     assert not any(flow.server_says() for flow in flows[:2]), "before the address has another owner"
     fw.set_labels(boxes.web)
     assert opens_its_own()
+
+
+@both
+def test_too_many_flows_that_went_out(
+    site: Site, boxes: Boxes, fw: Firewall, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    """The same for flows that the container opened: their responders reach its port no more, then none of its ports."""
+    mine, out = boxes.web.address(version), Site.OUT4 if version == 4 else Site.OUT6
+    for most, same in ((20, True), (2, False)):
+        monkeypatch.setattr(flow_cutter, "_MOST", most)
+        fw.set_labels(boxes.web, policy="open")
+        flows = [make_flow(site, "udp", boxes.web, None, version) for _ in range(most + 5)]
+        flows = [
+            dataclasses.replace(flow, port=port, sport=flows[0].sport if same else flow.sport)
+            for port, flow in enumerate(flows, 6000)
+        ]
+        assert all(flow.opens() for flow in flows)
+        fw.set_labels(boxes.web, policy="open", egress="none")
+        assert not any(flow.server_says() for flow in flows)
+        other = udp(out, mine, 53, next(PORTS))
+        passes = site.deliver([other], boxes.web, last=ping(out, mine))
+        assert passes == ({other} if same else set()), "the other ports are open"

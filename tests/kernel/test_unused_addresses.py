@@ -129,6 +129,18 @@ def test_one_networks_flood_is_not_anothers(site: Site, fresh: Boxes) -> None:
     assert site.deliver(pings, fresh.other) == set(pings)
 
 
+def test_all_networks_together_have_a_limit(site: Site, fresh: Boxes) -> None:
+    """The table is the kernel's, so trying the addresses of several networks creates few entries too."""
+    links = [bridge(site, box) for box in (fresh.ours, fresh.docker, fresh.other)]
+    before, began = sum(neighbours(site, link) for link in links), time.monotonic()
+    for box in (fresh.ours, fresh.docker, fresh.other):
+        site.send(ping(Site.OUT4, address) for address in unused_addresses(box, 4)[:60])
+    pings = [ping(Site.OUT4, fresh.other.v4)]
+    assert site.deliver(pings, fresh.other) == set(pings)
+    made = sum(neighbours(site, link) for link in links) - before
+    assert made <= 110 + 30 * (time.monotonic() - began)
+
+
 def test_only_dropped_packets_are_counted(site: Site, fresh: Boxes) -> None:
     """A container that is reached by ping has no drops for it."""
     pings = [ping(Site.OUT6, fresh.ours.v6) for _ in range(20)]

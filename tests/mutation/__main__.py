@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tests.mutation import condition_sessions, conditions, report, rules, sessions
 from tests.mutation.nft_text import Mutant as RuleMutant
@@ -32,14 +33,17 @@ def known(part: str) -> dict[str, Result]:
     return {each["name"]: each for each in found}
 
 
-def judge(part: str, wanted: Mutants, jobs: int, end: float, say: Callable[[str], None]) -> None:
+def judge(part: str, wanted: Mutants, options: argparse.Namespace, end: float, say: Callable[[str], None]) -> None:
     """Judge these mutants, and keep the results, also if the time is over. Raises UnfinishedError."""
+    jobs, tests = options.jobs, options.tests
     directory = BUILD / part
     try:
         if part == "rules":
-            rules.run(list(wanted.values()), directory, jobs, end, say)  # type: ignore[arg-type]
+            mutants: Any = list(wanted.values())
+            rules.run(mutants, directory, jobs, end, say, tests or rules.TESTS, alone=not options.together)
         else:
-            condition_sessions.run(list(wanted.values()), directory, jobs, end, say, condition_sessions.TESTS[part])  # type: ignore[arg-type]
+            tests = tests or condition_sessions.TESTS[part]
+            condition_sessions.run(list(wanted.values()), directory, jobs, end, say, tests)  # type: ignore[arg-type]
     finally:
         now = {**known(part), **{each["name"]: each for each in sessions.results("judge", directory)}}
         existing = mutants_of(part)
@@ -53,6 +57,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--part", choices=report.PARTS, action="append", help="only this part (again for another one)")
     parser.add_argument("--only", default="", metavar="TEXT", help="only mutants whose name contains this")
     parser.add_argument("--new", action="store_true", help="only mutants that no run has judged, and survivors")
+    parser.add_argument(
+        "--tests",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="only these tests: new ones, for what survived the others",
+    )
+    parser.add_argument(
+        "--together", action="store_true", help="rules: not first each alone, for what survived its likeliest tests"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="processes (2)")
     parser.add_argument("--minutes", type=float, default=60, help="after this time it ends and fails (60)")
     options = parser.parse_args(argv)
@@ -71,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
         say(f"{part}: {len(wanted)} mutants")
         try:
             if wanted:
-                judge(part, wanted, options.jobs, end, say)
+                judge(part, wanted, options, end, say)
         except UnfinishedError as error:
             say(f"{part}: {error}")
             failed = True

@@ -11,8 +11,18 @@ from tests.mutation.conditions import Mutant
 
 #: By package, the tests that run with its mutants.
 TESTS = {
-    "policy": ("tests/pure/policy", "tests/pure/state"),
-    "labels": ("tests/pure/labels", "tests/pure/policy/test_decide.py", "tests/pure/test_mistakes.py"),
+    "policy": tuple(f"tests/pure/{name}" for name in ("policy", "state", "nftables", "fwctl", "docker", "driver")),
+    "labels": tuple(
+        f"tests/pure/{name}"
+        for name in (
+            "labels",
+            "policy/test_decide.py",
+            "policy/test_peers.py",
+            "test_mistakes.py",
+            "registries",
+            "fwctl",
+        )
+    ),
 }
 
 

@@ -1,7 +1,8 @@
 """A pytest plugin that runs pure tests with one mutated function each time, in a process forked for it.
 
-Each test runs once first, so it is known which lines it runs, and whether it passes as it is run here. A mutant's tests
-are those that run a line of the expression, the quickest first, until one fails.
+Each test runs once first (`condition_lines`), so it is known which lines it runs, and whether it passes as it is run
+here. A mutant's tests are those that run a line of the expression, the quickest first, until one fails. What survives
+the quick ones meets the others together with mutants of other functions.
 
 FW_MUTATION_JOB is a JSON file: the mutants, the file for results (one JSON value in a line), how many processes.
 """
@@ -13,20 +14,24 @@ import json
 import os
 import select
 import signal
-import sys
 import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import CodeType, FrameType, FunctionType
-from typing import Any
+from types import CodeType, FunctionType
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
+from tests.mutation import few_inputs
+from tests.mutation.condition_lines import Known, Session, in_processes
 from tests.mutation.conditions import ROOT, Mutant, mutated
 
+#: Random inputs of a test.
+INPUTS = 25
 # Before the tests are imported: the same examples in every run, and a failure needs no smaller example.
 settings.register_profile(
     "mutation",
+    max_examples=INPUTS,
     derandomize=True,
     database=None,
     deadline=None,
@@ -34,75 +39,10 @@ settings.register_profile(
     suppress_health_check=list(HealthCheck),
 )
 settings.load_profile("mutation")
+few_inputs.use(INPUTS)
 
 #: A mutant that loops is ended after this many seconds, or after so many times the tests' own time.
 LEAST, TIMES = 60.0, 20.0
-
-
-class Lines:
-    """The lines of some files that run."""
-
-    def __init__(self, paths: set[str]) -> None:
-        self.paths = {str(ROOT / path): path for path in paths}
-        self.found: set[tuple[str, int]] = set()
-
-    def __call__(self, frame: FrameType, event: str, arg: object) -> Any:
-        """Trace a function of these files only."""
-        path = self.paths.get(frame.f_code.co_filename)
-        if path is None:
-            return None
-        found = self.found
-
-        def line(inner: FrameType, event: str, arg: object) -> Any:
-            if event == "line":
-                found.add((path, inner.f_lineno))
-            return line
-
-        return line
-
-
-class Session:
-    """The tests of a session; any of them runs when it is wanted."""
-
-    def __init__(self, session: pytest.Session) -> None:
-        self.session = session
-        self._failed = False
-        session.config.pluginmanager.register(self)
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Remember a failure."""
-        self._failed = self._failed or report.failed
-
-    def passes(self, item: pytest.Item) -> bool:
-        """Run one test."""
-        self._failed = False
-        self.session._setupstate.teardown_exact(None)
-        item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
-        return not self._failed
-
-
-class Known:
-    """The tests by the lines that they run, and how long they take."""
-
-    def __init__(self, running: Session, lines: Lines) -> None:
-        self.by: dict[tuple[str, int], list[pytest.Item]] = {}
-        self.seconds: dict[str, float] = {}
-        for item in running.session.items:
-            lines.found.clear()
-            start = time.process_time()
-            sys.settrace(lines)
-            try:
-                passed = running.passes(item)
-            finally:
-                sys.settrace(None)
-            self.seconds[item.nodeid] = time.process_time() - start
-            for line in lines.found if passed else ():
-                self.by.setdefault(line, []).append(item)
-
-    def tests(self, mutant: Mutant) -> list[pytest.Item]:
-        """Return the tests that run the expression, quickest first."""
-        found = {item for n in range(mutant.first, mutant.last + 1) for item in self.by.get((mutant.path, n), ())}
-        return sorted(found, key=lambda item: self.seconds[item.nodeid])
 
 
 #: The functions of the product by the file, the name and the line of their code.
@@ -122,13 +62,14 @@ def functions() -> Functions:
     return found
 
 
-def _child(mutant: Mutant, tests: list[pytest.Item], running: Session, its: Functions, out: int) -> None:
-    """Run the tests with the mutant in this process, write the one that fails, and end."""
+def _child(mutants: Sequence[Mutant], tests: Sequence[pytest.Item], running: Session, its: Functions, out: int) -> None:
+    """Run the tests with the mutants in this process, write the one that fails, and end."""
     status = 1
     try:
-        code = mutated(mutant)
-        for function in its[_place(code)]:
-            function.__code__ = code
+        for mutant in mutants:
+            code = mutated(mutant)
+            for function in its[_place(code)]:
+                function.__code__ = code
         killer = next((item.nodeid for item in tests if not running.passes(item)), "")
         os.write(out, killer.encode() or b"-")
         status = 0
@@ -137,49 +78,107 @@ def _child(mutant: Mutant, tests: list[pytest.Item], running: Session, its: Func
 
 
 class Children:
-    """The forked processes, at most `most` at a time."""
+    """Forked processes that run tests with mutants, at most `most` at a time."""
 
-    def __init__(self, running: Session, known: Known, most: int, out: Any) -> None:
-        self.running, self.known, self.most, self.out = running, known, most, out
+    def __init__(self, running: Session, known: Known, most: int, write: Callable[[Mutant, str], None]) -> None:
+        self.running, self.known, self.most, self.write = running, known, most, write
         self.functions = functions()
-        self.alive: dict[int, tuple[int, Mutant, float, float, int]] = {}
+        self.alive: dict[int, tuple[int, Mutant, float]] = {}
+        self.survivors: list[Mutant] = []
 
-    def start(self, mutant: Mutant) -> None:
-        """Judge one mutant, as soon as another process has ended."""
+    def alone(self, mutant: Mutant) -> None:
+        """Judge one mutant by its quick tests, as soon as another process has ended."""
         while len(self.alive) >= self.most:
             self.wait()
-        tests = self.known.tests(mutant)
-        if not tests:
-            self._write(mutant, "survived", "", 0, 0.0)
-            return
-        reader, writer = os.pipe()
-        now = time.monotonic()
-        pid = os.fork()
-        if not pid:
-            _child(mutant, tests, self.running, self.functions, writer)
-        os.close(writer)
-        patience = max(LEAST, TIMES * sum(self.known.seconds[item.nodeid] for item in tests))
-        self.alive[reader] = (pid, mutant, now, now + patience, len(tests))
+        tests = self.known.quick(mutant)
+        if tests:
+            reader, pid, end = self._fork([mutant], tests)
+            self.alive[reader] = (pid, mutant, end)
+        else:
+            self.survivors.append(mutant)
 
     def wait(self) -> None:
         """Collect the processes that have ended, and end those that take too long."""
         ready, _, _ = select.select([*self.alive], [], [], 0.5)
-        for reader, (pid, mutant, start, end, many) in list(self.alive.items()):
-            late = time.monotonic() > end
-            if reader not in ready and not late:
-                continue
-            if late and reader not in ready:
-                os.kill(pid, signal.SIGKILL)
-            answer = os.read(reader, 4096).decode()
-            os.close(reader)
-            os.waitpid(pid, 0)
-            del self.alive[reader]
-            killer = {"": "(a test hangs)" if late else "(crash)", "-": ""}.get(answer, answer)
-            self._write(mutant, "killed" if killer else "survived", killer, many, time.monotonic() - start)
+        for reader, (pid, mutant, end) in list(self.alive.items()):
+            if reader in ready or time.monotonic() > end:
+                del self.alive[reader]
+                if killer := self._answer(reader, pid):
+                    self.write(mutant, killer)
+                else:
+                    self.survivors.append(mutant)
 
-    def _write(self, mutant: Mutant, state: str, killer: str, ran: int, seconds: float) -> None:
-        value = {"name": mutant.name, "state": state, "killer": killer, "ran": ran, "seconds": round(seconds, 2)}
-        self.out.write(json.dumps(value) + "\n")
+    def together(self, mutants: Sequence[Mutant]) -> None:
+        """Judge mutants of different functions by all their tests, all in one process."""
+        left = [*mutants]
+        tests = self.known.tests(left)
+        while left and tests:
+            killer = self._ask(left, tests)
+            if not killer:
+                break
+            place = next((n for n, item in enumerate(tests) if item.nodeid == killer), None)
+            if place is None:  # it hangs, or crashes: which one?
+                found = {each: self._ask([each], self.known.tests([each])) for each in left}
+                tests = []
+            else:
+                item = tests[place]
+                found = dict.fromkeys(
+                    self._guilty([each for each in left if item in self.known.tests([each])], item), killer
+                )
+                # Nothing more to learn from a test that only several of them together fail.
+                tests = tests[place + (not found) :]
+            for each in [each for each in left if found.get(each)]:
+                self.write(each, found[each])
+                left.remove(each)
+        for each in left:
+            self.write(each, "")
+
+    def _guilty(self, mutants: Sequence[Mutant], item: pytest.Item) -> list[Mutant]:
+        """Return those with which the test fails, trying half of them at a time."""
+        if not mutants or not self._ask(mutants, [item]):
+            return []
+        if len(mutants) == 1:
+            return [*mutants]
+        half = len(mutants) // 2
+        return [*self._guilty(mutants[:half], item), *self._guilty(mutants[half:], item)]
+
+    def _ask(self, mutants: Sequence[Mutant], tests: Sequence[pytest.Item]) -> str:
+        """Return the test that fails with these mutants; "" if none does."""
+        reader, pid, end = self._fork(mutants, tests)
+        select.select([reader], [], [], max(0.0, end - time.monotonic()))
+        return self._answer(reader, pid)
+
+    def _fork(self, mutants: Sequence[Mutant], tests: Sequence[pytest.Item]) -> tuple[int, int, float]:
+        """Start a process; return what it writes to, its ID, and when it has taken too long."""
+        reader, writer = os.pipe()
+        patience = max(LEAST, TIMES * sum(self.known.seconds[item.nodeid] for item in tests))
+        pid = os.fork()
+        if not pid:
+            _child(mutants, tests, self.running, self.functions, writer)
+        os.close(writer)
+        return reader, pid, time.monotonic() + patience
+
+    def _answer(self, reader: int, pid: int) -> str:
+        """Return what the process found, and end it if it has found nothing yet."""
+        hangs = not select.select([reader], [], [], 0)[0]
+        if hangs:
+            os.kill(pid, signal.SIGKILL)
+        answer = os.read(reader, 4096).decode()
+        os.close(reader)
+        os.waitpid(pid, 0)
+        return {"": "(a test hangs)" if hangs else "(crash)", "-": ""}.get(answer, answer)
+
+
+def batches(mutants: Iterable[Mutant]) -> list[list[Mutant]]:
+    """Return the mutants in as few lists as possible, each with one of a function at most."""
+    found: list[dict[tuple[str, int], Mutant]] = []
+    for mutant in mutants:
+        function = (mutant.path, mutant.line)
+        batch = next((each for each in found if function not in each), None)
+        if batch is None:
+            found.append(batch := {})
+        batch[function] = mutant
+    return [[*batch.values()] for batch in found]
 
 
 def pytest_runtestloop(session: pytest.Session) -> bool:
@@ -187,12 +186,23 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
     job = json.loads(Path(os.environ["FW_MUTATION_JOB"]).read_text())
     wanted = [Mutant(*each) for each in job["mutants"]]
     running = Session(session)
-    known = Known(running, Lines({mutant.path for mutant in wanted}))
+    known = Known(running, Path(job["results"]).parent.parent / "condition-lines.jsonl", job["jobs"])
     with Path(job["results"]).open("a", buffering=1) as out:
-        children = Children(running, known, job["jobs"], out)
+
+        def write(mutant: Mutant, killer: str) -> None:
+            value = {"name": mutant.name, "state": "killed" if killer else "survived", "killer": killer}
+            out.write(json.dumps(value) + "\n")
+
+        children = Children(running, known, job["jobs"], write)
         for mutant in wanted:
-            children.start(mutant)
+            children.alone(mutant)
         while children.alive:
             children.wait()
+
+        def judge(_: int, batches: Sequence[Sequence[Mutant]]) -> None:
+            for batch in batches:
+                children.together(batch)
+
+        in_processes(job["jobs"], batches(children.survivors), judge)
     session.testsfailed = 0  # failures are what is looked for
     return True

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from plugin.nftables.document import skeleton
@@ -195,14 +196,32 @@ def head_changes(head: str) -> dict[str, str]:
     return {"not hooked": "", "later": later}
 
 
-#: Look-ups by a source's prefix differ in its length only: of each chain, the shortest, one between and the longest.
+#: Look-ups by a prefix differ in its length only: the shortest, one between and the longest; for blocks of ports one.
 _LENGTH = re.compile(r"th sport & 0x0 \| (\d+)")
-_LENGTHS = {"4": ("0", "24", "32"), "6": ("0", "64", "128")}
+_LENGTHS = {"4": ("24", "0", "32"), "6": ("64", "0", "128")}
+#: These chains have a copy for each family, which one function writes: each change is made in one of the two.
+_COPIES = re.compile(
+    r"(?:inbound|peer_ports|quarantine|egress_allow|rate_limit|(?:host_)?from|egress_to|limit)([46])"
+    r"(?:_\d+|__(?:\.short)?)?"
+)
+#: Copies of a rate's chain, which one function writes: for ports of the host, and if a port has several rates.
+_OTHER_RATES = re.compile(r"(?:set )?(?:limit|sources|networks|proven)(?:_host[46]__|[46]__\.\d)")
 
 
 def _sampled(line: Line) -> bool:
+    if _OTHER_RATES.match(general(line.chain)):
+        return False
     length = _LENGTH.search(line.text)
-    return length is None or length[1] in _LENGTHS["6" if "ip6" in line.text or "6" in line.chain else "4"]
+    if length is None:
+        return True
+    wanted = _LENGTHS["6" if "ip6" in line.text or "6" in line.chain else "4"]
+    return length[1] in (wanted if re.search(r"[46]$", line.chain) else wanted[:1])
+
+
+def _one_of_the_copies(line: Line, number: int) -> bool:
+    """True if this change (by its number) of the line is made in this family."""
+    copy = _COPIES.fullmatch(general(line.chain))
+    return copy is None or copy[1] == "64"[number % 2]
 
 
 def _of(line: Line) -> dict[str, str]:
@@ -215,17 +234,27 @@ def mutants(text: str) -> list[Mutant]:
     """Return the mutants of the tables' text, in the order of its lines, each once."""
     found: dict[Mutant, None] = {}
     for line in filter(_sampled, lines(text)):
-        for change in _of(line):
+        for number, change in enumerate(_of(line)):
+            if not _one_of_the_copies(line, number):
+                continue
             found[Mutant(line.family, general(line.chain), general(line.text), change)] = None
     return list(found)
 
 
-def mutated(mutant: Mutant, text: str) -> str:
-    """Return the text with this change, wherever the rule occurs; the same text if it does not."""
+@lru_cache(16)
+def _keyed(text: str) -> tuple[tuple[Line, tuple[str, str, str]], ...]:
+    return tuple((line, (line.family, general(line.chain), general(line.text))) for line in lines(text))
+
+
+def mutated(mutants: Iterable[Mutant], text: str) -> str:
+    """Return the text with these changes, wherever the rules occur; the same text if they do not."""
+    wanted: dict[tuple[str, str, str], Mutant] = {}
+    for mutant in mutants:
+        wanted[mutant.family, mutant.chain, mutant.rule] = mutant
     whole = text.splitlines()
-    for line in lines(text):
-        if (line.family, general(line.chain), general(line.text)) == (mutant.family, mutant.chain, mutant.rule):
-            after = _of(line).get(mutant.change)
+    for line, key in _keyed(text):
+        if key in wanted:
+            after = _of(line).get(wanted[key].change)
             if after is not None:
                 whole[line.number] = f"\t\t{after}"
     return "\n".join(whole) + "\n"

@@ -20,8 +20,20 @@ _HEAD = """# Mutation: does a test notice a weaker firewall?
 removed or negated, a drop becomes an accept; or a condition in the code that decides is removed or reversed. Then the
 tests run that reach this place. A mutant is *killed* if a test fails: for rules, a test of the kernel tier that sends
 packets; texts of whole tables (`tests/golden/`) do not count. The survivors are listed here with the reason, and the
-run fails if the list is not exact. This file is written by the run. Look-ups by port and prefix that differ in their
-length only are sampled: the shortest, one between, the longest.
+run fails if the list is not exact. This file is written by the run.
+
+What is sampled:
+
+- Look-ups by port and prefix that differ in the prefix's length only: the shortest, one between, the longest. For
+  blocks of ports: one of these lengths.
+- Chains with a copy for each family, which one function writes: each change is made in one of the two, in turn.
+- Chains of a rate: those for ports of the host, and for ports with several rates, are copies too, and left out.
+- Tests with random inputs try 15 of them for each mutant of a rule, 25 for each of a condition.
+
+A mutant meets the tests that are likeliest to find it alone, and the others together with other mutants: of a rule's
+mutants, twenty tests that send it a packet, with two parameters of one test at most. A test that fails with several is
+tried with half of them at a time, and with each in the end. A failure counts if the test passes without the mutant
+right afterwards; and if something only came too late, it must fail twice.
 
 | part | changed | mutants | killed | the kernel refuses | survive | not judged |
 |---|---|---|---|---|---|---|

@@ -35,6 +35,10 @@ TESTS = tuple(
         "incus",
         "isolated",
         "guard",
+        "new_listeners",
+        "nflog",
+        "helpers",
+        "lookups",
     )
 )
 
@@ -80,7 +84,17 @@ def coverage(
             module = (ROOT / each["test"].partition("::")[0]).read_text()
             kept[each["test"]] = {**each, "rules": rules, "module": _hash(module)}
         known.write_text("".join(json.dumps(each) + "\n" for each in kept.values()))
-    return {test: each for test, each in kept.items() if each["passed"]}
+    wanted = tuple(tests)
+    return {test: each for test, each in kept.items() if each["passed"] and test.startswith(wanted)}
+
+
+def _shares(wanted: Sequence[Mutant], jobs: int) -> list[list[Mutant]]:
+    """Return the mutants of each session: all of a rule in the same one, which learns which test finds them."""
+    by_rule: dict[tuple[str, str, str], list[Mutant]] = {}
+    for each in wanted:
+        by_rule.setdefault((each.family, each.chain, each.rule), []).append(each)
+    groups = list(by_rule.values())
+    return [[each for group in groups[i::jobs] for each in group] for i in range(jobs)]
 
 
 def run(
@@ -90,10 +104,12 @@ def run(
     end: float,
     say: Callable[[str], None],
     tests: Iterable[str] = TESTS,
+    *,
+    alone: bool = True,
 ) -> None:
     """Judge these mutants; `sessions.results("judge", directory)` are the results. Raises UnfinishedError.
 
-    `end`: the latest time, monotonic.
+    `end`: the latest time, monotonic. `alone`: first each by itself with the likeliest tests.
     """
     directory.mkdir(parents=True, exist_ok=True)
     for stale in directory.glob("judge-*"):
@@ -111,9 +127,10 @@ def run(
             directory,
             tests,
             task="judge",
-            mutants=[[each.family, each.chain, each.rule, each.change] for each in wanted[i::jobs]],
+            alone=alone,
+            mutants=[[each.family, each.chain, each.rule, each.change] for each in share],
             **facts,
         )
-        for i in range(jobs)
+        for i, share in enumerate(_shares(wanted, jobs) if alone else [wanted[i::jobs] for i in range(jobs)])
     ]
     sessions.wait("judge", directory, running, len(wanted), end, say)

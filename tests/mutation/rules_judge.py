@@ -2,7 +2,8 @@
 
 Each test runs once with counters in every rule, so it is known which rules its packets reach (task "cover"). Then, for
 each mutant, the tests run whose packets reach its rule, until one fails (task "judge"). That test must pass with the
-real table right afterwards; otherwise the fixtures are made again, and the mutant is tried again.
+real table right afterwards; otherwise the fixtures are made again, and the mutant is tried again. Most mutants are
+found by one of the first tests. Those that are not are many in the table at once for all other tests.
 
 FW_MUTATION_JOB is a JSON file: the task, the mutants, the coverage, the file for results (one JSON value in a line).
 """
@@ -14,7 +15,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -26,15 +27,28 @@ from plugin.nftables.client import NftClient, NftError
 from tests import waiting
 from tests.kernel import packets
 from tests.kernel.netns import nowhere
+from tests.mutation import few_inputs
 from tests.mutation.nft_text import Mutant, counting, general, mutated, places, whole_text
 
 #: Seconds, in place of the tests' own patience: a packet that a mutant drops is waited for in vain.
-ARRIVAL, CONDITION = 2.0, 5.0
-#: How often a mutant is tried whose killer then fails with the real table, too.
-TRIES = 3
+ARRIVAL, CONDITION = 1.0, 4.0
+#: How often a mutant is tried whose killer then fails with the real table, too, until the fixtures are made again.
+TRIES = 2
+#: Random inputs of a test.
+INPUTS = 15
+#: How many tests each mutant meets alone (a test that found another one of its rule is one more).
+BEST = 3
+#: How many tests those that survive them meet together with others, and with how many parameters of one function.
+FURTHER, PARAMETERS = 20, 2
+#: How many mutants are in the table at once then.
+MOST = 150
 #: A test's coverage: the rules that a packet reached, and those that matched, as `rule_name` writes them.
 Covered = dict[str, list[str]]
 _COUNTER = re.compile(r"counter packets (\d+)")
+_LATE = re.compile(r"did not arrive|not within \d|[Tt]imed? ?out")
+
+
+few_inputs.use(INPUTS)
 
 
 def rule_name(family: str, chain: str, rule: str) -> str:
@@ -58,10 +72,10 @@ class Text:
         return text
 
 
-def loads(mutant: Mutant) -> bool:
-    """True if the kernel takes the tables with this mutant, and they differ from the real ones."""
+def loads(mutants: Sequence[Mutant]) -> bool:
+    """True if the kernel takes the tables with these mutants, and they differ from the real ones."""
     text = whole_text()
-    changed = mutated(mutant, text)
+    changed = mutated(mutants, text)
     if changed.splitlines() == text.splitlines():
         return False
     with nowhere():
@@ -70,6 +84,16 @@ def loads(mutant: Mutant) -> bool:
         except NftError:
             return False
     return True
+
+
+def refused(mutants: Sequence[Mutant]) -> list[Mutant]:
+    """Return those that the kernel does not take; `mutants` are of different rules."""
+    if not mutants or loads(mutants):
+        return []
+    if len(mutants) == 1:
+        return [*mutants]
+    half = len(mutants) // 2
+    return [*refused(mutants[:half]), *refused(mutants[half:])]
 
 
 class Coverage:
@@ -137,11 +161,18 @@ class Judge:
         #: Called after each test, while its fixtures exist.
         self.ending: Callable[[], None] = lambda: None
         self._failed = False
+        #: The last failure was something that did not come in time: on a machine that is busy, it may come.
+        self.late = False
+        #: It was a table that the kernel refused.
+        self.refused = False
         session.config.pluginmanager.register(self)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Remember a failure."""
         self._failed = self._failed or report.failed
+        if report.failed:
+            text = str(report.longrepr)
+            self.late, self.refused = bool(_LATE.search(text)), "NftError" in text
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_teardown(self) -> None:
@@ -169,37 +200,93 @@ class Judge:
 
 
 class Order:
-    """Which tests of a module to run for a mutant: first those that found others of its rule or chain, then quick ones.
+    """Which tests to run for a mutant, and in which order.
 
-    One module after the other, because fixtures of modules are costly.
+    One module after the other, because fixtures of modules are costly; those whose tests are quick are first.
     """
 
     def __init__(self, coverage: dict[str, Covered], seconds: dict[str, float]) -> None:
         self.seconds = seconds
-        self.modules = list(dict.fromkeys(test.partition("::")[0] for test in coverage))
-        self.by: dict[tuple[str, str], list[str]] = {}
+        by_module: dict[str, list[float]] = {}
+        for test in coverage:
+            by_module.setdefault(test.partition("::")[0], []).append(seconds[test])
+        self.modules = sorted(by_module, key=lambda module: sum(by_module[module]) / len(by_module[module]))
+        self.by: dict[tuple[str, str], set[str]] = {}
         for test, covered in coverage.items():
             for kind, rules in covered.items():
                 for rule in rules:
-                    self.by.setdefault((kind, rule), []).append(test)
+                    self.by.setdefault((kind, rule), set()).add(test)
+        #: Seconds times rules: a quick test of few rules is about them.
+        self.cost = {test: seconds[test] * (1 + len(covered["matched"])) for test, covered in coverage.items()}
         self.kills: Counter[tuple[str, str]] = Counter()
-        self.rules = [(family, chain, rule) for family, chain, rule, _ in places(whole_text())]
+        self.rules = [(family, chain, general(rule)) for family, chain, rule, _ in places(whole_text())]
+        self._best: dict[Mutant, set[str]] = {}
+        self._tests: dict[Mutant, set[str]] = {}
+        self._others: dict[Mutant, list[str]] = {}
 
-    def tests(self, mutant: Mutant, module: str) -> list[str]:
-        """Return the module's tests whose packets reach the rule, or match it if only a match makes a difference."""
+    def tests(self, mutant: Mutant) -> set[str]:
+        """Return the tests whose packets reach the rule, or match it if only a match makes a difference."""
+        if mutant not in self._tests:
+            self._tests[mutant] = self._found(mutant)
+        return self._tests[mutant]
+
+    def _found(self, mutant: Mutant) -> set[str]:
         kind = "matched" if mutant.change == "removed" or " is " in mutant.change else "reached"
-        found = {test for rule in self._reached(mutant) for test in self.by.get((kind, rule), ())}
+        return self._those("reached" if "__" in mutant.chain else kind, mutant)
+
+    def _those(self, kind: str, mutant: Mutant) -> set[str]:
+        return {test for rule in self._reached(mutant) for test in self.by.get((kind, rule), ())}
+
+    def likeliest(self, mutant: Mutant, module: str) -> list[str]:
+        """Return the module's tests that meet the mutant alone: a few, and those that found others of its rule."""
+        tests = self.tests(mutant)
+        siblings = sorted(
+            (test for test in tests if self.kills[mutant.rule, test]), key=lambda t: -self.kills[mutant.rule, t]
+        )
+        found = self.best(mutant, tests).union(siblings[:2])
         mine = (test for test in found if test.startswith(f"{module}::"))
-        return sorted(mine, key=lambda test: (-self._likely(mutant, test), self.seconds[test]))
+        return sorted(mine, key=lambda test: (-self._likely(mutant, test), self.cost[test]))
+
+    def best(self, mutant: Mutant, tests: set[str]) -> set[str]:
+        """Return the likeliest tests, of different functions."""
+        if mutant not in self._best:
+            by_function: dict[str, str] = {}
+            for test in self._by_likelihood(mutant, tests):
+                by_function.setdefault(test.partition("[")[0], test)
+            self._best[mutant] = set([*by_function.values()][:BEST])
+        return self._best[mutant]
+
+    def others(self, mutant: Mutant, module: str) -> list[str]:
+        """Return the module's tests that meet the mutant together with others."""
+        if mutant not in self._others:
+            count: Counter[str] = Counter()
+            found = []
+            for test in self._by_likelihood(mutant, self.tests(mutant)):
+                function = test.partition("[")[0]
+                count[function] += 1
+                if count[function] <= PARAMETERS:
+                    found.append(test)
+            self._others[mutant] = found[:FURTHER]
+        return [test for test in self._others[mutant] if test.startswith(f"{module}::")]
+
+    def _by_likelihood(self, mutant: Mutant, tests: Iterable[str]) -> list[str]:
+        """Sort tests: first those that send a packet to be treated differently, and are about few rules."""
+        matched = self._those("matched", mutant)
+        wider = mutant.change.startswith("without `")
+        return sorted(tests, key=lambda test: ((test in matched) == wider, self.cost[test]))
 
     def _reached(self, mutant: Mutant) -> Iterable[str]:
         """Return the rules that a packet must reach to be treated differently."""
         name = mutant.chain.removeprefix("set ")
+        # The copies of a rate's chains differ in their rules' places, so a test of any is a test of all.
+        rate = mutant.chain.startswith("limit") and "__" in mutant.chain
         for family, chain, rule in self.rules:
-            here = chain == mutant.chain and (mutant.rule.startswith("type ") or general(rule) == mutant.rule)
-            uses = name != mutant.chain and f"@{name} " in f"{general(rule)} "
+            if rate and chain.startswith("limit") and "__" in chain:
+                yield f"{family} {chain}: {rule}"
+            here = chain == mutant.chain and (mutant.rule.startswith("type ") or rule == mutant.rule)
+            uses = name != mutant.chain and f"@{name} " in f"{rule} "
             if family == mutant.family and (here or uses):
-                yield rule_name(family, chain, rule)
+                yield f"{family} {chain}: {rule}"
 
     def _likely(self, mutant: Mutant, test: str) -> int:
         return 10 * self.kills[mutant.rule, test] + self.kills[mutant.chain, test]
@@ -211,32 +298,86 @@ class Order:
 
 
 class Verdicts:
-    """Runs the tests of one module with mutants, and makes the fixtures again if they are no longer sound."""
+    """Runs tests with mutants, and makes the fixtures again if they are no longer sound."""
 
     def __init__(self, judge: Judge, text: Text, order: Order) -> None:
         self.judge, self.text, self.order = judge, text, order
         self.unreliable: set[str] = set()
+        #: The last failure was a table that the kernel refused.
+        self.refused = False
+        self._ran: dict[Mutant, set[str]] = {}
 
-    def killer(self, mutant: Mutant, module: str) -> str:
-        """Return the test that fails with this mutant and passes without it; "" if there is none."""
-        for test in self.order.tests(mutant, module):
-            for _ in range(TRIES):
-                if test in self.unreliable or self._passes(test, mutant):
-                    break
-                if self._passes(test):
-                    self.order.killed(mutant, test)
-                    return test
-                self.judge.forget()
-                if not self._passes(test):
-                    self.unreliable.add(test)
+    def alone(self, mutant: Mutant, module: str) -> str:
+        """Return the test that fails with this mutant and passes without it, of the likeliest; "" if none does."""
+        ran = self._ran.setdefault(mutant, set())
+        for test in self.order.likeliest(mutant, module):
+            ran.add(test)
+            if self._fails(test, [mutant]):
+                self.order.killed(mutant, test)
+                return test
         return ""
 
-    def _passes(self, test: str, mutant: Mutant | None = None) -> bool:
-        self.text.change = (lambda made: mutated(mutant, made)) if mutant else None
+    def together(self, mutants: Sequence[Mutant], module: str) -> Iterator[tuple[Mutant, str]]:
+        """Yield mutants, each with the test that fails with it, of those that did not run with it alone.
+
+        Mutants of different rules are in the table at once. If a test fails, half of them at a time are.
+        """
+        found: set[Mutant] = set()
+        wanted: dict[str, list[Mutant]] = {}
+        for mutant in mutants:
+            for test in self.order.others(mutant, module):
+                if test not in self._ran.get(mutant, ()):
+                    wanted.setdefault(test, []).append(mutant)
+        for test, them in wanted.items():
+            for batch in batches([mutant for mutant in them if mutant not in found]):
+                for mutant in self._found(test, batch):
+                    found.add(mutant)
+                    yield mutant, test
+
+    def _found(self, test: str, batch: Sequence[Mutant]) -> list[Mutant]:
+        """Return those of the batch with which the test fails; each is tried again alone."""
+        if not batch or test in self.unreliable or self._passes(test, batch):
+            return []
+        if len(batch) == 1:
+            return [*batch] if self._fails(test, batch) else []
+        half = len(batch) // 2
+        return [*self._found(test, batch[:half]), *self._found(test, batch[half:])]
+
+    def _fails(self, test: str, mutants: Sequence[Mutant]) -> bool:
+        """True if the test fails with these mutants, and passes without; it is too late only if it is so twice."""
+        for _ in range(TRIES):
+            if test in self.unreliable or self._passes(test, mutants):
+                return False
+            late, self.refused = self.judge.late, self.judge.refused
+            if self._passes(test):
+                return not late or not self._passes(test, mutants)
+            self.judge.forget()
+            if not self._passes(test):
+                self.unreliable.add(test)
+                return False
+        # With new fixtures it passes each time: what the mutants did has lasted.
+        return True
+
+    def _passes(self, test: str, mutants: Sequence[Mutant] = ()) -> bool:
+        self.text.change = (lambda made: mutated(mutants, made)) if mutants else None
         try:
             return self.judge.passes(test)
         finally:
             self.text.change = None
+
+
+def batches(mutants: Iterable[Mutant]) -> list[list[Mutant]]:
+    """Return the mutants in few lists, each with one of a rule at most, and with MOST at most."""
+    found: list[list[Mutant]] = []
+    for mutant in mutants:
+        place = (mutant.family, mutant.chain, mutant.rule)
+        for batch in found:
+            if len(batch) < MOST and place not in ((each.family, each.chain, each.rule) for each in batch):
+                batch.append(mutant)
+                break
+        else:
+            found.append([mutant])
+    return found
 
 
 def cover(session: pytest.Session, job: dict[str, Any], out: Any) -> None:
@@ -256,7 +397,7 @@ def cover(session: pytest.Session, job: dict[str, Any], out: Any) -> None:
 
 
 def judge_all(session: pytest.Session, job: dict[str, Any], out: Any) -> None:
-    """Judge each mutant of the job: those that a module's tests do not find go to the next module."""
+    """Judge each mutant of the job: alone with the likeliest tests of each module, then together with the others."""
 
     def write(mutant: Mutant, state: str, killer: str = "") -> None:
         out.write(json.dumps({"name": mutant.name, "state": state, "killer": killer}) + "\n")
@@ -264,17 +405,27 @@ def judge_all(session: pytest.Session, job: dict[str, Any], out: Any) -> None:
     order = Order(job["coverage"], job["seconds"])
     verdicts = Verdicts(Judge(session), Text(), order)
     alive = [Mutant(*each) for each in job["mutants"]]
-    for module in order.modules:
+    for module in order.modules if job["alone"] else ():
         left = []
         for mutant in alive:
-            if killer := verdicts.killer(mutant, module):
+            if killer := verdicts.alone(mutant, module):
                 # A table that the kernel refuses fails every test.
-                write(mutant, "killed" if loads(mutant) else "refused", killer)
+                write(mutant, "refused" if verdicts.refused and not loads([mutant]) else "killed", killer)
             else:
                 left.append(mutant)
         alive = left
-    for mutant in alive:
-        write(mutant, "survived" if loads(mutant) else "refused")
+    for batch in batches(alive):
+        for mutant in refused(batch):
+            write(mutant, "refused")
+            alive.remove(mutant)
+    for number, module in enumerate(order.modules):
+        for mutant, killer in verdicts.together([*alive], module):
+            write(mutant, "killed", killer)
+            alive.remove(mutant)
+        for mutant in [*alive]:
+            if not any(order.others(mutant, later) for later in order.modules[number + 1 :]):
+                write(mutant, "survived")
+                alive.remove(mutant)
 
 
 def pytest_runtestloop(session: pytest.Session) -> bool:

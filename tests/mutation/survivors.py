@@ -1,10 +1,12 @@
-"""The mutants that no test finds, and why that is right: they open nothing. A run fails if this list is not exact."""
+"""The mutants that no test finds, and why that is right: they open nothing. A run fails if the list is not exact."""
 
 from __future__ import annotations
 
 import re
+import tomllib
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -25,4 +27,9 @@ class Survivors:
         return any(pattern.fullmatch(mutant) for pattern in self.patterns.values())
 
 
-SURVIVORS: tuple[Survivors, ...] = ()
+def _read(path: Path) -> tuple[Survivors, ...]:
+    listed = tomllib.loads(path.read_text())["survivors"]
+    return tuple(Survivors(each["part"], each["reason"], tuple(each["names"])) for each in listed)
+
+
+SURVIVORS = _read(Path(__file__).with_name("survivors.toml"))

@@ -41,7 +41,7 @@ def test_every_mutant_differs_from_the_table_in_its_place_only() -> None:
     found = mutants(text)
     assert len({mutant.name for mutant in found}) == len(found) > 1500
     for mutant in found[::40]:
-        changed = [a for a, b in zip(text.splitlines(), mutated(mutant, text).splitlines(), strict=True) if a != b]
+        changed = [a for a, b in zip(text.splitlines(), mutated([mutant], text).splitlines(), strict=True) if a != b]
         assert len(changed) == 1 or "__" in mutant.chain, mutant.name
 
 

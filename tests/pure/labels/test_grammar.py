@@ -353,6 +353,7 @@ WRONG_RATES: dict[str, str] = {
     "22 0/minute": f'"22 0/minute" {RATE}',
     "22 1000001/minute": f'"22 1000001/minute" {RATE}',
     "22 5/minute burst": f'"22 5/minute burst" {RATE}',
+    "22 5/minute burst x": f'"22 5/minute burst x" {RATE}',
     "22 5/minute burst 0": f'"22 5/minute burst 0" {RATE}',
     "22 5/minute burst 65536": f'"22 5/minute burst 65536" {RATE}',
     "22 1/day burst 65535": (

@@ -211,6 +211,12 @@ def test_the_same_key_twice_adds_up() -> None:
             PolicySpec(egress=(Rule("tcp", 443, 443, (TEN,)),)),
         ),
         ({"fw.egress": "443"}, {"FW.egress": "80"}, PolicySpec(egress=())),
+        ({"fw.egress": "443 to 10.0.0.1"}, {"FW.egress": "443 to 10.0.0.2"}, PolicySpec(egress=())),
+        (
+            {"fw.egress": "443 to 10.0.0.0/8 host"},
+            {"FW.egress": "443 to 10.0.0.0/8"},
+            PolicySpec(egress=(Rule("tcp", 443, 443, (TEN,)),)),
+        ),
     ],
 )
 def test_of_the_same_key_twice_the_closing_value_applies(

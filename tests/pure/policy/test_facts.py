@@ -24,7 +24,7 @@ from plugin.model import (
 from plugin.nftables.compile import ElementCompiler
 from plugin.nftables.sets import Element
 from plugin.policy.decide import closed_together
-from plugin.policy.facts import EGRESS, ElementOwner, Facts, Kind
+from plugin.policy.facts import EGRESS, LAST_RUN, SUSPECTS, ElementOwner, Facts, Kind
 from plugin.policy.frozen import FrozenDict
 from plugin.policy.overrides import with_one
 from plugin.policy.saved import SavedState
@@ -119,6 +119,17 @@ def test_a_container_sends_from_all_its_addresses_by_each_port() -> None:
     assert sources(bound) == {"10.1.0.2", "2001:db8:1::2"}
 
 
+def test_a_container_sends_from_no_address_that_it_has_left() -> None:
+    """Also if both networks are docker-fw's: the other endpoint is computed again."""
+    one = dataclasses.replace(WEB, mac="02:42:0a:01:00:02")
+    other = dataclasses.replace(one, id="x" * 64, addr4=IPv4Address("10.1.0.3"), addr6=None)
+    inventory = made()
+    edited(inventory, endpoints(one, other))
+    assert {str(e.key[2]) for e in elements(inventory, OF_WEB) if e.set == "bound4"} == {"10.1.0.2", "10.1.0.3"}
+    assert OF_WEB in edited(inventory, endpoints(one))
+    assert {str(e.key[2]) for e in elements(inventory, OF_WEB) if e.set == "bound4"} == {"10.1.0.2"}
+
+
 # --- which owners are recomputed ----------------------------------------------------------------------------------
 
 
@@ -184,6 +195,64 @@ def test_a_changed_container_recomputes_all_its_endpoints() -> None:
     assert {*edited(inventory, guests(unknown))} == {tracked(second), OF_DB}
     assert served not in elements(inventory, OF_DB)
     assert Element("host_closed", (2, 6, 15432)) in elements(inventory, OF_DB)
+
+
+def test_openings_for_a_limited_time_are_closed_while_docker_fw_stops() -> None:
+    """No process would check their time, so exactly their containers are recomputed; they open again at the start."""
+    inventory = made()
+    assert WEB.container
+    assert DB.container
+    words = [
+        Overriding(WEB.container.id, Rule("tcp", 9000, 9000), until=9e9),
+        Overriding(DB.container.id, Rule("tcp", 1, 1)),
+    ]
+    for word in words:
+        edited(inventory, lambda facts, word=word: facts.keeping(lambda state: with_one(state, word)))  # type: ignore[misc]
+    opened = Element("allow4", (WEB.addr4, 6, 9000))
+    for stopping in (True, False):
+        assert (opened in elements(inventory, OF_WEB)) is stopping
+        changed = edited(inventory, lambda facts, stopping=stopping: dataclasses.replace(facts, suspended=stopping))  # type: ignore[misc]
+        assert changed == [OF_WEB]
+    assert opened in elements(inventory, OF_WEB)
+
+
+def test_a_removed_network_is_forgotten() -> None:
+    """Docker's report that a network is gone removes it; one that a newer list contains stays."""
+    assert FACTS.with_networks({}, [APP.id]).networks == {ISOLATED.id: ISOLATED}
+    assert FACTS.with_networks({APP.id: APP}, [APP.id, ISOLATED.id]).networks == {APP.id: APP}
+
+
+def test_a_rule_that_names_a_network_follows_dockers_list() -> None:
+    """If the project gets a network of its own by that name, the rule means it at once, and no longer the other one."""
+    inventory = made()
+    edited(inventory, endpoints(dataclasses.replace(WEB, spec=spec(allow="22 from network:front"))))
+    assert edited(inventory, lambda facts: dataclasses.replace(facts, names=frozenset({"front"}))) == [OF_WEB]
+    listed = dataclasses.replace(inventory.facts, names=frozenset({"front", "shop_front"}))
+    assert edited(inventory, lambda _: listed) == [OF_WEB]
+    assert edited(inventory, lambda _: dataclasses.replace(listed)) == []
+
+
+def test_egress_to_a_name_follows_it() -> None:
+    """A container that leaves is no destination any more for those whose `fw.egress` names it."""
+    inventory = made()
+    edited(inventory, endpoints(dataclasses.replace(WEB, spec=spec(egress="5432 to service:db"))))
+    assert {e.key[4] for e in elements(inventory, OF_WEB) if e.set == "egress_to4"} == {DB.addr4}
+    assert OF_WEB in edited(inventory, guests(less=(DB.id,)))
+    assert not {e for e in elements(inventory, OF_WEB) if e.set == "egress_to4"}
+
+
+def test_a_decision_is_used_again_for_the_same_facts_only() -> None:
+    """While one change is made, another network, endpoint or override makes another policy."""
+    inventory = made()
+    assert WEB.container
+    with inventory.deciding():
+        assert inventory.decide(OURS, WEB).accepts
+        assert not inventory.decide(dataclasses.replace(OURS, internal=True), WEB).accepts
+        assert inventory.decide(OURS, WEB).accepts
+        assert not inventory.decide(OURS, dataclasses.replace(WEB, joined=False)).accepts
+        assert inventory.decide(OURS, WEB).accepts
+        inventory.overrides = {WEB.container.id: Override(deny=(Rule("tcp", 1, 65535),))}
+        assert not inventory.decide(OURS, WEB).accepts
 
 
 # --- elements -----------------------------------------------------------------------------------------------------
@@ -260,6 +329,49 @@ def test_closed_ports_are_kept_until_the_container_is_removed() -> None:
     assert inventory.settled(before, [OF_DB]) is after
 
 
+def test_closed_ports_stay_recorded_while_nothing_changes() -> None:
+    """They are closed at the next start until Docker has listed all containers."""
+    inventory = made()
+    assert DB.container
+    assert inventory.settled(inventory.facts, [OF_DB]).saved.proxied == {DB.container.id: (PORT,)}
+    for listed in (True, False):
+        edited(inventory, lambda facts, listed=listed: dataclasses.replace(facts, listed=listed))  # type: ignore[misc]
+        assert [*inventory.closed_on_host(LAST_RUN)] == ([] if listed else [PORT])
+
+
+def test_closed_ports_are_recorded_if_more_changes_than_the_doubt() -> None:
+    """A port that is closed by the doubt alone is not, for the next start would cut its connections."""
+    free = dataclasses.replace(DB, container=who("db", allow="5432, 9/sctp"))
+    second = dataclasses.replace(free, id="s" * 64, network_id=ISOLATED.id)
+    inventory = made(guest(free), guest(second))
+    assert free.container
+    before = inventory.facts
+    edited(inventory, guests(guest(second, sure=False)))
+    assert inventory.settled(before, [tracked(second)]).saved.proxied == {}
+    before = inventory.facts
+    edited(inventory, guests(guest(dataclasses.replace(free, published=(PORT, SCTP)))))
+    assert inventory.settled(before, [OF_DB]).saved.proxied == {free.container.id: (PORT,)}
+
+
+def test_a_removed_network_takes_its_own_endpoints_along() -> None:
+    """Those of other networks stay."""
+    state = FACTS.saved.with_network(dataclasses.replace(OURS, id="x" * 64))
+    assert state.without_network("x" * 64).endpoints == {WEB.id: WEB}
+    assert state.without_network(OURS.id).endpoints == {}
+
+
+def test_an_endpoint_without_published_ports_opens_none() -> None:
+    """Docker lists a container's ports at one of its endpoints: the others say nothing about them.
+
+    A port of a container without an ID is closed.
+    """
+    second = dataclasses.replace(DB, id="s" * 64, network_id=ISOLATED.id, published=())
+    inventory = made(guest(DB), guest(second))
+    assert DB.container
+    assert inventory.closed(DB.container.id) == {PORT}
+    assert [*inventory.closed_at(dataclasses.replace(DB, container=Container("", "db")))] == [PORT]
+
+
 def test_an_endpoint_of_an_unknown_container_is_closed() -> None:
     """The addresses of such an endpoint have no opening elements, its published ports are closed, and its egress stays
     empty."""
@@ -309,6 +421,11 @@ def test_flows_to_docker_proxys_port_that_may_continue() -> None:
     assert [stays(PORT, each) for each in (allowed, neighbour, other)] == [True, False, False]
     for owner in (OF_APP, OF_WEB, MISSING):
         assert made().through_proxy([owner])[0] == []
+    suspected = made()
+    suspected.facts = dataclasses.replace(suspected.facts, suspects=frozenset({PORT}))
+    ports, stays = suspected.through_proxy([SUSPECTS])
+    assert ports == [PORT]
+    assert not stays(PORT, allowed), "it is unknown whose port it is"
 
 
 def test_no_flow_stays_at_a_port_that_is_closed_because_one_endpoint_is_in_doubt() -> None:

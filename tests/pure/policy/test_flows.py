@@ -129,13 +129,15 @@ def test_nothing_enters_or_leaves_an_internal_network() -> None:
         (flow(WEB, NEIGHBOUR), False),
         (flow(WEB, HOST), False),
         (flow(HOST, WEB), False),
+        (flow(UPLINK, WEB), False),
+        (flow(WEB, UPLINK), False),
         (flow(OUTSIDE, HOST), False),
         (flow(OUTSIDE, IPv4Address("192.0.2.1")), False),
     ],
 )
 def test_flows_across_the_border_of_an_internal_network(one: Flow, ends: bool) -> None:
-    """A flow ends if exactly one end is on the internal network, and the other is not the host."""
-    assert leaves_internal(one, [SUBNET], LOCAL) is ends
+    """A flow ends if exactly one end is on one of the internal networks, and the other is not the host."""
+    assert leaves_internal(one, [ip_network("10.7.0.0/24"), SUBNET], LOCAL) is ends
 
 
 def test_a_flow_with_two_containers_ends_if_one_of_them_is_closed_to_it() -> None:

@@ -94,10 +94,12 @@ def test_each_container_has_its_own_overrides() -> None:
 
 
 def test_a_repeated_override_is_stored_once() -> None:
-    """Repeating an override gives it a new duration, and makes it the latest."""
+    """Repeating an override gives it a new duration, also a shorter one, and makes it the latest."""
     state = after(allow(MORE, 50), deny(MORE), allow(MORE, 90))
     assert [(each.deny, each.until) for each in state.overrides] == [(True, 0), (False, 90)]
     assert after(allow(MORE), allow(dataclasses.replace(MORE, origin="again"))).overrides == (allow(MORE),)
+    assert after(allow(MORE, 90), allow(MORE, 50)).overrides == (allow(MORE, 50),)
+    assert after(deny(MORE), deny(MORE, 50)).overrides == (deny(MORE, 50),)
 
 
 def test_an_override_that_cannot_apply_again_is_removed() -> None:

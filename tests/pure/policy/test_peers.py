@@ -65,6 +65,16 @@ def test_an_unknown_endpoint_is_no_peer() -> None:
     assert who(dataclasses.replace(endpoint, container=None)) is None
 
 
+def test_an_empty_name_is_none() -> None:
+    """A container without a project, a service or even a name is no peer of rules for an empty one.
+
+    Such a rule keeps a port closed whose opening for a limited time is suspended.
+    """
+    bare = who(Endpoint("e", "n", A, joined=True, container=Container("c" * 64, "")))
+    assert bare
+    assert bare.keys == {("itself", "", "c" * 64)}
+
+
 @pytest.mark.parametrize(
     ("peer", "found"),
     [
@@ -187,6 +197,29 @@ def test_a_change_returns_the_owners_whose_rules_name_it(directory: PeerIndex) -
     directory.asks("x", (), None)
     directory.asks("z", (), None)
     assert directory.dependents(directory.put("a", API)) == {"w"}
+
+
+def test_what_a_change_takes_away_is_known_before_it_is_made(directory: PeerIndex) -> None:
+    """An address that a container gives up, or that loses a name, is closed first in the rules that use the name."""
+    directory.asks("w", [for_peers(Peer("service", "api"))], WEB)
+    directory.asks("x", [for_peers(Peer("container", "shop-api-1"))], None)
+    everyone: dict[Address, set[str]] = {A: {"w", "x"}, A6: {"w", "x"}}
+    renamed = named((A, A6), "other", "shop", "api", "shop_front")
+    assert directory.losing({"a": None}) == (["a"], everyone)  # type: ignore[dict-item]
+    assert directory.losing({"a": dataclasses.replace(API, addresses=(C,))}) == ([], everyone)  # type: ignore[dict-item]
+    assert directory.losing({"a": renamed}) == ([], {A: {"x"}, A6: {"x"}})  # type: ignore[dict-item]
+    assert directory.losing({"a": API, "b": named((B,), "new", "shop", "api")}) == ([], {})  # type: ignore[dict-item]
+
+
+def test_rules_for_networks_wait_until_docker_has_listed_them() -> None:
+    """Which network a name means is known then: exactly the owners whose rules name one are computed again."""
+    made = PeerIndex()
+    made.asks("n", [for_peers(Peer("network", "front"))], WEB)
+    made.asks("s", [for_peers(Peer("service", "api"))], WEB)
+    made.networks = frozenset({"front"})
+    assert made.network_askers(None) == ["n"]
+    made.networks = None
+    assert made.network_askers(frozenset({"front"})) == ["n"]
 
 
 # --- any order ----------------------------------------------------------------------------------------------------
