@@ -42,8 +42,18 @@ PARTS = {
     "test_rights.py": "labels",
 }
 
-#: Files without an engine that take minutes.
-LONG = ("test_socket.py", "test_docker29.py", "test_nft.py", "test_quarantine.py", "test_reference.py", "test_lab.py")
+#: Files without docker-fw on an engine that take a minute or more, and seconds for each of their tests.
+#: `test_slow_start.py` mostly waits: alone at the end it would keep all processors idle.
+LONG = {
+    "kernel/test_socket.py": 2,
+    "kernel/test_docker29.py": 2,
+    "kernel/test_nft.py": 2,
+    "kernel/test_quarantine.py": 2,
+    "kernel/test_slow_start.py": 15,
+    "kernel/test_reference.py": 30,
+    "kernel/test_scanners.py": 60,
+    "test_lab.py": 4,
+}
 
 #: Seconds for a test of an engine: its root file system and image may have to be built first.
 ENGINE_TIMEOUT = 1800
@@ -109,7 +119,7 @@ def expected(nodeid: str) -> int:
         return 60
     if "engine/" in path:
         return 6
-    return 2 if path.rpartition("/")[2] in LONG else 0
+    return LONG.get(path.removeprefix("tests/"), 0)
 
 
 def _leave_out_machines(config: pytest.Config, items: list[pytest.Item]) -> None:
