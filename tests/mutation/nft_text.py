@@ -241,12 +241,21 @@ def _only_closes(rule: str, change: str) -> bool:
     return change == "removed" or " is " in change or (narrower and positive)
 
 
+#: Chains that change addresses: no packet passes or is dropped because of them.
+_NAT = ("prerouting", "output", "publish", "postrouting")
+
+
+def _opens_nothing(line: Line, change: str) -> bool:
+    """True if the change concerns addresses or the log only, or closes."""
+    return line.chain in _NAT or (is_rule(line) and (" log group " in line.text or _only_closes(line.text, change)))
+
+
 def mutants(text: str) -> list[Mutant]:
     """Return the mutants of the tables' text, in the order of its lines, each once."""
     found: dict[Mutant, None] = {}
     for line in filter(_sampled, lines(text)):
         for number, change in enumerate(_of(line)):
-            if not _one_of_the_copies(line, number) or (is_rule(line) and _only_closes(line.text, change)):
+            if not _one_of_the_copies(line, number) or _opens_nothing(line, change):
                 continue
             found[Mutant(line.family, general(line.chain), general(line.text), change)] = None
     return list(found)
