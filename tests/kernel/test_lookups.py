@@ -171,9 +171,15 @@ def test_exactly_the_written_ports_of_the_host_are_reached(site: Site, web: Box)
 OF_EACH: tuple[tuple[Proto, int], ...] = tuple((proto, first + (first == 1)) for proto, first, _ in BLOCKS)
 
 
-@pytest.mark.parametrize("label", [written(BLOCKS, ""), written(BLOCKS, f"to {ALL}"), "all"], ids=["list", "to", "all"])
-def test_what_may_leave_may_not_enter_elsewhere(site: Site, web: Box, docker: Box, label: str) -> None:
-    """`fw.egress` is about the way out: another container's closed port stays closed to it, in both families."""
+@pytest.mark.parametrize(
+    "peers", ["", f"to {ALL}", "to 10.101.0.2 2001:db8:101::2", "to 10.101.0.0/24 2001:db8:101::/64", None]
+)
+def test_what_may_leave_may_not_enter_elsewhere(site: Site, web: Box, docker: Box, peers: str | None) -> None:
+    """`fw.egress` is about the way out: another container's closed port stays closed to it, in both families.
+
+    That is so for any list (`peers`: what follows its ports), and for a container without one.
+    """
+    label = "all" if peers is None else written(BLOCKS, peers)
     elements = egress(site, web, "front1", parse({"fw.egress": label}).spec) | egress_restricting("front1")
     site.load(more=elements | site.docker_elements(docker, "br-000000000001"))
     sent = {
