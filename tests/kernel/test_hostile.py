@@ -119,16 +119,17 @@ def lladdr(box: Box) -> str:
     return str(link_local(box.endpoint.mac))
 
 
-def heard(by: Box, hostile: Box, frames: dict[str, Frame]) -> set[str]:
-    """Return which of these frames, sent by the hostile one with its own MAC, the other receives."""
+def heard(by: Box, hostile: Box, frames: dict[str, Frame], source: str = "") -> set[str]:
+    """Return which of these frames, sent by the hostile one with its own MAC (or `source`), the other receives."""
     last = bytes(new_flow("udp", OWN4, "10.1.0.2", 9, next(_ports)))
     with inside(by.path), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as ears:
         ears.bind(("eth0", 3))
         ears.settimeout(5)
         with inside(hostile.path), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as mouth:
             mouth.bind(("eth0", 0))
-            for kind, body in (*frames.values(), (IP4, last)):
-                mouth.send(mac(by.endpoint.mac) + mac(hostile.endpoint.mac) + kind + body)
+            for kind, body in frames.values():
+                mouth.send(mac(by.endpoint.mac) + mac(source or hostile.endpoint.mac) + kind + body)
+            mouth.send(mac(by.endpoint.mac) + mac(hostile.endpoint.mac) + IP4 + last)
         seen: list[bytes] = []
         while not seen or last not in seen[-1]:
             seen.append(ears.recv(4096))
@@ -293,6 +294,21 @@ def test_no_message_of_neighbour_discovery_hides_in_later_fragments(bound: list[
     rest = Packet(large.src, large.dst, 58, os.urandom(64))
     pieces = {"the first": (IP6, bytes(part(large, 0))), "the second": (IP6, bytes(part(rest, 1232)))}
     assert heard(victim, hostile, pieces) == set(pieces)
+
+
+def test_no_frame_leaves_with_anothers_mac(bound: list[Box]) -> None:
+    """Otherwise the bridge would send the other's packets to it, whatever the frame contains."""
+    victim, nextdoor, hostile = bound
+    own, fe80 = hostile.endpoint.mac, lladdr(hostile)
+    frames = {
+        "ARP": arp(2, own, OWN4),
+        "IPv4": datagram(OWN4, "10.1.0.2"),
+        "IPv6": datagram(OWN6, "2001:db8:1::2"),
+        "a solicitation": discovery(neighbour(135, OWN6, "2001:db8:1::2", own)),
+        "an advertisement": discovery(neighbour(136, fe80, OWN6, own)),
+        "a fragment": (IP6, bytes(part(new_flow("udp", OWN6, "2001:db8:1::2", 9, next(_ports)), 8))),
+    }
+    assert heard(victim, hostile, frames, nextdoor.endpoint.mac) == set()
 
 
 def test_the_hosts_neighbour_entries_stay_true(site: Site, bound: list[Box]) -> None:

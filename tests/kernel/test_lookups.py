@@ -167,6 +167,43 @@ def test_exactly_the_written_ports_of_the_host_are_reached(site: Site, web: Box)
     assert not heard(site, site.sniffer(site.wan), beyond, web)
 
 
+#: One port inside each block.
+OF_EACH: tuple[tuple[Proto, int], ...] = tuple((proto, first + (first == 1)) for proto, first, _ in BLOCKS)
+
+
+@pytest.mark.parametrize(
+    "peers", ["", f"to {ALL}", "to 10.101.0.2 2001:db8:101::2", "to 10.101.0.0/24 2001:db8:101::/64", None]
+)
+def test_what_may_leave_may_not_enter_elsewhere(site: Site, web: Box, docker: Box, peers: str | None) -> None:
+    """`fw.egress` is about the way out: another container's closed port stays closed to it, in both families.
+
+    That is so for any list (`peers`: what follows its ports), and for a container without one.
+    """
+    label = "all" if peers is None else written(BLOCKS, peers)
+    elements = egress(site, web, "front1", parse({"fw.egress": label}).spec) | egress_restricting("front1")
+    site.load(more=elements | site.docker_elements(docker, "br-000000000001"))
+    sent = {
+        flow(proto, web.address(version), docker.address(version), port)
+        for proto, port in OF_EACH
+        for version in (4, 6)
+    }
+    assert not site.deliver(sent, docker, web, last=ping(site.wan.V6, docker.v6), witness=site.wan)
+
+
+@pytest.mark.parametrize("label", [written(BLOCKS, "to host"), written(BLOCKS, ""), "all"], ids=["host", "list", "all"])
+def test_what_may_reach_the_host_may_not_reach_its_closed_ports(site: Site, web: Box, docker: Box, label: str) -> None:
+    """The same for ports that docker-proxy serves for another container, which does not accept them."""
+    elements = egress(site, web, "front1", parse({"fw.egress": label}).spec) | egress_restricting("front1")
+    ports = tuple(Published(proto, address, port, 9000) for proto, port in OF_EACH for address in ANY)
+    site.load(more=elements | site.docker_elements(docker, "br-000000000001", published=ports))
+    sent = {
+        flow(proto, web.address(host.version), host, port): Tried(proto, port, str(host))
+        for proto, port in OF_EACH
+        for host in (Site.HOST4, Site.HOST6)
+    }
+    assert not heard(site, site.listener, sent, web)
+
+
 @pytest.mark.parametrize("target", ["outside", "host"])
 def test_docker_networks_have_their_egress_while_docker_fw_follows_docker(site: Site, docker: Box, target: str) -> None:
     """Without it an address may have another owner: nothing leaves a Docker network that is egress-restricted.

@@ -437,6 +437,14 @@ def test_an_icmp_error_about_a_containers_flow_arrives(site: Site, web: Box) -> 
         assert web.probe.udp(str(out), 9) == "refused"
 
 
+def test_a_redirect_about_a_containers_flow_does_not_arrive(site: Site, web: Box) -> None:
+    """Connection tracking calls it related, like other errors, but no router forwards it (RFC 1812 section 5.2.7.2)."""
+    flow = new_flow("udp", web.v4, Site.OUT4, 9, next(_ports))
+    assert site.deliver([flow], site.wan, web) == {flow}
+    errors = {kind: icmp_error(Site.OUT4, flow, kind, 1) for kind in (3, 5)}
+    assert site.deliver(errors.values(), web, last=ping(Site.OUT4, web.v4)) == {errors[3]}
+
+
 @pytest.mark.parametrize("inner", ["tcp", "echo", "udp"])
 def test_a_routing_header_0_is_dropped(site: Site, boxes: Boxes, inner: str) -> None:
     """Source routing (RFC 5095) passes with no payload: not to an open port, not with a ping."""

@@ -230,12 +230,32 @@ def _of(line: Line) -> dict[str, str]:
     return head_changes(line.text) if line.text.startswith("type ") else changes(line.text)
 
 
+def _only_closes(rule: str, change: str) -> bool:
+    """True if a rule that accepts is removed or made narrower: nothing passes that did not."""
+    found = parts(rule)
+    verdict = found[-1].text.removeprefix("goto ").removeprefix("jump ")
+    if found[-1].kind != "verdict" or verdict not in ("accept", *ACCEPTING):
+        return False
+    narrower = change.startswith("without ") and not change.startswith("without `")
+    positive = any(part.kind == "match" and " != " not in part.text and change[8:] in part.text for part in found)
+    return change == "removed" or " is " in change or (narrower and positive)
+
+
+#: Chains that change addresses: no packet passes or is dropped because of them.
+_NAT = ("prerouting", "output", "publish", "postrouting")
+
+
+def _opens_nothing(line: Line, change: str) -> bool:
+    """True if the change concerns addresses or the log only, or closes."""
+    return line.chain in _NAT or (is_rule(line) and (" log group " in line.text or _only_closes(line.text, change)))
+
+
 def mutants(text: str) -> list[Mutant]:
     """Return the mutants of the tables' text, in the order of its lines, each once."""
     found: dict[Mutant, None] = {}
     for line in filter(_sampled, lines(text)):
         for number, change in enumerate(_of(line)):
-            if not _one_of_the_copies(line, number):
+            if not _one_of_the_copies(line, number) or _opens_nothing(line, change):
                 continue
             found[Mutant(line.family, general(line.chain), general(line.text), change)] = None
     return list(found)

@@ -39,7 +39,7 @@ def test_every_mutant_differs_from_the_table_in_its_place_only() -> None:
     """Each mutant has a name of its own, and changes one line, except the rules that occur more than once."""
     text = (GOLDEN / "words.nft").read_text()
     found = mutants(text)
-    assert len({mutant.name for mutant in found}) == len(found) > 1500
+    assert len({mutant.name for mutant in found}) == len(found) > 1300
     for mutant in found[::40]:
         changed = [a for a, b in zip(text.splitlines(), mutated([mutant], text).splitlines(), strict=True) if a != b]
         assert len(changed) == 1 or "__" in mutant.chain, mutant.name
