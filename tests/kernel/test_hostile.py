@@ -171,8 +171,8 @@ def tail() -> bytes:
     return b"\xfe\6" + os.urandom(46)
 
 
-def igmp(target: str, kind: int) -> Frame:
-    return (IP4, bytes(Packet(packed(OWN4), packed(target), 2, bytes([kind]) + os.urandom(40))))
+def igmp(target: str, kind: int, source: str = OWN4) -> Frame:
+    return (IP4, bytes(Packet(packed(source), packed(target), 2, bytes([kind]) + os.urandom(40))))
 
 
 def part(packet: Packet, place: int) -> Packet:
@@ -256,6 +256,8 @@ def test_no_packet_leaves_with_anothers_address(bound: list[Box]) -> None:
         "a redirect": discovery(router(fe80, 137)),
         "a query for groups": (IP6, bytes(icmp(fe80, ALL, 130, body=struct.pack("!HH", 1, 0) + bytes(16) + tail()))),
         "a query for IPv4's groups": igmp("224.0.0.1", 0x11),
+        "a multicast router, IPv4": igmp("224.0.0.106", 0x30),
+        "a neighbour's groups": igmp("224.0.0.22", 0x22, NEXT4),
         "a multicast router": (IP6, bytes(icmp(fe80, "ff02::6a", 151, body=bytes(4) + tail()))),
         "a redirect as the host": (IP4, bytes(icmp(GATE4, "10.1.0.2", 5, 1, packed(OWN4) + os.urandom(40)))),
         "a neighbour's in VLAN 0": (VLAN, b"\0\0" + b"".join(datagram(NEXT4, "10.1.0.2"))),
