@@ -20,7 +20,7 @@ def test_packets_find_a_weakened_rule(tmp_path: Path) -> None:
         # Without this rule, the rule for bridges of others filters the same packets: only their mark differs.
         f"{_INTO_BRIDGES} → removed": "survived",
         f"{_INTO_BRIDGES} → goto inbound is accept": "killed",
-        "inet inbound6: goto deny → goto deny is accept": "killed",
+        "inet inbound4: goto deny → goto deny is accept": "killed",
         "inet inbound: rt type 0 goto deny → without `rt type 0`": "killed",
     }
     mutants = [each for each in rules.all_mutants() if each.name in wanted]

@@ -23,7 +23,7 @@ packets; texts of whole tables (`tests/golden/`) do not count. The survivors are
 run fails if the list is not exact. This file is written by the run.
 
 Left out is what opens nothing: rules that accept are not removed or made narrower, and rules that only change
-addresses (NAT) or write to the log are not changed. What is sampled:
+addresses (NAT) or write to the log are not changed. These are sampled:
 
 - Look-ups by port and prefix that differ in the prefix's length only: the shortest, one between, the longest. For
   blocks of ports: one of these lengths.
