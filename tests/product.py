@@ -18,7 +18,7 @@ from plugin.model import FwError
 from tests.lab import ENGINES, Engine
 from tests.lab.builder import build_image
 from tests.lab.data import keep
-from tests.lab.store import cached, digest
+from tests.lab.store import cached, digest, keep_newest
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGE = "docker-fw:latest"
@@ -99,9 +99,7 @@ def _installed(version: str) -> Path:
             keep([theirs / "image", theirs / "overlay2", theirs / "plugins"], target)
 
     made = cached("plugins", f"{stem}-{digest(tar.name, config, version in DEEP)}", f"the plugin in {version}", install)
-    os.utime(made)
-    for old in sorted(made.parent.glob(f"{stem}-*"), key=os.path.getmtime)[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+    keep_newest(made, f"{stem}-*", KEPT)
     return made
 
 

@@ -14,7 +14,7 @@ from .capsule import Capsule
 from .daemon import Daemon
 from .images import debian_base
 from .roots import engine_root
-from .store import LabError, cache, cached, digest, locked, say
+from .store import LabError, cache, cached, digest, keep_newest, locked, say
 
 #: dockerd then makes no link, sets no sysctl and writes no rule, so it can live in the root namespace
 _HARMLESS = (
@@ -43,9 +43,7 @@ def build_image(context: Path, tag: str, dockerfile: str = "Dockerfile") -> Path
         f"the image {tag} (minutes the first time)",
         lambda path: _build(context, sources, dockerfile, tag, path),
     )
-    os.utime(made)
-    for old in sorted(made.parent.glob(f"{_stem(tag)}-????????????.tar"), key=os.path.getmtime)[:-_KEPT]:
-        old.unlink(missing_ok=True)
+    keep_newest(made, f"{_stem(tag)}-????????????.tar", _KEPT)
     return made
 
 

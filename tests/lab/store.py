@@ -85,6 +85,23 @@ def cached(kind: str, name: str, title: str, make: Callable[[Path], None]) -> Pa
     return target
 
 
+def keep_newest(made: Path, pattern: str, number: int) -> None:
+    """Mark this entry of the cache as used now, and remove others of its kind: the last used `number` stay.
+
+    Other processes do the same at any time, so each of them may be gone already.
+    """
+    os.utime(made)
+    used: list[tuple[float, Path]] = []
+    for each in made.parent.glob(pattern):
+        with contextlib.suppress(FileNotFoundError):
+            used.append((each.stat().st_mtime, each))
+    for _, old in sorted(used)[:-number]:
+        if old.is_dir():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.unlink(missing_ok=True)
+
+
 def _remove_half_made(directory: Path) -> None:
     """Remove what killed processes were making here: its owner would have it locked."""
     for scratch in directory.glob(".making-*"):

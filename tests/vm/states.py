@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.lab.images import busybox
-from tests.lab.store import cache, cached, digest, locked
+from tests.lab.store import cache, cached, digest, keep_newest, locked
 from tests.vm import hardware
 from tests.vm.disk import Disk, disk
 from tests.vm.systems import DEFAULT
@@ -69,10 +67,7 @@ def prepared(base: State, name: str, parts: tuple[object, ...], prepare: Callabl
     if not kept.exists():
         with locked("vm-state"):  # one after the other: each needs both processors
             cached("vm", full, f"the machine {full} (minutes, once)", make)
-    os.utime(kept)
-    stem = full.rpartition("-")[0]
-    for old in sorted(kept.parent.glob(f"{stem}-????????????"), key=os.path.getmtime)[:-_KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+    keep_newest(kept, f"{full.rpartition('-')[0]}-????????????", _KEPT)
     return State(base.disk, kept)
 
 
