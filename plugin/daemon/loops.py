@@ -12,17 +12,17 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from functools import partial
 from typing import Protocol
 
 from plugin.docker.bridges import Bridges
 from plugin.docker.follower import INTERVAL, DockerFollower
 from plugin.docker.tracker import EndpointTracker
-from plugin.kernel import conntrack, link_monitor
+from plugin.kernel import link_monitor
 from plugin.kernel.link_monitor import Link, LinkChange
-from plugin.model import Endpoint, Network, Prefix
+from plugin.model import Endpoint, Network
 from plugin.nftables.client import NftError
 from plugin.policy.facts import Facts
+from plugin.state.forged_flows import ForgedFlows
 from plugin.state.lease import EVERY
 from plugin.state.reconciler import Reconciler
 
@@ -88,8 +88,8 @@ class Worker:
 class Loops:
     """Runs the loops in its own threads from `start` to `stop`.
 
-    `end_expired` ends expired overrides and bans of fwctl, and returns the seconds until its next call. `protected`:
-    the bridges whose addresses were no valid sources from outside before this start, None: all of them.
+    `end_expired` ends expired overrides and bans of fwctl, and returns the seconds until its next call. `protected`: as
+    in `ForgedFlows`.
     """
 
     def __init__(
@@ -118,10 +118,8 @@ class Loops:
         self._drops = drops
         self._end_expired = end_expired
         self._boot = boot
-        self._protected = protected
-        #: The subnets of other programs' bridges that are up, with the bridge's index.
-        self._subnets: set[tuple[int, Prefix]] | None = None
-        #: When they were read last, and whether they may have changed since.
+        self._forged = ForgedFlows(protected, worker)
+        #: When the bridges' subnets were read last, and whether they may have changed since.
         self._subnets_read, self._subnets_due = 0.0, False
         self._changed = threading.Event()
         self._stop = threading.Event()
@@ -320,22 +318,8 @@ class Loops:
             self._cut_forged(links)
 
     def _cut_forged(self, links: Mapping[int, Link]) -> None:
-        """Cut the flows that the host forwarded from and to the new subnets of bridges.
-
-        The source of a flow's first packet is valid only on its bridge, but until the host had a route there it was
-        valid everywhere.
-        """
         self._subnets_read, self._subnets_due = time.monotonic(), False
-        bridges = {index: link.name for index, link in links.items() if link.bridge and link.up and not link.ours}
-        there = {(i, subnet) for i, found in link_monitor.subnets().items() if i in bridges for subnet in found}
-        if self._subnets is None:  # a restart leaves the flows of bridges that were protected all the time
-            known = self._protected
-            self._subnets = {each for each in there if known is None or bridges[each[0]] in known}
-        unmanaged = self._bridges.unmanaged()
-        new = [subnet for index, subnet in there - self._subnets if bridges[index] not in unmanaged]
-        self._subnets = there
-        if new:
-            self._worker(partial(conntrack.cut_forwarded, new))
+        self._forged.see(links.values(), link_monitor.subnets(), self._bridges.unmanaged())
 
     def _see(self, links: Mapping[int, Link]) -> None:
         self._bridges.see(links.values())

@@ -88,7 +88,7 @@ class Plugin:
         sysctl = Sysctl(settings.sysctl)
         self._links = Links(sysctl)
         later = Worker()
-        protected = dump.protected()
+        self._protected = dump.protected()
         listeners = self._close(Store(settings.state), later)
         self._relay = Relay()
         self._ports = HostPorts(self._relay)
@@ -157,7 +157,7 @@ class Plugin:
             drops,
             self._orders.end,
             boot,
-            protected,
+            self._protected,
         )
 
     def _close(self, store: Store, later: Worker) -> Listeners:
@@ -166,6 +166,9 @@ class Plugin:
         self._state = Reconciler(self._nft, store, settings.defaults, later)
         saved = expired(store.load(), time.time())
         state = _survivors(saved)
+        if saved.boot and saved.boot != state.boot:
+            # The table that is there names Docker's bridges, but was loaded before they had a subnet.
+            self._protected = frozenset()
         self._bridges = Bridges(self._links.default_route_links, state.unmanaged)
         self._bridges.see(link_monitor.links().values())
         # Read before the table is replaced: ports that listen only since the old one was written do not count as the

@@ -23,6 +23,8 @@ class EventClock:
         self._gone: set[tuple[str, str]] = set()
         #: The moment of the last departure from each place.
         self._left: dict[tuple[str, str], int] = {}
+        #: The moment of each container's last change of name.
+        self._renamed: dict[str, int] = {}
 
     def tick(self) -> int:
         """Advance the clock, because Docker reported something; return the moment."""
@@ -37,6 +39,10 @@ class EventClock:
     def returns(self, network: str, container: str) -> None:
         """Note that a container connected to a network."""
         self._gone -= {(network, container), ("", container)}
+
+    def renamed(self, container: str) -> None:
+        """Note that a container has another name now."""
+        self._renamed[container] = self.tick()
 
     def forget(self, container: str) -> None:
         """Note that a container does not exist any more. Its departure still counts for answers that are under way."""
@@ -60,8 +66,13 @@ class EventClock:
         self._floor = max(self._floor, self._asked)
         self._asked = asked
         self._left = {place: when for place, when in self._left.items() if when > self._floor}
+        self._renamed = {container: when for container, when in self._renamed.items() if when > self._floor}
 
     def has_left(self, network: str, container: str, asked: int) -> bool:
         """True if the container has left since Docker was asked."""
         places = ((network, container), ("", container))
         return any(place in self._gone or self._left.get(place, 0) > asked for place in places)
+
+    def has_other_name(self, container: str, asked: int) -> bool:
+        """True if the container was renamed since Docker was asked."""
+        return self._renamed.get(container, 0) > asked

@@ -170,6 +170,7 @@ class DockerFollower:
                 self._sighted()  # a program of the host may have had its port until now
                 self._api.created(event.id)
             case "container rename":
+                self._tracker.renamed(event.id)
                 self.wake()
             case _:
                 self._on_network_event(event)

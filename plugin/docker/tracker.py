@@ -91,6 +91,15 @@ class EndpointTracker:
 
         self._state.observe(edit)
 
+    def renamed(self, container_id: str) -> None:
+        """Note that a container has another name: answers about this container alone from before are not used."""
+
+        def edit(facts: Facts) -> Facts:
+            self._clock.renamed(container_id)
+            return facts
+
+        self._state.observe(edit)
+
     def forget(self, container_id: str) -> None:
         """Forget a container that does not exist any more."""
 
@@ -139,11 +148,11 @@ class EndpointTracker:
         `asked` is from `now`. If it is too old, the caller must ask again. If not `sure`, the endpoints are not
         completely known, and they stay closed.
         """
-        accepted = False
+        accepted, found = False, list(found)
 
         def edit(facts: Facts) -> Facts:
             nonlocal accepted
-            if self._ended or self._clock.too_old(asked):
+            if self._ended or self._clock.too_old(asked) or any(self._has_other_name(e, asked) for e in found):
                 return facts
             accepted, moment = True, self._clock.tick()
             if network is not None:
@@ -226,6 +235,9 @@ class EndpointTracker:
     def _has_left(self, endpoint: Endpoint, asked: int) -> bool:
         container = endpoint.container.id if endpoint.container else ""
         return self._clock.has_left(endpoint.network_id, container, asked)
+
+    def _has_other_name(self, endpoint: Endpoint, asked: int) -> bool:
+        return bool(endpoint.container and self._clock.has_other_name(endpoint.container.id, asked))
 
     def _retained(self, state: SavedState, there: Collection[str]) -> SavedState:
         """Return the state without data of containers that do not exist.

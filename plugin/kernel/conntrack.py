@@ -100,7 +100,7 @@ def cut_published(ports: Collection[Published], stays: Callable[[Published, Addr
 def cut_prefixes(prefixes: Collection[Prefix]) -> Cut:
     """Delete every flow from and to these addresses and prefixes, in both directions. Never raises.
 
-    One dump for each family, whatever the number of prefixes.
+    One dump, whatever the number of prefixes.
     """
     return _cut_within(prefixes, frozenset())
 
@@ -116,35 +116,35 @@ def cut_forwarded(prefixes: Collection[Prefix]) -> Cut:
 
 def _cut_within(prefixes: Collection[Prefix], spared: Collection[bytes]) -> Cut:
     """Delete the flows from and to the prefixes, but not those from or to the addresses of `spared`."""
-    done = Cut()
-    for version in (4, 6):
-        wanted: dict[int, set[int]] = {}
-        for prefix in prefixes:
-            if prefix.version == version:
-                shift = prefix.max_prefixlen - prefix.prefixlen
-                wanted.setdefault(shift, set()).add(int(prefix.network_address) >> shift)
-        marks = {p.network_address.packed[: p.prefixlen // 8] for p in prefixes if p.version == version}
-        if wanted:
-            done += cut(version, partial(_is_within, wanted=wanted, spared=spared), marks)
-    return done
+    if not prefixes:
+        return Cut()
+    wanted: dict[tuple[int, int], set[int]] = {}
+    for prefix in prefixes:
+        shift = prefix.max_prefixlen - prefix.prefixlen
+        wanted.setdefault((prefix.max_prefixlen // 8, shift), set()).add(int(prefix.network_address) >> shift)
+    versions = {prefix.version for prefix in prefixes}
+    marks = {prefix.network_address.packed[: prefix.prefixlen // 8] for prefix in prefixes}
+    chosen = partial(_is_within, wanted=wanted, spared=spared)
+    return cut(versions.pop() if len(versions) == 1 else BOTH, chosen, marks)
 
 
 def _touches(flow: Flow, packed: set[bytes]) -> bool:
     return not packed.isdisjoint((flow.source, flow.addressed, flow.responder, flow.answered))
 
 
-def _is_within(flow: Flow, wanted: Mapping[int, Collection[int]], spared: Collection[bytes]) -> bool:
+def _is_within(flow: Flow, wanted: Mapping[tuple[int, int], Collection[int]], spared: Collection[bytes]) -> bool:
     """True if one end is in one of the prefixes.
 
-    `wanted`: by the number of host bits of a prefix, the values of its network bits. `spared`: addresses; a flow from
-    or to one of them does not count.
+    `wanted`: by the bytes of an address and the number of host bits of a prefix, the values of its network bits.
+    `spared`: addresses; a flow from or to one of them does not count.
     """
     if flow.source in spared or flow.addressed in spared:
         return False
     for packed in {flow.source, flow.addressed, flow.responder, flow.answered} - {b""}:
         address = int.from_bytes(packed, "big")
-        if any(address >> shift in prefixes for shift, prefixes in wanted.items()):
-            return True
+        for (length, shift), prefixes in wanted.items():
+            if len(packed) == length and address >> shift in prefixes:
+                return True
     return False
 
 

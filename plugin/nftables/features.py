@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from plugin.nftables.fields import CGROUP
-from plugin.nftables.sets import TABLE, Element, SetSpec, spec_of
+from plugin.nftables.sets import TRIED, Element, SetSpec, spec_of
 
 #: The flags of an owned table, in nft's syntax.
 OWNED_FLAGS = "flags owner, persist"
@@ -56,53 +56,52 @@ class Features:
 
 
 class Probe(NamedTuple):
-    """Commands that succeed, and leave nothing behind, if kernel and nft have a feature. `otherwise`: for the log.
+    """Commands that succeed if kernel and nft have a feature. `otherwise`: for the log.
 
     They try it with an empty table: a complete one takes seconds to be refused, and until a table is active all ports
     are open.
 
-    `after`: commands of a second transaction. Linux 5.10 checks at the end of a transaction whether an expression is
-    valid in its hook, and not in a table that the transaction has deleted.
+    `leaves`: a table remains, which `FORGET` removes in a second transaction. Linux 5.10 checks at the end of a
+    transaction whether an expression is valid in its hook, and not in a table that the transaction has deleted.
     """
 
     feature: str
     text: str
     otherwise: str
-    after: str = ""
+    leaves: bool = False
 
 
-_TRY = f"{TABLE}_try"
-#: Removes the table of a process that was killed between the two transactions of a probe: most others fail beside it.
-FORGET = f"table inet {_TRY} {{}}\ndelete table inet {_TRY}\n"
+#: Removes the table that a probe leaves, also that of a process that was killed amid it: most others fail beside it.
+FORGET = f"table inet {TRIED} {{}}\ndelete table inet {TRIED}\n"
 #: `cgroups` and `logs` have none: almost every kernel has them, and the first table is written again without them.
 PROBES = (
     Probe(
         "owned",
-        f"create table inet {_TRY} {{ {OWNED_FLAGS}; }}\ndelete table inet {_TRY}\n",
+        f"create table inet {TRIED} {{ {OWNED_FLAGS}; }}\ndelete table inet {TRIED}\n",
         "the tables cannot be owned, so docker-fw watches them",
     ),
     Probe(
         "bridge",
-        f"create table bridge {_TRY}\n"
-        f"add chain bridge {_TRY} try {{ type filter hook prerouting priority filter; }}\n"
-        f"delete table bridge {_TRY}\n",
+        f"create table bridge {TRIED}\n"
+        f"add chain bridge {TRIED} try {{ type filter hook prerouting priority filter; }}\n"
+        f"delete table bridge {TRIED}\n",
         "containers on one network can use each other's addresses",
     ),
     Probe(
         "listeners",
-        f"create table inet {_TRY} {{ chain try {{ socket transparent 0; }}; }}\ndelete table inet {_TRY}\n",
+        f"create table inet {TRIED} {{ chain try {{ socket transparent 0; }}; }}\ndelete table inet {TRIED}\n",
         "new listening ports cannot be closed until their owner is known",
     ),
     Probe(
         "late_fib",
-        f"create table inet {_TRY} {{ chain try {{ type filter hook forward priority filter; "
+        f"create table inet {TRIED} {{ chain try {{ type filter hook forward priority filter; "
         f"fib saddr . iif oif missing accept; }}; }}\n",
         "sources are looked up in the routes before a packet is routed",
-        FORGET,
+        leaves=True,
     ),
     Probe(  # connection tracking is loaded with its first rule, and lists its protocols then
         "sctp",
-        f"create table inet {_TRY} {{ chain try {{ ct state new; }}; }}\ndelete table inet {_TRY}\n",
+        f"create table inet {TRIED} {{ chain try {{ ct state new; }}; }}\ndelete table inet {TRIED}\n",
         "the kernel has no connection tracking",
     ),
 )

@@ -20,7 +20,7 @@ from plugin.nftables import ruleset
 from plugin.nftables.client import batch
 from plugin.nftables.codec import NFPROTO_BRIDGE, NFPROTO_INET, keys
 from plugin.nftables.ruleset import Table
-from plugin.nftables.sets import CLOSED, FORMER, QUARANTINE_SETS, TABLE
+from plugin.nftables.sets import CLOSED, FORMER, QUARANTINE_SETS, TABLE, TRIED
 
 #: Sets that the table of every version has, from the first one on; later versions must keep them.
 SETS_OF_OURS = {
@@ -155,6 +155,7 @@ def remove() -> Found:
     Raises OSError with the kernel's errno.
     """
     found = find()
+    _removed(Table(NFPROTO_INET, TRIED))  # of a start that was killed; it has no sets by which `find` knows it
     return Found(tuple(table for table in found.ours if _removed(table)), found.unmanaged)
 
 

@@ -20,6 +20,8 @@ TABLE = "docker-fw"
 #: The name of a table that opens nothing, used if another program's table has the name above
 #: (`plugin.nftables.identity`).
 CLOSED = "docker-fw-closed"
+#: The name of a table that exists for a moment at each start, to see what the kernel supports.
+TRIED = "docker-fw_try"
 #: The name in former versions.
 FORMER = "fw"
 

@@ -201,7 +201,7 @@ class KernelTable:
         return self._fingerprint() == self._written if self._written else self._closes()
 
     def _find_features(self) -> None:
-        self._client.run(FORGET)
+        self._forget()
         found = {probe.feature: self._succeeds(probe) for probe in PROBES}
         if not conntrack.distinguishes_sctp():
             found["sctp"] = False
@@ -214,9 +214,16 @@ class KernelTable:
         except NftError as error:
             log.info("%s: %s", probe.otherwise, error)
             return False
-        if probe.after:
-            self._client.run(probe.after)
+        if probe.leaves:
+            self._forget()
         return True
+
+    def _forget(self) -> None:
+        """Remove what a probe left. If the kernel refuses it, the table that closes is loaded all the same."""
+        try:
+            self._client.run_again(FORGET)
+        except NftError as error:
+            log.warning("could not remove a table that a probe left: %s", error)
 
     def _write(
         self, elements: Sequence[Element], timed: Mapping[Element, int], rates: Iterable[str], *, loading: bool

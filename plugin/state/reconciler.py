@@ -122,6 +122,8 @@ class Reconciler:
             departed_facts = Facts(saved=before or facts.saved)
             for cut in self._writer.cuts.departed(departed_facts, facts, list(departed_facts.owners())):
                 cut()
+            if settled.saved.boot != departed_facts.saved.boot:  # so that the next start knows whether this is its boot
+                self._save_or_log(departed_facts.saved, settled.saved)
 
     def commit(self, edit: Edit, then: Callable[[], None] | None = None) -> Cut:
         """Change the facts by an edit that may be refused. Return how many flows of banned prefixes were cut.

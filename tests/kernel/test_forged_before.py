@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import pytest
 
+from plugin.fwctl.host import boot_table
+from tests.kernel.older import boot_id
 from tests.kernel.packets import Packet, udp
 from tests.kernel.running import Running
-from tests.kernel.site import BR_DOCKER, Box
+from tests.kernel.site import BR_DOCKER, MARK, Box
 from tests.kernel.talks import Talks
 from tests.lab import Wan
 from tests.waiting import until
@@ -88,3 +90,21 @@ def test_a_network_that_is_created_while_docker_fw_is_stopped(own: Running) -> N
         own.start()
         until(lambda: not site.deliver(replies, box), "the flows are cut")
         assert talks.going("out") == {"out"}
+
+
+def test_a_network_that_docker_makes_at_a_boot_before_the_sidecar_starts(own: Running) -> None:
+    """The boot table names Docker's bridges before they have a subnet, so the start cuts flows from before that."""
+    site, bridge = own.site, f"br-{DOCKERS[:12]}"
+    own.start()
+    own.stop()
+    for path in own.state.parent.glob(f"{own.state.name}*"):
+        path.write_text(path.read_text().replace(boot_id(), "an-earlier-boot"))
+    site.run("nft", "flush", "ruleset")
+    site.run("nft", "-f", "-", input=boot_table.nft_text(MARK, (bridge,), ()))
+    replies = opened(own, 100)
+    box = site.docker_box(bridge, 100)
+    assert site.deliver(replies, box) == set(replies)
+    own.start()
+    until(lambda: not site.deliver(replies, box), "the flows are cut")
+    site.send([*forged(100)[0], *replies])
+    assert site.deliver(replies, box) == set()

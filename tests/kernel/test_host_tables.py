@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from plugin.nftables.sets import CLOSED, FORMER, TABLE
+from plugin.nftables.sets import CLOSED, FORMER, TABLE, TRIED
 from tests.kernel import older
 from tests.kernel.host_table import THEIRS, listed
 from tests.kernel.running import ROOT, Running, cleanup
@@ -136,8 +136,10 @@ def test_where_both_names_are_taken_nothing_is_touched(own: Running) -> None:
     assert f"docker-fw filters nothing, because another program uses the name {CLOSED} too" in error
     until(lambda: "could not be restored" in own.log.read_text(), "the log says so")
     own.stop()
+    own.site.run("nft", "add table inet docker-fw_try { chain try { type filter hook forward priority filter; }; }")
     assert cleanup(own).returncode == 0
     assert [listed(own, name) for name in (TABLE, CLOSED)] == before
+    assert not listed(own, TRIED), "what a killed start left is removed"
 
 
 def test_dry_run_says_that_it_would_not_start(own: Running) -> None:

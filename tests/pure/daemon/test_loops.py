@@ -20,6 +20,7 @@ from plugin.kernel import link_monitor
 from plugin.kernel.link_monitor import Link, LinkChange
 from plugin.nftables.client import NftError
 from plugin.policy.facts import BridgeFacts, Facts
+from plugin.state import forged_flows
 from tests.waiting import until
 
 
@@ -131,12 +132,12 @@ def test_flows_are_cut_once_for_each_new_subnet_of_a_bridge(world: World, monkey
 
     monkeypatch.setattr(link_monitor, "Changes", Reports)
     monkeypatch.setattr(link_monitor, "subnets", lambda: dict(there))
-    monkeypatch.setattr(loops.conntrack, "cut_forwarded", cut.append)
+    monkeypatch.setattr(forged_flows.conntrack, "cut_forwarded", cut.append)
     bridges = Bridges(set, frozenset({"virbr0"}))
     watcher = Loops(world, world, world, bridges, world, world, Worker())  # type: ignore[arg-type]
     watcher.start()
     try:
-        until(lambda: watcher._subnets, "the loop has read what is there")
+        until(lambda: watcher._forged._known, "the loop has read what is there")
         there |= {5: known | more, 6: theirs, 7: ours, 8: down, 9: more}
         for _ in range(2):
             reports.put(LinkChange("address"))

@@ -158,6 +158,7 @@ class World:
             "returns",
             "leaves",
             "forget",
+            "renamed",
             "network_gone",
             "mark_unknown",
             "put",
@@ -256,6 +257,16 @@ def test_a_departure_closes_while_docker_hangs(world: World, follower: DockerFol
     finally:
         world.on_listing = lambda: None
         resume.set()
+
+
+def test_a_new_name_is_looked_up(world: World, follower: DockerFollower) -> None:
+    """When a container is renamed everything is listed, and answers about it from before do not count."""
+    world.answer = DockerSnapshot()
+    until(lambda: world.listings)
+    listings = world.listings
+    world.emit("container rename", WEB.id)
+    until(lambda: world.listings > listings)
+    assert world.called("renamed", WEB.id)
 
 
 @pytest.mark.parametrize(

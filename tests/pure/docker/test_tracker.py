@@ -276,6 +276,19 @@ def test_an_answer_older_than_a_departure_is_ignored(table: Table, tracker: Endp
     assert table.opens(old.addr4) == {5432}
 
 
+def test_a_name_is_not_taken_back_by_a_late_answer(table: Table, tracker: EndpointTracker) -> None:
+    """A container that is renamed while Docker answers about its start has its new name, as the list has it."""
+    old = endpoint("a", 2, WEB)
+    new = dataclasses.replace(old, container=dataclasses.replace(WEB, name="new"))
+    tracker.replace([NETWORK], [old], asked=tracker.now())
+    asked = tracker.now()
+    tracker.renamed(WEB.id)
+    assert tracker.replace([NETWORK], [new], asked=tracker.now())
+    assert not tracker.put(None, [old], listed=True, asked=asked)
+    assert [guest.endpoint.container for guest in tracker.guests] == [new.container]
+    assert tracker.put(None, [new], listed=True, asked=tracker.now())
+
+
 def test_a_container_reported_during_a_listing_stays(table: Table, tracker: EndpointTracker) -> None:
     """A container that joins while a full listing is in progress is not in the list, and stays, with its network."""
     asked = tracker.now()

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from plugin.nftables.document import skeleton
-from plugin.nftables.features import PROBES, Features
+from plugin.nftables.features import FORGET, PROBES, Features
 from plugin.nftables.sets import SETS, Element
 
 MARK = 0x08000000
@@ -58,7 +58,7 @@ def test_a_probe_leaves_nothing_behind() -> None:
     """A feature that is tried is one of the fields, and its table is removed afterwards."""
     for probe in PROBES:
         assert hasattr(Features(), probe.feature)
-        first, *_, last = (probe.text + probe.after).splitlines()
+        first, *_, last = (probe.text + FORGET * probe.leaves).splitlines()
         made = re.match(r"(?:create )?(table \w+ [\w-]+)", first)
         assert made
         assert last == f"delete {made[1]}"
