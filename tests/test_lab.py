@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -232,15 +233,18 @@ def test_a_build_needs_no_registry_and_touches_nothing(tmp_path: Path) -> None:
 
 def test_engines_share_the_files_of_copied_data_and_nothing_else(tmp_path: Path) -> None:
     """A copy of dockerd's data has the same layers, and lists and links of its own. No copy is made of layers that were
-    written to.
+    written to, nor of what an overlay left where it works: there may be devices.
     """
     theirs, kept, first, second = (tmp_path / name for name in ("theirs", "kept", "first", "second"))
     for path in ("image/overlay2/repositories.json", "overlay2/1/diff/bin/sh", "overlay2/1/link"):
         (theirs / path).parent.mkdir(parents=True, exist_ok=True)
         (theirs / path).write_text(path)
+    (theirs / "overlay2/1-init/work/work").mkdir(parents=True)
+    os.mknod(theirs / "overlay2/1-init/work/work/#5", stat.S_IFCHR | 0o600)
     (theirs / "overlay2/1").chmod(0o710)
     (theirs / "overlay2/l").symlink_to("1/diff")
     keep([theirs / "image", theirs / "overlay2"], kept)
+    assert list((kept / "overlay2/1-init/work").iterdir()) == []
     first.mkdir()
     fill(first, [kept / "image", kept / "overlay2"])
     (first / "image/overlay2/repositories.json").write_text("changed")
