@@ -239,8 +239,9 @@ def test_engines_share_the_files_of_copied_data_and_nothing_else(tmp_path: Path)
     for path in ("image/overlay2/repositories.json", "overlay2/1/diff/bin/sh", "overlay2/1/link"):
         (theirs / path).parent.mkdir(parents=True, exist_ok=True)
         (theirs / path).write_text(path)
-    (theirs / "overlay2/1-init/work/work").mkdir(parents=True)
-    os.mknod(theirs / "overlay2/1-init/work/work/#5", stat.S_IFCHR | 0o600)
+    left = theirs / "overlay2" / "1-init" / "work" / "work"
+    left.mkdir(parents=True)
+    os.mknod(left / "#5", stat.S_IFCHR | 0o600)
     (theirs / "overlay2/1").chmod(0o710)
     (theirs / "overlay2/l").symlink_to("1/diff")
     keep([theirs / "image", theirs / "overlay2"], kept)
