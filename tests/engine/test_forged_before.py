@@ -45,6 +45,16 @@ def forged() -> tuple[list[Packet], list[Packet]]:
     return [udp(a, far, 53, 4000) for a, far in pairs], [udp(far, a, 4000, 53) for a, far in pairs]
 
 
+#: These flows' ports, as conntrack shows them.
+PORTS = "sport=4000 dport=53"
+
+
+def known(fw: Fw, *words: str) -> int:
+    """Return how many flows of conntrack have all the words in their line."""
+    lines = [fw.host.netns.run(["conntrack", "-L", "-f", family]).stdout for family in ("ipv4", "ipv6")]
+    return sum(all(word in line for word in words) for line in "".join(lines).splitlines())
+
+
 def test_a_flow_forged_before_a_docker_network_exists_reaches_no_container(fw: Fw) -> None:
     """A second after a container joined, nothing reaches its UDP server on a port that no label opens.
 
@@ -56,9 +66,14 @@ def test_a_flow_forged_before_a_docker_network_exists_reaches_no_container(fw: F
         send = stack.enter_context(closing(Sender(fw.wan.path)))
         app = fw.run(stack.enter_context(dockers(fw)))
         first, replies = forged()
-        send([*first, *replies])
-        known = fw.host.netns.run(["conntrack", "-L"]).stdout
-        assert known.count("sport=53 dport=4000") == 2, known
+        # Neither machine may know yet which link-layer address the other has: a packet can then wait, or be lost.
+
+        def sent(packets: list[Packet]) -> bool:
+            send(packets)
+            return True
+
+        until(lambda: sent(first) and known(fw, PORTS) == 2, "both flows are known")
+        until(lambda: sent(replies) and known(fw, PORTS, "[UNREPLIED]") == 0, "both flows have replies")
         name = "z-joined"  # Docker takes the first by name for the default route
         options = [word for option in ROUTED for word in ("-o", option)]
         options += [word for subnet in SUBNETS for word in ("--subnet", subnet)]
