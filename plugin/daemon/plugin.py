@@ -126,7 +126,7 @@ class Plugin:
             lambda: self._state.state,
             self._bridges,
             lambda: self._state.facts.listed,
-            lambda: nft.features.late_fib,
+            lambda: nft.features.late_fib and nft.features.labels,
         )
         self._orders = AdminCommands(
             self._state,

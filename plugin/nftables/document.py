@@ -47,8 +47,8 @@ def skeleton(mark: int, features: Features = USUAL, *, unmanaged: Iterable[str] 
 	counter drops {{
 	}}
 
-{forward(mark, log=log, no_in=no_in, no_out=no_out, flows=features.flows, late_fib=features.late_fib)}
-{host(mark, log=log, unknown=_unknown_owner(features), no_in=no_in, flows=features.flows, late_fib=features.late_fib)}
+{forward(mark, features, log=log, no_in=no_in, no_out=no_out)}
+{host(mark, features, log=log, unknown=_unknown_owner(features), no_in=no_in)}
 {rate_chains.inside(rates)}}}
 {rate_chains.shrunk(rates)}{within}"""
 

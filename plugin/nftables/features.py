@@ -26,6 +26,9 @@ class Features:
     `cgroups`: the kernel can match a socket's control group (≥ 5.13).
     `late_fib`: a packet's source can be looked up in the routes after it was routed, in the hooks forward and input (≥
     5.19). Otherwise that is done before, and within one network too (`reverse_path_early`).
+    `labels`: connection tracking can label a flow (CONFIG_NF_CONNTRACK_LABELS), so that no flow which was opened
+    without any container counts as one of a container that gets its addresses later. Otherwise such flows are cut only
+    (`plugin.state.forged_flows`).
     `logs`: the kernel has nfnetlink_log.
     `sctp`: connection tracking distinguishes SCTP's flows by their ports (CONFIG_NF_CT_PROTO_SCTP). Otherwise all SCTP
     between two addresses is one flow, so the first packet to an open port would make every port part of an established
@@ -39,6 +42,7 @@ class Features:
     logs: bool = True
     sctp: bool = True
     late_fib: bool = True
+    labels: bool = True
 
     @property
     def flows(self) -> str:
@@ -98,6 +102,11 @@ PROBES = (
         f"fib saddr . iif oif missing accept; }}; }}\n",
         "sources are looked up in the routes before a packet is routed",
         leaves=True,
+    ),
+    Probe(
+        "labels",
+        f"create table inet {TRIED} {{ chain try {{ ct label set 0; }}; }}\ndelete table inet {TRIED}\n",
+        "flows that outsiders open from a future container's address are cut some tenths of a second late",
     ),
     Probe(  # connection tracking is loaded with its first rule, and lists its protocols then
         "sctp",

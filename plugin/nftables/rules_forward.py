@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from plugin.kernel.names import GROUP
 from plugin.nftables import lookups
+from plugin.nftables.features import Features
 from plugin.protocols import PROTOCOLS
 
 #: The ICMP types that the policy accepts in both families: errors (path MTU discovery) and ping. IPv6 adds neighbour
@@ -14,6 +15,11 @@ _ICMP = "destination-unreachable, time-exceeded, parameter-problem, echo-request
 ERRORS = "meta l4proto { icmp, ipv6-icmp } ct state related"
 #: The first segment of a connection that replaces one that has ended.
 NEW_SYN = "ct state established ct direction original tcp flags & (fin | syn | rst | ack) == syn"
+#: The labels of flows that were opened without any container: bits of 128, which other programs seldom use. Each such
+#: flow has the first one, and it has the second one too if its first packet neither entered nor left by a bridge.
+_LABEL, _NO_BRIDGE = 91, 92
+#: A flow with such a label.
+ELSEWHERE = f"ct label {_LABEL}"
 #: Only the host has its own addresses as source. Linux checks this for IPv4 alone (martians). A host address is in
 #: each of its networks, from which a port may be open.
 NOT_OWN = "meta nfproto ipv6 fib saddr type local goto deny"
@@ -99,13 +105,49 @@ def _reverse_path_early(no_in: str, flows: str) -> str:
 """
 
 
-def forward(mark: int, *, log: str, no_in: str, no_out: str, flows: str, late_fib: bool) -> str:
+def _elsewhere(no_in: str, no_out: str) -> str:
+    """Return the chains for flows that were opened without any container."""
+    return f"""
+	# A flow that was opened elsewhere belongs to no container, whichever addresses it has: an outsider may have used
+	# that of a container that did not exist yet, so that the host had no route by which to refuse it. Flows of
+	# unmanaged bridges pass while it is uncertain whether these are Docker's.
+	chain label_elsewhere {{
+		{ERRORS} return
+		meta iifkind "bridge" goto label_bridges
+		meta oifkind "bridge" goto label_bridges
+		ct label set {_NO_BRIDGE}
+		ct label set {_LABEL}
+	}}
+
+	chain label_bridges {{
+		meta iifkind "bridge" iif != @unmanaged{no_in} return
+		ct label set {_LABEL}
+	}}
+
+	chain elsewhere {{
+		oifgroup {GROUP:#x} goto deny
+		iifgroup {GROUP:#x} goto deny
+		oifname @dockers goto deny
+		iifname @dockers goto deny
+		ct label {_NO_BRIDGE} meta oifkind "bridge" oif != @unmanaged{no_out} goto deny
+		ct label {_NO_BRIDGE} meta iifkind "bridge" iif != @unmanaged{no_in} goto deny
+	}}
+"""
+
+
+def forward(mark: int, features: Features, *, log: str, no_in: str, no_out: str) -> str:
     """Return the chains for forwarded traffic.
 
     `log`: the statement that logs a drop. `no_in`, `no_out`: the exceptions for bridges that are unmanaged by name.
-    `flows`: the condition for packets whose flows are tracked by port. `late_fib`: as in `Features`.
     """
-    checked, reverse_path = (_CHECKED, _reverse_path(no_in)) if late_fib else ("", _reverse_path_early(no_in, flows))
+    flows, checked, reverse_path = features.flows, _CHECKED, _reverse_path(no_in)
+    if not features.late_fib:
+        checked, reverse_path = "", _reverse_path_early(no_in, flows)
+    labelled = refused = elsewhere = ""
+    if features.labels:
+        labelled = "\t\tct state new,related jump label_elsewhere\n"
+        refused = f"\t\t{ELSEWHERE} jump elsewhere\n"
+        elsewhere = _elsewhere(no_in, no_out)
     passes = f"meta mark set meta mark | {mark:#010x} return"
     return f"""\
 	# docker-fw's bridges are matched by their device group, so they are closed before their network is known. Every
@@ -123,10 +165,10 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str, flows: str, late_fi
 		meta iifkind "bridge" iif != @unmanaged{no_in} jump from_container
 		meta oifkind "bridge" oif != @unmanaged{no_out} goto to_docker
 		iifname @internal goto deny
-		meta nfproto @no_transit goto transit
+{labelled}		meta nfproto @no_transit goto transit
 	}}
 
-{reverse_path}
+{reverse_path}{elsewhere}
 	# Packets from and to banned addresses are dropped before any other rule.
 	chain banned {{
 		meta nfproto @loading jump loading
@@ -167,7 +209,7 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str, flows: str, late_fi
 	# leaves an internal network: two of its containers can forge one, with a source address outside.
 	chain established {{
 		{NEW_SYN} return
-		iifname @internal iifname . oifname != @same_bridge goto deny
+{refused}		iifname @internal iifname . oifname != @same_bridge goto deny
 		oifgroup {GROUP:#x} goto accept_marked
 		iifgroup {GROUP:#x} goto established_outbound
 		accept

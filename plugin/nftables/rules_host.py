@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from plugin.kernel.names import GROUP
 from plugin.nftables import lookups
-from plugin.nftables.rules_forward import ERRORS, LINK6, NEW_SYN, NOT_OWN, PORT_0
+from plugin.nftables.features import Features
+from plugin.nftables.rules_forward import ELSEWHERE, ERRORS, LINK6, NEW_SYN, NOT_OWN, PORT_0
 from plugin.protocols import PROTOCOLS
 
 #: The protocols that docker-proxy serves.
 _PUBLISHABLE = ", ".join(each.nft for each in PROTOCOLS if each.socket)
 
 
-def host(mark: int, *, log: str, unknown: str, no_in: str, flows: str, late_fib: bool) -> str:
+def host(mark: int, features: Features, *, log: str, unknown: str, no_in: str) -> str:
     """Return the chains for the host.
 
     `log`: the statement that logs a drop. `unknown`: the rule that identifies docker-proxy. `no_in`: the exceptions
-    for bridges that are unmanaged by name. `flows`: the condition for packets whose flows are tracked by port.
-    `late_fib`: as in `Features`.
+    for bridges that are unmanaged by name.
     """
-    checked = "\t\tct state new,invalid,untracked jump reverse_path\n" if late_fib else ""
+    checked = "\t\tct state new,invalid,untracked jump reverse_path\n" if features.late_fib else ""
+    labelled = "\t\tct state new,related jump label_elsewhere\n" if features.labels else ""
+    refused = f"\t\t{ELSEWHERE} jump elsewhere\n" if features.labels else ""
     passes = f"meta mark set meta mark | {mark:#010x} return"
     return f"""\
 	# A frame to a reserved bridge address (IEEE 802.1D table 7-10) arrives from the bridge port, not from the bridge,
@@ -29,7 +31,7 @@ def host(mark: int, *, log: str, unknown: str, no_in: str, flows: str, late_fib:
 		iifname "lo" accept
 		meta nfproto @ban_families jump banned
 		meta pkttype multicast ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 goto deny
-{checked}		iifgroup {GROUP:#x} jump container_to_host
+{checked}{labelled}		iifgroup {GROUP:#x} jump container_to_host
 		meta iifkind "bridge" iif != @unmanaged{no_in} jump container_to_host
 		meta nfproto . meta l4proto . th dport @host_closed goto host_closed
 		ip daddr . meta l4proto . th dport @host_closed4 goto host_closed
@@ -45,13 +47,13 @@ def host(mark: int, *, log: str, unknown: str, no_in: str, flows: str, late_fib:
 
 	# A container is not a router for the host, so it may not send redirects or router advertisements.
 	chain container_to_host {{
-		icmp type redirect goto deny
+{refused}		icmp type redirect goto deny
 		icmpv6 type {{ nd-router-advert, nd-redirect }} goto deny
 		iifname @egress_restricted goto egress_to_host
 	}}
 
 	chain egress_to_host {{
-		{flows}ct state established return
+		{features.flows}ct state established return
 		{ERRORS} return
 		icmpv6 type {{ {LINK6} }} return
 		meta l4proto igmp return
@@ -73,7 +75,7 @@ def host(mark: int, *, log: str, unknown: str, no_in: str, flows: str, late_fib:
 	}}
 
 	chain host_closed {{
-		{flows}ct state established jump host_established
+		{features.flows}ct state established jump host_established
 {_neighbours("accept")}
 		ct state invalid goto deny
 		meta nfproto != @lease goto deny_host

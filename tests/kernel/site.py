@@ -296,6 +296,10 @@ class Site:
         for here, there in itertools.permutations(boxes, 2):
             self._neighbours(here, "eth0", there, "eth0", str(there.v4), str(there.v6))
 
+    def resolve(self, link: str, box: Box, *addresses: str) -> None:
+        """Make these addresses permanent neighbours of the host by this link: they are the box's."""
+        self._neighbours(self.host, link, box, "eth0", *addresses)
+
     def _neighbours(self, here: NamedNetns, link: str, there: NamedNetns, its_link: str, *addresses: str) -> None:
         """Add permanent neighbour entries.
 

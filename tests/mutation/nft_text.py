@@ -25,7 +25,7 @@ _KEY = rf"{_PART}(?: \. {_PART})*"
 _VALUE = r'(?:@[\w.-]+|\{[^}]*\}|"[^"]*"|[\w:,./*-]+)'
 _MATCH = re.compile(rf"(?P<key>{_KEY})(?P<op> !=| ==)? (?P<value>{_VALUE})(?= |$)")
 _STATEMENT = re.compile(
-    r"meta mark set meta mark [|&] \S+|counter name \S+|(?:update|add) @\S+ \{[^}]*\}"
+    r"meta mark set meta mark [|&] \S+|ct label set \d+|counter name \S+|(?:update|add) @\S+ \{[^}]*\}"
     r"|limit rate (?:over )?\S+(?: burst \d+ packets)?|log group \d+ snaplen \d+"
 )
 _VERDICT = re.compile(

@@ -54,14 +54,15 @@ def nft_text(
     """Return the file for nft: every bridge is closed but `unmanaged`; within a bridge containers talk freely.
 
     `closed`: more elements that close. `bans`: their ends (Unix time; 0: permanent). The script adds those that expire,
-    because a time-out in the file would start again at each boot. `late_fib`: what the kernel supports (`Features`).
+    because a time-out in the file would start again at each boot. `late_fib`: the kernel has `late_fib`
+    and `labels` (`Features`).
     """
     lasting, ending = ban_elements(bans, 0)  # seconds from 1970 on
     elements = (*_elements(dockers, unmanaged), *(e for e in closed if e.set != "unmanaged"), *lasting)
     untils = "".join(f"#until {until} {e.set} {element_text(e)}\n" for e, until in sorted(ending.items(), key=str))
     names = ", ".join(f'"{name}"' for name in sorted(unmanaged))
     others = f" fib saddr oifname != {{ {names} }}" if unmanaged else ""
-    features = Features(bridge=False, listeners=False, cgroups=False, late_fib=late_fib)
+    features = Features(bridge=False, listeners=False, cgroups=False, late_fib=late_fib, labels=late_fib)
     text = document(mark, {*elements}, features, unmanaged=unmanaged)
     neighbours = f"insert rule inet {TABLE} inbound fib daddr . iif oif exists accept\n" if late_fib else ""
     return f"""{_HEAD}{text}

@@ -83,7 +83,7 @@ def test_an_exempt_bridge_is_named_in_each_rule_by_index() -> None:
     `br-*`."""
     lines = boot_table.nft_text(MARK, (), {"virbr0", "br-lan"}).splitlines()
     asks = [line for line in lines if "@unmanaged" in line]
-    assert len(asks) == 9
+    assert len(asks) == 12
     for line in asks:
         way = "o" if "oif != @unmanaged" in line else "i"
         assert f'{way}if != @unmanaged {way}ifname != {{ "br-lan", "virbr0" }} ' in line
