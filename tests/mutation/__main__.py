@@ -40,7 +40,7 @@ def judge(part: str, wanted: Mutants, options: argparse.Namespace, end: float, s
     try:
         if part == "rules":
             mutants: Any = list(wanted.values())
-            rules.run(mutants, directory, jobs, end, say, tests or rules.TESTS, alone=not options.together)
+            rules.run(mutants, directory, jobs, end, say, tests or rules.TESTS, alone=options.alone)
         else:
             tests = tests or condition_sessions.TESTS[part]
             condition_sessions.run(list(wanted.values()), directory, jobs, end, say, tests)  # type: ignore[arg-type]
@@ -65,7 +65,11 @@ def main(argv: list[str] | None = None) -> int:
         help="only these tests: new ones, for what survived the others",
     )
     parser.add_argument(
-        "--together", action="store_true", help="rules: not first each alone, for what survived its likeliest tests"
+        "--alone",
+        type=int,
+        default=rules.ALONE,
+        metavar="N",
+        help=f"rules: how many of its likeliest tests each mutant meets alone, before all are together ({rules.ALONE})",
     )
     parser.add_argument("--jobs", type=int, default=2, help="processes (2)")
     parser.add_argument("--minutes", type=float, default=60, help="after this time it ends and fails (60)")
