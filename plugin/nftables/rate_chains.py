@@ -12,7 +12,7 @@ which flood one container take no room from another's. A chain's name contains i
 - `proven`, for a rate whose burst takes longer to refill: sources that completed a TCP handshake, which a forged one
   cannot. They are remembered for as long as that takes. When it is full, `sources` still limits.
 
-The kernel allocates buckets for a set's size. Only `sources` has no size: 65,535 elements, without buckets for them.
+The kernel allocates buckets for a set's size. `sources` has no size: 65,535 elements, without buckets for them.
 The others are made to shrink at once.
 """
 
@@ -76,7 +76,7 @@ def _one(chain: str, version: int, rate: str) -> Limit:
     sources, networks, proven_sources = f"sources{of}", f"networks{of}", f"proven{of}"
     typed, key = ("meta l4proto", "th dport", f"{ip} saddr"), f"meta l4proto . th dport . {_SOURCE[version]}"
     sets = {
-        sources: SetSpec(typed, comment="recent sources", meter=short, size=0),
+        sources: SetSpec(typed, comment="recent sources", meter=short),
         networks: SetSpec((f"{ip} saddr",), comment="networks of recent sources", meter=short, size=NETWORKS),
     }
     of_one = f"{_NETWORK[version]} limit rate over {NEW_OF_ONE // short}/second burst {NEW_OF_ONE} packets"

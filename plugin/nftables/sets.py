@@ -45,8 +45,9 @@ class SetSpec(NamedTuple):
 
     `raw`: nft has no syntax for its elements, so they are sent by netlink alone. `timed`: each element may have a
     timeout of its own. `counted`: each element counts the packets that matched it. `meter`: the timeout in seconds of
-    elements that packets add, and `size` their maximum number (0: the kernel's default, 65,535). `bridge`: the set is
-    in the table for frames within a bridge.
+    elements that packets add, and `size` their maximum number (0: the kernel's own, 65,535; a number
+    makes the kernel allocate and clear buckets for so many with each table). `bridge`: the set is in the table for
+    frames within a bridge.
 
     `effect`: the effect of an element on packets: "opens" (something passes that did not), "closes" (something does
     not pass, or not as often), or "" (it counts, reports, translates, or leads to a look-up). Changes depend on it:
@@ -67,7 +68,7 @@ class SetSpec(NamedTuple):
     timed: bool = False
     counted: bool = False
     meter: int = 0
-    size: int = 65535
+    size: int = 0
     bridge: bool = False
     effect: Literal["opens", "closes", ""] = ""
     departs: bool = False

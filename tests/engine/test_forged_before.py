@@ -39,9 +39,14 @@ def forwarding(fw: Fw) -> Iterator[None]:
         fw.wan.ip(*(f"route del {address}" for address in FAR))
 
 
-def forged() -> tuple[list[Packet], list[Packet]]:
-    """Return first packets of flows from these addresses to the outsider, and the outsider's replies to them."""
-    pairs = list(zip(ADDRESSES, FAR, strict=True))
+def forged(fw: Fw) -> tuple[list[Packet], list[Packet]]:
+    """Return first packets of flows from these addresses to the outsider, and the outsider's replies to them.
+
+    Where docker-fw enabled forwarding of IPv6, for a network of another test, it drops what the host only forwards.
+    Docker enables that of IPv4.
+    """
+    closed = fw.host.run(["nft", "list", "set", "inet", "docker-fw", "no_transit"]).stdout
+    pairs = list(zip(ADDRESSES, FAR, strict=True))[: 1 if "ipv6" in closed else 2]
     return [udp(a, far, 53, 4000) for a, far in pairs], [udp(far, a, 4000, 53) for a, far in pairs]
 
 
@@ -65,15 +70,15 @@ def test_a_flow_forged_before_a_docker_network_exists_reaches_no_container(fw: F
         stack.enter_context(forwarding(fw))
         send = stack.enter_context(closing(Sender(fw.wan.path)))
         app = fw.run(stack.enter_context(dockers(fw)))
-        first, replies = forged()
+        first, replies = forged(fw)
         # Neither machine may know yet which link-layer address the other has: a packet can then wait, or be lost.
 
         def sent(packets: list[Packet]) -> bool:
             send(packets)
             return True
 
-        until(lambda: sent(first) and known(fw, PORTS) == 2, "both flows are known")
-        until(lambda: sent(replies) and known(fw, PORTS, "[UNREPLIED]") == 0, "both flows have replies")
+        until(lambda: sent(first) and known(fw, PORTS) == len(first), "the flows are known")
+        until(lambda: sent(replies) and known(fw, PORTS, "[UNREPLIED]") == 0, "they have replies")
         name = "z-joined"  # Docker takes the first by name for the default route
         options = [word for option in ROUTED for word in ("-o", option)]
         options += [word for subnet in SUBNETS for word in ("--subnet", subnet)]
@@ -85,7 +90,7 @@ def test_a_flow_forged_before_a_docker_network_exists_reaches_no_container(fw: F
         sniffer = stack.enter_context(closing(Sniffer(fw.engine.netns(app).path, "eth1")))
 
         def reached(packets: list[Packet]) -> set[Packet]:
-            last = ping(FAR[1], ADDRESSES[1])
+            last = ping(FAR[0], ADDRESSES[0])
             send([*packets, last])
             return arrived([sniffer], last)[0] & set(replies)
 

@@ -378,8 +378,19 @@ class Site:
             pass  # earlier packets
         self.send(packets, source)
         self.send([last], witness or source)
-        (seen,) = arrived([sniffer], last)
+        try:
+            (seen,) = arrived([sniffer], last)
+        except AssertionError as lost:
+            lost.add_note(self.where_packets_may_be())
+            raise
         return seen & set(packets)
+
+    def where_packets_may_be(self) -> str:
+        """Return what the host knows of packets that did not arrive: counters, neighbours, routes and flows."""
+        commands = ("ip -s link", "ip neigh", "ip route", "ip -6 route", "conntrack -L -f ipv6", "conntrack -S")
+        said = [self.run(*command.split(), check=False).stdout for command in commands]
+        said += [self.run("nft", "list", "counters", check=False).stdout, self.wan.run(["ip", "neigh"]).stdout]
+        return "\n".join(said)
 
 
 def site_of_module(sysctls: Mapping[str, int | str] = MappingProxyType({})) -> Any:
