@@ -42,6 +42,9 @@ TESTS = tuple(
         "elsewhere",
         "loading",
         "marks",
+        "retries",
+        "quarantine_sets",
+        "egress_edges",
     )
 )
 

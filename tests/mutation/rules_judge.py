@@ -243,10 +243,10 @@ class Verdicts:
             if self._passes(test):
                 return not late or not self._passes(test, mutants)
             self.judge.forget()
-            if not self._passes(test):
+            if not (self._passes(test) and self._passes(test)):
                 self.unreliable.add(test)
                 return False
-        # With new fixtures it passes each time: what the mutants did has lasted.
+        # With new fixtures it passes, also a second time: what the mutants did has lasted.
         return True
 
     def _passes(self, test: str, mutants: Sequence[Mutant] = ()) -> bool:
@@ -272,7 +272,7 @@ def batches(mutants: Iterable[Mutant]) -> list[list[Mutant]]:
 
 
 def cover(session: pytest.Session, job: dict[str, Any], out: Any) -> None:
-    """Run each test with counters and without: how long it takes, and whether it passes as it is run here."""
+    """Run each test without counters and with: how long it takes, and whether it passes as it is run here, twice."""
     text, judge, coverage = Text(), Judge(session), Coverage()
     judge.ending = coverage.collect
     for test in judge.items:
@@ -281,7 +281,7 @@ def cover(session: pytest.Session, job: dict[str, Any], out: Any) -> None:
         seconds = time.monotonic() - start
         coverage.harvest()
         text.change = counting
-        judge.passes(test)
+        passed = judge.passes(test) and passed
         found = coverage.harvest()
         text.change = None
         out.write(json.dumps({"test": test, "seconds": seconds, "passed": passed, "covered": found}) + "\n")
