@@ -33,6 +33,18 @@ def known(part: str) -> dict[str, Result]:
     return {each["name"]: each for each in found}
 
 
+def chosen(part: str, options: argparse.Namespace) -> Mutants:
+    """Return the mutants that are to be judged, by name."""
+    found = {name: each for name, each in mutants_of(part).items() if options.only in name}
+    judged = known(part)
+    if options.new or options.unlisted:
+        found = {n: each for n, each in found.items() if n not in judged or judged[n]["state"] == "survived"}
+    if options.unlisted:
+        unlisted = set(report.unlisted(part, list(found)))
+        found = {n: each for n, each in found.items() if n not in judged or n in unlisted}
+    return found
+
+
 def judge(part: str, wanted: Mutants, options: argparse.Namespace, end: float, say: Callable[[str], None]) -> None:
     """Judge these mutants, and keep the results, also if the time is over. Raises UnfinishedError."""
     jobs, tests = options.jobs, options.tests
@@ -57,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--part", choices=report.PARTS, action="append", help="only this part (again for another one)")
     parser.add_argument("--only", default="", metavar="TEXT", help="only mutants whose name contains this")
     parser.add_argument("--new", action="store_true", help="only mutants that no run has judged, and survivors")
+    parser.add_argument("--unlisted", action="store_true", help="the same, but for survivors that are listed")
     parser.add_argument(
         "--tests",
         nargs="+",
@@ -84,8 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     BUILD.mkdir(parents=True, exist_ok=True)
     failed = False
     for part in options.part or report.PARTS:
-        before = {name for name, each in known(part).items() if each["state"] != "survived"} if options.new else set()
-        wanted = {name: each for name, each in mutants_of(part).items() if options.only in name and name not in before}
+        wanted = chosen(part, options)
         say(f"{part}: {len(wanted)} mutants")
         try:
             if wanted:

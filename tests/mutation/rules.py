@@ -42,7 +42,9 @@ TESTS = tuple(
         "elsewhere",
         "loading",
         "marks",
-        "retries",
+        "policy_edges",
+        "rate_ranges",
+        "host_edges",
         "quarantine_sets",
         "egress_edges",
     )
