@@ -17,7 +17,6 @@ site = site_of_module(FORWARDING)
 _ports = itertools.count(20000)
 HOST = (Site.HOST4, Site.HOST6)
 OUTSIDE = (Site.OUT4, Site.OUT6)
-EVERY_PORT = "*/tcp, */udp, */sctp"
 HELPER = """
 table inet helpers {
 	ct helper tftp {
@@ -66,10 +65,14 @@ def ends(box: Box, target: str) -> list[tuple[Any, Any]]:
     return list(zip((box.v4, box.v6), OUTSIDE if target == "outside" else HOST, strict=True))
 
 
-@pytest.mark.parametrize("target", ["outside", "host"])
-def test_every_port_is_not_port_0(site: Site, box: Box, target: str) -> None:
+#: The end of a rule, and where packets go that it lets out.
+TARGETS = pytest.mark.parametrize(("to", "target"), [("", "outside"), ("", "host"), (" to host", "host")])
+
+
+@TARGETS
+def test_every_port_is_not_port_0(site: Site, box: Box, to: str, target: str) -> None:
     """A list of all ports of a protocol means the ports 1-65535, to outside and to the host."""
-    load(site, box, EVERY_PORT)
+    load(site, box, "\n".join(f"*/{proto}{to}" for proto in ("tcp", "udp", "sctp")))
     sent = {
         new_flow(proto, *pair, port, next(_ports)): port
         for pair in ends(box, target)
@@ -79,10 +82,10 @@ def test_every_port_is_not_port_0(site: Site, box: Box, target: str) -> None:
     assert sent_to(site, box, target, [*sent]) == {packet for packet, port in sent.items() if port}
 
 
-@pytest.mark.parametrize("target", ["outside", "host"])
-def test_a_packet_of_no_flow_does_not_leave(site: Site, box: Box, target: str) -> None:
+@TARGETS
+def test_a_packet_of_no_flow_does_not_leave(site: Site, box: Box, to: str, target: str) -> None:
     """Connection tracking calls a reset without a connection invalid: no port of the list is meant for it."""
-    load(site, box, "443")
+    load(site, box, f"443{to}")
     resets = [tcp(*pair, 443, next(_ports), 0x04) for pair in ends(box, target)]
     opening = [tcp(*pair, 443, next(_ports)) for pair in ends(box, target)]
     assert sent_to(site, box, target, [*resets, *opening]) == set(opening)

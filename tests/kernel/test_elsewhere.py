@@ -232,6 +232,21 @@ def test_a_flow_that_a_helper_expects_belongs_to_no_container(site: Site, loaded
         site.run("nft", "delete", "table", "inet", "helpers")
 
 
+def test_a_flow_to_the_host_that_a_helper_expects_belongs_to_no_container(site: Site, loaded: dict[str, Box]) -> None:
+    """The outsider forges both ends of the request, of which the host's is possible over IPv6 alone."""
+    box, host = loaded["Docker"], site.HOST6
+    site.run("nft", "-f", "-", input=HELPER)
+    try:
+        port = next(_ports)
+        expected = udp(box.v6, host, port, next(_ports))
+        with absent(site, box):
+            site.send([udp(host, box.v6, 69, port, b"\0\1file\0octet\0")])
+            assert to_host(site, [expected], site.wan) == {expected}
+        assert to_host(site, [expected], box) == set()
+    finally:
+        site.run("nft", "delete", "table", "inet", "helpers")
+
+
 def test_links_that_did_not_forward_before_docker_fw_forward_nothing(site: Site, loaded: dict[str, Box]) -> None:
     """Neither between outside links, nor to or from bridges of others; containers reach all of them."""
     docker, machine, unknown = loaded["Docker"], loaded["unmanaged"], loaded["unknown"]

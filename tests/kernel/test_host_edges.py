@@ -15,6 +15,7 @@ from plugin.model import Peer, Published, Rule
 from plugin.nftables.sets import WATCHED, Element
 from tests.kernel.netns import inside
 from tests.kernel.packets import Packet, arrived, ping, tcp, udp
+from tests.kernel.resets import was_reset
 from tests.kernel.site import BR_DOCKER, Box, Site, site_of_module
 from tests.lab import NamedNetns
 from tests.lab.netns import FORWARDING
@@ -31,6 +32,8 @@ PORTS = tuple(
     Published(p, any_, to, own) for p, to, own in (("tcp", 15080, 8080), ("udp", 15053, 53)) for any_ in EVERYWHERE
 )
 RST = 0x04
+#: Elements by which a listener of the host may be docker-proxy until it is known.
+UNKNOWN = tuple(Element("proxy_unidentified", (family,)) for family in AF.values())
 
 
 @pytest.fixture(scope="module")
@@ -98,15 +101,29 @@ def test_a_syn_that_answers_an_old_connection_is_a_new_one(site: Site, elements:
 
     It is dropped if it is not known whose the listener is.
     """
-    unknown = {Element("proxy_unidentified", (family,)) for family in AF.values()}
-    site.load(more={*elements, *unknown})
-    port = next(_ports)
-    site.send([tcp(host, peer, 9, port) for host, peer in pairs(HOST, OUTSIDE)], site.host)  # the peer resets them
-    with inside(site.host.path), socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True):
-        tries = [tcp(peer, host, port, 9) for host, peer in pairs(HOST, OUTSIDE)]
+    for host, peer in pairs(HOST, OUTSIDE):
+        here, port = was_reset(site.host, site.wan, peer, 7)
+        assert here == str(host)
+        syn = tcp(peer, host, port, 7)
+        with inside(site.host.path), socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True):
+            site.load(more={*elements, *UNKNOWN})
+            assert heard(site, [syn]) == set()
+            site.load(more=elements)
+            assert heard(site, [syn]) == {syn}
+
+
+@pytest.mark.parametrize("closes", ["unknown", "closed"])
+def test_a_retry_after_a_reset_is_not_even_heard(site: Site, elements: set[Element], closes: str) -> None:
+    """The SYN itself is dropped where a new connection is, not only what follows."""
+    site.load(more=WATCHED)
+    tries = []
+    for host in HOST:
+        client, sport = was_reset(site.wan, site.host, host, 15080)
+        tries.append(tcp(client, host, 15080, sport))
+    assert heard(site, tries) == set(tries)
+    site.load(more={*WATCHED, *UNKNOWN} if closes == "unknown" else elements)
+    with inside(site.host.path), socket.create_server(("::", 15080), family=socket.AF_INET6, dualstack_ipv6=True):
         assert heard(site, tries) == set()
-        site.load(more=elements)
-        assert heard(site, tries) == set(tries)
 
 
 def test_a_retry_of_a_container_with_a_list_is_a_new_connection(
@@ -116,8 +133,10 @@ def test_a_retry_of_a_container_with_a_list_is_a_new_connection(
     other = boxes["other"]
     label = parse({"fw.egress": "15080"})
     restricted = site.docker_elements(other, OTHER, spec=label.spec)
-    tries = [tcp(*pair, 15080, next(_ports)) for pair in pairs((other.v4, other.v6), HOST)]
     site.load(more=restricted)
-    assert heard(site, tries, other) == set(tries)
+    tries = []
+    for host in HOST:
+        client, sport = was_reset(other, site.host, host, 15080)
+        tries.append(tcp(client, host, 15080, sport))
     site.load(more=elements | restricted)
     assert heard(site, tries, other) == set()

@@ -7,13 +7,15 @@ Connection tracking assigns the SYN of a retry to the connection that was reset,
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
 import pytest
 
 from plugin.labels.parser import parse
 from plugin.model import PolicySpec, Rule
-from plugin.nftables.sets import Element
+from plugin.nftables.sets import BANNING, Element
 from tests.kernel.packets import arrived, icmp, icmp_error, new_flow, ping, portless, tcp, udp
+from tests.kernel.resets import was_reset
 from tests.kernel.site import BR_DOCKER, BRIDGED_FRAMES_UNTRACKED, Box, Site, site_of_module
 from tests.lab.netns import FORWARDING
 
@@ -24,25 +26,29 @@ OPEN = Rule("tcp", 8080, 8080)
 
 @pytest.fixture(scope="module")
 def boxes(site: Site) -> dict[str, Box]:
-    """Return containers without a program on any port: each SYN is answered by a reset."""
+    """Return a container of each kind of network."""
     return {"docker-fw": site.box(site.network(1), 2), "Docker": site.docker_box(BR_DOCKER, 100)}
 
 
-def load(site: Site, boxes: dict[str, Box], *allow: Rule) -> None:
+def load(site: Site, boxes: dict[str, Box], *allow: Rule, more: Iterable[Element] = ()) -> None:
     ours, dockers = boxes["docker-fw"], boxes["Docker"]
-    site.load(site.known(ours, *allow), more=site.docker_elements(dockers, BR_DOCKER, *allow))
+    site.load(site.known(ours, *allow), more={*site.docker_elements(dockers, BR_DOCKER, *allow), *more})
 
 
+@pytest.mark.parametrize("meanwhile", ["closed", "loading"])
 @pytest.mark.parametrize("kind", ["docker-fw", "Docker"])
-def test_a_retry_after_a_reset_needs_an_open_port(site: Site, boxes: dict[str, Box], kind: str) -> None:
-    """It passes while the port is open, and is dropped once the port is closed."""
-    box, sport = boxes[kind], next(_ports)
+def test_a_retry_after_a_reset_needs_an_open_port(site: Site, boxes: dict[str, Box], kind: str, meanwhile: str) -> None:
+    """It is dropped once the port is closed, and while a new table is loaded; it passes while the port is open."""
+    box = boxes[kind]
     load(site, boxes, OPEN)
-    tries = [tcp(site.OUT4, box.v4, 8080, sport), tcp(site.OUT6, box.v6, 8080, sport)]
-    for _ in range(2):
-        assert site.deliver(tries, box) == set(tries)
-    load(site, boxes)
-    assert site.deliver(tries, box) == set()
+    tries = []
+    for address in (box.v4, box.v6):
+        client, sport = was_reset(site.wan, box, address, 8080)
+        tries.append(tcp(client, address, 8080, sport))
+    load(site, boxes, *([OPEN] if meanwhile == "loading" else []), more=BANNING)
+    if meanwhile == "loading":
+        site.run("nft", "add", "element", "inet", "docker-fw", "loading", "{ ipv4 timeout 60s, ipv6 timeout 60s }")
+    assert site.deliver(tries, box, last=icmp(site.OUT6, box.v6, 135)) == set()
     load(site, boxes, OPEN)
     assert site.deliver(tries, box) == set(tries)
 

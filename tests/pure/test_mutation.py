@@ -27,7 +27,7 @@ def test_a_rule_is_weakened_in_each_way() -> None:
     assert changes("ct state new,invalid iifname != @internal goto deny") == {
         "removed": "",
         "without `ct state new,invalid`": "iifname != @internal goto deny",
-        "`ct state new,invalid` negated": "ct state != new,invalid iifname != @internal goto deny",
+        "`ct state new,invalid` negated": "ct state != { new, invalid } iifname != @internal goto deny",
         "without new": "ct state invalid iifname != @internal goto deny",
         "without invalid": "ct state new iifname != @internal goto deny",
         "without `iifname != @internal`": "ct state new,invalid goto deny",
