@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from plugin.model import Published
-from plugin.nftables.rate_chains import NEW, NEW_OF_ONE, SHORT
+from plugin.nftables.rate_chains import NEW, NEW_OF_ONE
 from tests.kernel.packets import Packet, arrived, new_flow, ping, tcp, udp
 from tests.kernel.site import BR_DOCKER, Box, Site, site_of_module
 from tests.lab.netns import FORWARDING
@@ -68,8 +68,13 @@ def test_a_port_that_docker_proxy_serves_has_the_rate(site: Site, guest: Box, ve
     assert seen & set(sent) == set(sent[:2])
 
 
-#: As long a memory as there is without a set of proven sources: few sources are forgotten during a test.
-SLOW = "1/minute burst 1"
+#: A source is forgotten when its burst is there again, after this number of seconds.
+SLOW, MEMORY = "2/minute burst 1", 30
+
+
+def most(at_once: int, began: float) -> float:
+    """Return how many new sources pass since then at most (monotonic time), of which so many at once."""
+    return at_once * (1 + (time.monotonic() - began + 2) / MEMORY)
 
 
 @VERSIONS
@@ -82,24 +87,43 @@ def test_one_network_leaves_room_for_others(site: Site, guest: Box, version: int
     scan = [udp(source, target, port, 9) for port in range(10000, 13000)]
     began = time.monotonic()
     passed = len(site.deliver(scan, guest))
-    assert NEW_OF_ONE <= passed <= NEW_OF_ONE * (1 + (time.monotonic() - began + 2) / SHORT)
+    assert NEW_OF_ONE <= passed <= most(NEW_OF_ONE, began)
     other = udp("192.0.2.9" if version == 4 else "2001:db8:6::7", target, 12999, 9)
     assert site.deliver([other], guest) == {other}
 
 
 @VERSIONS
 def test_many_networks_do_not_fill_the_set(site: Site, guest: Box, version: int) -> None:
-    """Forged sources from all over the Internet are refused when the set has as many as it may add in a minute."""
+    """Forged sources from all over the Internet are refused when the set has as many as it may add at once."""
     site.load(more=site.docker_elements(guest, BR_DOCKER, spec=spec_of(rate=f"53/udp {SLOW}", allow="53/udp")))
     _, target = ends(site, guest, version)
     networks = [
         f"20.{i >> 8}.{i & 255}.9" if version == 4 else f"2001:db8:{i:x}:1::9" for i in range(0x600, 0x600 + 6000)
     ]
     sent = [udp(source, target, 53, 9) for source in networks]
-    last = ping(*ends(site, guest, version))
-    began = time.monotonic()
+    last, began = ping(*ends(site, guest, version)), time.monotonic()
     passed = len(site.deliver(sent, guest, last=last))
-    assert NEW <= passed <= NEW * (1 + (time.monotonic() - began + 2) / SHORT)
+    assert NEW <= passed <= most(NEW, began)
+
+
+@VERSIONS
+@pytest.mark.parametrize("where", ["container", "host"])
+def test_each_syn_counts(site: Site, guest: Box, version: int, where: str) -> None:
+    """Once the server has answered, another SYN from the same port is of an established flow; it counts, too."""
+    host, any_ = (site.HOST4, IPv4Address("0.0.0.0")) if version == 4 else (site.HOST6, IPv6Address("::"))
+    spec = spec_of(rate="80 1/hour burst 2")
+    published = (Published("tcp", any_, 15080, 80),)
+    site.load(more=site.docker_elements(guest, BR_DOCKER, spec=spec, published=published))
+    site.forget_flows()
+    source, sport = "192.0.2.9" if version == 4 else "2001:db8:6::7", next(_ports)
+    server, target, dport = (guest, guest.address(version), 80) if where == "container" else (site.host, host, 15080)
+    ear = site.sniffer(guest) if where == "container" else site.listener
+    sent = [tcp(source, target, dport, sport, seq=1000 + n) for n in range(4)]
+    with server.probe.serve(tcp=[dport]):
+        list(ear.read())
+        site.send([*sent, last := ping(site.OUT6, guest.v6 if where == "container" else site.HOST6)])
+        (seen,) = arrived([ear], last)
+    assert seen & set(sent) == set(sent[:2])
 
 
 @VERSIONS
@@ -117,8 +141,8 @@ def test_a_forged_source_proves_nothing(site: Site, guest: Box, version: int, wh
     source, sport = "192.0.2.9" if version == 4 else "2001:db8:6::7", next(_ports)
     server, target, dport = (guest, guest.address(version), 80) if where == "container" else (site.host, host, 15080)
     with server.probe.serve(tcp=[dport]):
-        for flags in (0x02, 0x02, 0x04):
-            site.send([tcp(source, target, dport, sport, flags)])
+        for flags, seq in ((0x02, 1000), (0x02, 1000), (0x04, 1001)):
+            site.send([tcp(source, target, dport, sport, flags, seq=seq)])
         assert site.wan.probe.ping(str(target)) == "open"
     assert elements_of(site, "sources") == 1
     assert elements_of(site, "proven") == 0
