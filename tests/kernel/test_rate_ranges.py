@@ -49,6 +49,16 @@ def test_a_segment_of_no_connection_is_a_new_flow(site: Site, guest: Box, versio
     source, target = ends(site, guest, version)
     sent = [tcp(source, target, 80, next(_ports), 0x10, 1) for _ in range(4)]
     assert site.deliver(sent, guest) == set(sent[:2])
+    assert elements_of(site, "proven") == 0, "nor does it prove its source"
+
+
+@VERSIONS
+def test_a_rate_that_is_soon_there_again_holds_too(site: Site, guest: Box, version: int) -> None:
+    """The table needs no set of proven sources for it."""
+    site.load(more=site.docker_elements(guest, BR_DOCKER, spec=spec_of(rate=f"80 {SLOW}")))
+    source, target = ends(site, guest, version)
+    sent = [tcp(source, target, 80, next(_ports)) for _ in range(3)]
+    assert site.deliver(sent, guest) == set(sent[:1])
 
 
 @VERSIONS
@@ -92,10 +102,10 @@ def test_one_network_leaves_room_for_others(site: Site, guest: Box, version: int
     assert site.deliver([other], guest) == {other}
 
 
-@VERSIONS
-def test_many_networks_do_not_fill_the_set(site: Site, guest: Box, version: int) -> None:
+@pytest.mark.parametrize(("version", "rate"), [(4, SLOW), (6, SLOW), (6, "1/day burst 5")])
+def test_many_networks_do_not_fill_the_set(site: Site, guest: Box, version: int, rate: str) -> None:
     """Forged sources from all over the Internet are refused when the set has as many as it may add at once."""
-    site.load(more=site.docker_elements(guest, BR_DOCKER, spec=spec_of(rate=f"53/udp {SLOW}", allow="53/udp")))
+    site.load(more=site.docker_elements(guest, BR_DOCKER, spec=spec_of(rate=f"53/udp {rate}", allow="53/udp")))
     _, target = ends(site, guest, version)
     networks = [
         f"20.{i >> 8}.{i & 255}.9" if version == 4 else f"2001:db8:{i:x}:1::9" for i in range(0x600, 0x600 + 6000)
