@@ -95,10 +95,12 @@ def _sum(src: bytes, dst: bytes, proto: int, data: bytes) -> int:
     return checksum(src + dst + struct.pack("!II" if len(src) == 16 else "!HH", len(data), proto) + data)
 
 
-def tcp(src: str | Address, dst: str | Address, port: int, sport: int, flags: int = 0x02, ack: int = 0) -> Packet:
+def tcp(
+    src: str | Address, dst: str | Address, port: int, sport: int, flags: int = 0x02, ack: int = 0, seq: int = 1000
+) -> Packet:
     """Return a TCP segment, by default a SYN."""
     here, there = packed(src), packed(dst)
-    head = struct.pack("!HHIIBBHHH", sport, port, 1000, ack, 5 << 4, flags, 65535, 0, 0)
+    head = struct.pack("!HHIIBBHHH", sport, port, seq, ack, 5 << 4, flags, 65535, 0, 0)
     return Packet(here, there, 6, head[:16] + struct.pack("!H", _sum(here, there, 6, head)) + head[18:])
 
 

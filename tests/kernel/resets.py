@@ -42,6 +42,20 @@ def resetting(netns: NamedNetns, address: object, port: int) -> Iterator[None]:
         server.communicate(timeout=30)
 
 
+def was_reset(client: NamedNetns, server: NamedNetns, address: object, port: int) -> tuple[str, int]:
+    """Let a client open a connection that the server resets at once; return the client's address and port."""
+    family = socket.AF_INET6 if ":" in str(address) else socket.AF_INET
+    with resetting(server, address, port), inside(client.path), socket.socket(family, socket.SOCK_STREAM) as sock:
+        sock.settimeout(10)
+        sock.connect((str(address), port))
+        here = sock.getsockname()
+        sock.send(b"bye")
+        with suppress(ConnectionResetError):
+            while sock.recv(9):
+                pass
+    return here[0], here[1]
+
+
 def served(site: Site, address: object, port: int, times: int, sport: int = 0) -> int:
     """Return how many of these connections, one after the other from the same port, the server answers."""
     answered, sport = 0, sport or next(_ports)

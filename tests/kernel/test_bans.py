@@ -201,13 +201,22 @@ def test_an_open_connection_to_the_host_ends_too(site: Site, boxes: Boxes) -> No
     ],
 )
 def test_a_prefix_is_banned_to_its_edge(site: Site, boxes: Boxes, prefix: str, inside_: str, outside_: str) -> None:
-    """For any length of prefix, its first and last address are banned, and the adjacent ones are not."""
+    """For any length of prefix, its first and last address are banned, and the adjacent ones are not.
+
+    Nothing reaches a container from a banned address, and no container sends a packet to one.
+    """
     load(site, boxes, bans(prefix))
     network = ip_network(prefix)
     addresses = (network[0], inside_, outside_, network[0] - 1)
     shots = [(None, new_flow("tcp", str(a), boxes.web.address(network.version), 80, next(_ports))) for a in addresses]
     last = ping(site.wan.V6, boxes.web.v6)
     assert heard(site, site.sniffer(boxes.web), shots, last) == [False, False, True, True]
+    shots = [
+        (boxes.web, new_flow("udp", boxes.web.address(network.version), str(a), 80, next(_ports))) for a in addresses
+    ]
+    sent = [packet for _, packet in shots]
+    last = ping(boxes.web.v6, Site.OUT6)
+    assert site.deliver(sent, site.wan, boxes.web, last) == set(sent[2:])
 
 
 def test_a_ban_ends_by_itself(site: Site, boxes: Boxes) -> None:

@@ -237,11 +237,7 @@ def test_neighbours_may_use_any_source_address(site: Site, friendly: Boxes, kind
     On an older kernel they need a source that the host has a route to there.
     """
     sender: Box = getattr(friendly, kind)
-    number = 2 if kind == "ours_too" else 101
-    near = next((b for b in site.boxes if str(b.v4) == f"10.{number}.0.3"), None)
-    if near is None:
-        near = site.docker_box(TWO, 101, 3) if kind == "docker_too" else site.box(_network(site, sender), 3)
-        site.acquaint(sender, near)
+    near = neighbour(site, sender)
     site.host.sysctl({f"net/bridge/bridge-nf-call-{family}": 1 for family in ("iptables", "ip6tables")})
     try:
         packets = [udp(a, to((near.v4, near.v6), a), 9, next(_ports)) for a in ("192.0.2.9", "2001:db8:77::9")]
@@ -249,6 +245,28 @@ def test_neighbours_may_use_any_source_address(site: Site, friendly: Boxes, kind
         assert site.deliver(packets, near, sender, ping(sender.v6, near.v6)) == expected
     finally:
         site.host.sysctl({f"net/bridge/bridge-nf-call-{family}": 0 for family in ("iptables", "ip6tables")})
+
+
+def test_no_neighbour_is_a_router_where_the_hosts_rules_see_it(site: Site, friendly: Boxes) -> None:
+    """Where br_netfilter passes a Docker bridge's internal packets to the rules, router advertisements are dropped."""
+    sender = friendly.docker_too
+    near = neighbour(site, sender)
+    site.host.sysctl({f"net/bridge/bridge-nf-call-{family}": 1 for family in ("iptables", "ip6tables")})
+    try:
+        advert = icmp(sender.v6, near.v6, 134, 0, bytes(12))
+        assert site.deliver([advert], near, sender, ping(sender.v6, near.v6)) == set()
+    finally:
+        site.host.sysctl({f"net/bridge/bridge-nf-call-{family}": 0 for family in ("iptables", "ip6tables")})
+
+
+def neighbour(site: Site, sender: Box) -> Box:
+    """Return another container on the network of one of the two that forge, `.2` on network 2 or 101."""
+    number = sender.v4.packed[1]
+    near = next((b for b in site.boxes if str(b.v4) == f"10.{number}.0.3"), None)
+    if near is None:
+        near = site.docker_box(TWO, 101, 3) if number == 101 else site.box(_network(site, sender), 3)
+        site.acquaint(sender, near)
+    return near
 
 
 def _network(site: Site, box: Box) -> Any:
@@ -260,8 +278,8 @@ def test_behind_an_unmanaged_bridge_any_source_is_accepted(site: Site, friendly:
 
     Hosts behind it may use any address that is no container's.
     """
-    friend = site.docker_box("virbr0", 103) if not any(b.v4 == IPv4Address("10.103.0.2") for b in site.boxes) else None
-    assert friend
+    friend = next((b for b in site.boxes if str(b.v4) == "10.103.0.2"), None) or site.docker_box("virbr0", 103)
+    site.forget_flows()
     rules = (Rule("udp", 53, 53, FRIENDS),)
     site.load(site.known(friendly.ours, *rules), more=[Element("unmanaged", (site.index("virbr0"),))])
     ours = (friendly.ours.v4, friendly.ours.v6)

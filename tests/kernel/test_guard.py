@@ -23,7 +23,7 @@ from plugin.policy.flows import Way
 from plugin.protocols import NUMBER
 from plugin.state.closed_flows import cut_closed
 from tests.kernel.marks import Marks
-from tests.kernel.packets import Packet, icmp, icmp_error, ping, tcp, udp
+from tests.kernel.packets import Packet, icmp, icmp_error, ping, sctp, tcp, udp
 from tests.kernel.running import Running
 from tests.kernel.site import BR_DOCKER, Box, Site, arriving, site_of_module
 from tests.lab.netns import FORWARDING
@@ -159,6 +159,7 @@ def test_ping_and_errors_pass_and_redirects_do_not(site: Site, boxes: Boxes) -> 
 
 def test_a_forged_source_opens_no_way_back(site: Site, boxes: Boxes) -> None:
     """Only the container itself opens a flow with its source address, so that no forged reply passes as established."""
+    site.forget_flows()
     site.load(more=site.docker_elements(boxes.web, BR_DOCKER) | site.docker_elements(boxes.other, "br-ba9876543210"))
     # Addresses that no host has, which would end the flow by a reset. The outsider sends to them through the host.
     far4, far6 = IPv4Address("203.0.113.99"), IPv6Address("2001:db8:5::99")
@@ -265,6 +266,7 @@ def test_docker_proxys_packets_to_a_neighbour_reach_no_other_network(site: Site,
         Published("udp", more6, 15353, 53),
         Published("udp", IPv4Address("0.0.0.0"), 15354, 53),
         Published("udp", Site.HOST4, 15355, 53),
+        Published("sctp", Site.HOST4, 15357, 53),
     )
     theirs = (Published("udp", Site.HOST6, 15353, 53), Published("udp", IPv6Address("::"), 15354, 53))
     site.load(
@@ -277,6 +279,7 @@ def test_docker_proxys_packets_to_a_neighbour_reach_no_other_network(site: Site,
         udp(Site.HOST4, web.v4, 9, 15354): True, udp(Site.HOST6, web.v6, 9, 15354): False,
         udp(Site.HOST4, web.v4, 9, 15355): True, udp(Site.HOST4, Site.OUT4, 9, 15355): False,
         udp(Site.HOST6, Site.OUT6, 9, 15353): False, udp(Site.HOST4, Site.OUT4, 9, 15356): True,
+        sctp(Site.HOST4, Site.OUT4, 9, 15357): False,
     }  # fmt: skip
     passed = set()
     for packet in spec:

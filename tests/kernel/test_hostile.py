@@ -124,7 +124,7 @@ def heard(by: Box, hostile: Box, frames: dict[str, Frame], source: str = "") -> 
     last = bytes(new_flow("udp", OWN4, "10.1.0.2", 9, next(_ports)))
     with inside(by.path), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as ears:
         ears.bind(("eth0", 3))
-        ears.settimeout(5)
+        ears.settimeout(2)
         with inside(hostile.path), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as mouth:
             mouth.bind(("eth0", 0))
             for kind, body in frames.values():
@@ -248,6 +248,13 @@ def test_no_packet_leaves_with_anothers_address(bound: list[Box]) -> None:
         "an advertisement behind its own address": discovery(extended(neighbour(136, fe80, NEXT6, own), 60, hides)),
         "an advertisement in a fragment": discovery(part(neighbour(136, fe80, NEXT6, own), 0)),
         "that a neighbour's address is taken": discovery(icmp("::", ALL, 135, body=bytes(4) + packed(NEXT6) + tail())),
+        "and behind its own address": discovery(
+            extended(icmp("::", ALL, 135, body=bytes(4) + packed(NEXT6) + tail()), 60, hides)
+        ),
+        "a solicitation as a neighbour": discovery(neighbour(135, NEXT6, OWN6, own)),
+        "an advertisement from no address": discovery(icmp("::", ALL, 136, body=b"\x20\0\0\0" + packed(OWN6) + tail())),
+        "a neighbour's IPv6 groups": discovery(icmp(lladdr(nextdoor), "ff02::16", 143, body=bytes(4) + os.urandom(40))),
+        "a later fragment of a ping": (IP6, bytes(part(Packet(packed(NEXT6), packed(ALL), 58, os.urandom(64)), 1232))),
         "a router": discovery(router(fe80)),
         "a router, the host's address": discovery(router(GATE6)),
         "a router behind options": discovery(extended(router(fe80), 60, option)),
@@ -298,10 +305,14 @@ def test_no_message_of_neighbour_discovery_hides_in_later_fragments(bound: list[
     assert heard(victim, hostile, pieces) == set(pieces)
 
 
-def test_no_frame_leaves_with_anothers_mac(bound: list[Box]) -> None:
-    """Otherwise the bridge would send the other's packets to it, whatever the frame contains."""
+@pytest.mark.parametrize("locked", [True, False], ids=["newer", "before 5.18"])
+def test_no_frame_leaves_with_anothers_mac(site: Site, bound: list[Box], locked: bool) -> None:
+    """Otherwise the bridge would send the other's packets to it, whatever the frame contains.
+
+    The rules alone prevent it, too: an older kernel has no locked ports.
+    """
     victim, nextdoor, hostile = bound
-    own, fe80 = hostile.endpoint.mac, lladdr(hostile)
+    own, fe80, port = hostile.endpoint.mac, lladdr(hostile), host_side(hostile.endpoint.id)
     frames = {
         "ARP": arp(2, own, OWN4),
         "IPv4": datagram(OWN4, "10.1.0.2"),
@@ -310,7 +321,25 @@ def test_no_frame_leaves_with_anothers_mac(bound: list[Box]) -> None:
         "an advertisement": discovery(neighbour(136, fe80, OWN6, own)),
         "a fragment": (IP6, bytes(part(new_flow("udp", OWN6, "2001:db8:1::2", 9, next(_ports)), 8))),
     }
-    assert heard(victim, hostile, frames, nextdoor.endpoint.mac) == set()
+    site.run("bridge", "link", "set", "dev", port, "locked", "on" if locked else "off")
+    try:
+        assert heard(victim, hostile, frames, nextdoor.endpoint.mac) == set()
+    finally:
+        site.run("bridge", "link", "set", "dev", port, "locked", "on")
+
+
+def test_while_the_table_is_loaded_no_port_sends_for_others(site: Site, boxes: list[Box]) -> None:
+    """Without elements no port is known, and one that is not known keeps its network; but not while they are loaded."""
+    site.load()
+    victim, _, hostile = boxes
+    frames = {"IPv4": datagram(NEXT4, "10.1.0.2"), "ARP": arp(2, hostile.endpoint.mac, NEXT4)}
+    assert heard(victim, hostile, frames) == set(frames)
+    site.run("nft", "add", "element", "bridge", "docker-fw", "loading_ports", "{ ether timeout 60s }")
+    try:
+        with pytest.raises(TimeoutError):
+            heard(victim, hostile, frames)
+    finally:
+        site.load()
 
 
 def test_the_hosts_neighbour_entries_stay_true(site: Site, bound: list[Box]) -> None:

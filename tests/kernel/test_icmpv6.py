@@ -152,6 +152,15 @@ def test_to_a_neighbour_of_a_docker_fw_network(site: Site, boxes: Boxes) -> None
     assert {sent[packet] for packet in site.deliver(sent, boxes.near, boxes.web)} == expected("neighbour", boxes.web)
 
 
+@pytest.mark.parametrize("sender", ["web", "guest"])
+def test_from_another_network(site: Site, boxes: Boxes, sender: str) -> None:
+    """A container receives from another network what it receives from outside, but for router advertisements."""
+    ends = (boxes.web, boxes.guest) if sender == "web" else (boxes.guest, boxes.web)
+    sent = sent_in("inbound", ends[0].v6, ends[1].v6, stranger_to(ends[0], ends[1].v6))
+    wanted = {each for each in expected("inbound", ends[1]) if each[1] != ROUTER_ADVERT}
+    assert {sent[packet] for packet in site.deliver(sent, ends[1], ends[0])} == wanted
+
+
 def test_over_ipv4(site: Site, box: Box) -> None:
     """Of all 256 types of ICMP over IPv4, about no flow, a container receives the document's."""
     about = udp(box.v4, Site.OUT4, 9, next(_ports))

@@ -33,6 +33,18 @@ def known(part: str) -> dict[str, Result]:
     return {each["name"]: each for each in found}
 
 
+def chosen(part: str, options: argparse.Namespace) -> Mutants:
+    """Return the mutants that are to be judged, by name."""
+    found = {name: each for name, each in mutants_of(part).items() if options.only in name}
+    judged = known(part)
+    if options.new or options.unlisted:
+        found = {n: each for n, each in found.items() if n not in judged or judged[n]["state"] == "survived"}
+    if options.unlisted:
+        unlisted = set(report.unlisted(part, list(found)))
+        found = {n: each for n, each in found.items() if n not in judged or n in unlisted}
+    return found
+
+
 def judge(part: str, wanted: Mutants, options: argparse.Namespace, end: float, say: Callable[[str], None]) -> None:
     """Judge these mutants, and keep the results, also if the time is over. Raises UnfinishedError."""
     jobs, tests = options.jobs, options.tests
@@ -40,7 +52,7 @@ def judge(part: str, wanted: Mutants, options: argparse.Namespace, end: float, s
     try:
         if part == "rules":
             mutants: Any = list(wanted.values())
-            rules.run(mutants, directory, jobs, end, say, tests or rules.TESTS, alone=not options.together)
+            rules.run(mutants, directory, jobs, end, say, tests or rules.TESTS, alone=options.alone)
         else:
             tests = tests or condition_sessions.TESTS[part]
             condition_sessions.run(list(wanted.values()), directory, jobs, end, say, tests)  # type: ignore[arg-type]
@@ -57,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--part", choices=report.PARTS, action="append", help="only this part (again for another one)")
     parser.add_argument("--only", default="", metavar="TEXT", help="only mutants whose name contains this")
     parser.add_argument("--new", action="store_true", help="only mutants that no run has judged, and survivors")
+    parser.add_argument("--unlisted", action="store_true", help="the same, but for survivors that are listed")
     parser.add_argument(
         "--tests",
         nargs="+",
@@ -65,7 +78,11 @@ def main(argv: list[str] | None = None) -> int:
         help="only these tests: new ones, for what survived the others",
     )
     parser.add_argument(
-        "--together", action="store_true", help="rules: not first each alone, for what survived its likeliest tests"
+        "--alone",
+        type=int,
+        default=rules.ALONE,
+        metavar="N",
+        help=f"rules: how many of its likeliest tests each mutant meets alone, before all are together ({rules.ALONE})",
     )
     parser.add_argument("--jobs", type=int, default=2, help="processes (2)")
     parser.add_argument("--minutes", type=float, default=60, help="after this time it ends and fails (60)")
@@ -80,8 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     BUILD.mkdir(parents=True, exist_ok=True)
     failed = False
     for part in options.part or report.PARTS:
-        before = {name for name, each in known(part).items() if each["state"] != "survived"} if options.new else set()
-        wanted = {name: each for name, each in mutants_of(part).items() if options.only in name and name not in before}
+        wanted = chosen(part, options)
         say(f"{part}: {len(wanted)} mutants")
         try:
             if wanted:

@@ -134,7 +134,10 @@ def _negated(text: str) -> str:
     match = _MATCH.match(text)
     assert match
     opposite = " ==" if match["op"] == " !=" else " !="
-    return f"{match['key']}{opposite} {match['value']}"
+    value = match["value"]
+    if "," in value and not value.startswith("{"):
+        value = f"{{ {value.replace(',', ', ')} }}"  # nft compares with the union of the bits otherwise
+    return f"{match['key']}{opposite} {value}"
 
 
 def _smaller(text: str) -> Iterator[tuple[str, str]]:

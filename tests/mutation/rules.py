@@ -39,8 +39,20 @@ TESTS = tuple(
         "nflog",
         "helpers",
         "lookups",
+        "elsewhere",
+        "loading",
+        "marks",
+        "policy_edges",
+        "rate_ranges",
+        "host_edges",
+        "quarantine_sets",
+        "egress_edges",
     )
 )
+
+
+#: How many tests each mutant meets alone (two that found others of its rule are more).
+ALONE = 3
 
 
 def all_mutants() -> list[Mutant]:
@@ -105,11 +117,11 @@ def run(
     say: Callable[[str], None],
     tests: Iterable[str] = TESTS,
     *,
-    alone: bool = True,
+    alone: int = ALONE,
 ) -> None:
     """Judge these mutants; `sessions.results("judge", directory)` are the results. Raises UnfinishedError.
 
-    `end`: the latest time, monotonic. `alone`: first each by itself with the likeliest tests.
+    `end`: the latest time, monotonic. `alone`: how many of the likeliest tests each meets by itself first.
     """
     directory.mkdir(parents=True, exist_ok=True)
     for stale in directory.glob("judge-*"):

@@ -14,7 +14,6 @@ import json
 import os
 import re
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,8 @@ from tests import waiting
 from tests.kernel import packets
 from tests.kernel.netns import nowhere
 from tests.mutation import few_inputs
-from tests.mutation.nft_text import Mutant, counting, general, mutated, places, whole_text
+from tests.mutation.nft_text import Mutant, counting, mutated, places, whole_text
+from tests.mutation.rules_order import Covered, Order, rule_name
 
 #: Seconds, in place of the tests' own patience: a packet that a mutant drops is waited for in vain.
 ARRIVAL, CONDITION = 1.0, 4.0
@@ -36,24 +36,13 @@ ARRIVAL, CONDITION = 1.0, 4.0
 TRIES = 2
 #: Random inputs of a test.
 INPUTS = 15
-#: How many tests each mutant meets alone (a test that found another one of its rule is one more).
-BEST = 3
-#: How many tests those that survive them meet together with others, and with how many parameters of one function.
-FURTHER, PARAMETERS = 20, 2
 #: How many mutants are in the table at once then.
 MOST = 150
-#: A test's coverage: the rules that a packet reached, and those that matched, as `rule_name` writes them.
-Covered = dict[str, list[str]]
 _COUNTER = re.compile(r"counter packets (\d+)")
 _LATE = re.compile(r"did not arrive|not within \d|[Tt]imed? ?out")
 
 
 few_inputs.use(INPUTS)
-
-
-def rule_name(family: str, chain: str, rule: str) -> str:
-    """Return a rule as coverage names it."""
-    return f"{family} {chain}: {general(rule)}"
 
 
 class Text:
@@ -199,104 +188,6 @@ class Judge:
         self.module = ""
 
 
-class Order:
-    """Which tests to run for a mutant, and in which order.
-
-    One module after the other, because fixtures of modules are costly; those whose tests are quick are first.
-    """
-
-    def __init__(self, coverage: dict[str, Covered], seconds: dict[str, float]) -> None:
-        self.seconds = seconds
-        by_module: dict[str, list[float]] = {}
-        for test in coverage:
-            by_module.setdefault(test.partition("::")[0], []).append(seconds[test])
-        self.modules = sorted(by_module, key=lambda module: sum(by_module[module]) / len(by_module[module]))
-        self.by: dict[tuple[str, str], set[str]] = {}
-        for test, covered in coverage.items():
-            for kind, rules in covered.items():
-                for rule in rules:
-                    self.by.setdefault((kind, rule), set()).add(test)
-        #: Seconds times rules: a quick test of few rules is about them.
-        self.cost = {test: seconds[test] * (1 + len(covered["matched"])) for test, covered in coverage.items()}
-        self.kills: Counter[tuple[str, str]] = Counter()
-        self.rules = [(family, chain, general(rule)) for family, chain, rule, _ in places(whole_text())]
-        self._best: dict[Mutant, set[str]] = {}
-        self._tests: dict[Mutant, set[str]] = {}
-        self._others: dict[Mutant, list[str]] = {}
-
-    def tests(self, mutant: Mutant) -> set[str]:
-        """Return the tests whose packets reach the rule, or match it if only a match makes a difference."""
-        if mutant not in self._tests:
-            self._tests[mutant] = self._found(mutant)
-        return self._tests[mutant]
-
-    def _found(self, mutant: Mutant) -> set[str]:
-        kind = "matched" if mutant.change == "removed" or " is " in mutant.change else "reached"
-        return self._those("reached" if "__" in mutant.chain else kind, mutant)
-
-    def _those(self, kind: str, mutant: Mutant) -> set[str]:
-        return {test for rule in self._reached(mutant) for test in self.by.get((kind, rule), ())}
-
-    def likeliest(self, mutant: Mutant, module: str) -> list[str]:
-        """Return the module's tests that meet the mutant alone: a few, and those that found others of its rule."""
-        tests = self.tests(mutant)
-        siblings = sorted(
-            (test for test in tests if self.kills[mutant.rule, test]), key=lambda t: -self.kills[mutant.rule, t]
-        )
-        found = self.best(mutant, tests).union(siblings[:2])
-        mine = (test for test in found if test.startswith(f"{module}::"))
-        return sorted(mine, key=lambda test: (-self._likely(mutant, test), self.cost[test]))
-
-    def best(self, mutant: Mutant, tests: set[str]) -> set[str]:
-        """Return the likeliest tests, of different functions."""
-        if mutant not in self._best:
-            by_function: dict[str, str] = {}
-            for test in self._by_likelihood(mutant, tests):
-                by_function.setdefault(test.partition("[")[0], test)
-            self._best[mutant] = set([*by_function.values()][:BEST])
-        return self._best[mutant]
-
-    def others(self, mutant: Mutant, module: str) -> list[str]:
-        """Return the module's tests that meet the mutant together with others."""
-        if mutant not in self._others:
-            count: Counter[str] = Counter()
-            found = []
-            for test in self._by_likelihood(mutant, self.tests(mutant)):
-                function = test.partition("[")[0]
-                count[function] += 1
-                if count[function] <= PARAMETERS:
-                    found.append(test)
-            self._others[mutant] = found[:FURTHER]
-        return [test for test in self._others[mutant] if test.startswith(f"{module}::")]
-
-    def _by_likelihood(self, mutant: Mutant, tests: Iterable[str]) -> list[str]:
-        """Sort tests: first those that send a packet to be treated differently, and are about few rules."""
-        matched = self._those("matched", mutant)
-        wider = mutant.change.startswith("without `")
-        return sorted(tests, key=lambda test: ((test in matched) == wider, self.cost[test]))
-
-    def _reached(self, mutant: Mutant) -> Iterable[str]:
-        """Return the rules that a packet must reach to be treated differently."""
-        name = mutant.chain.removeprefix("set ")
-        # The copies of a rate's chains differ in their rules' places, so a test of any is a test of all.
-        rate = mutant.chain.startswith("limit") and "__" in mutant.chain
-        for family, chain, rule in self.rules:
-            if rate and chain.startswith("limit") and "__" in chain:
-                yield f"{family} {chain}: {rule}"
-            here = chain == mutant.chain and (mutant.rule.startswith("type ") or rule == mutant.rule)
-            uses = name != mutant.chain and f"@{name} " in f"{rule} "
-            if family == mutant.family and (here or uses):
-                yield f"{family} {chain}: {rule}"
-
-    def _likely(self, mutant: Mutant, test: str) -> int:
-        return 10 * self.kills[mutant.rule, test] + self.kills[mutant.chain, test]
-
-    def killed(self, mutant: Mutant, test: str) -> None:
-        """Remember which test found it: it is likely to find others of this rule and chain."""
-        self.kills[mutant.rule, test] += 1
-        self.kills[mutant.chain, test] += 1
-
-
 class Verdicts:
     """Runs tests with mutants, and makes the fixtures again if they are no longer sound."""
 
@@ -352,10 +243,10 @@ class Verdicts:
             if self._passes(test):
                 return not late or not self._passes(test, mutants)
             self.judge.forget()
-            if not self._passes(test):
+            if not (self._passes(test) and self._passes(test)):
                 self.unreliable.add(test)
                 return False
-        # With new fixtures it passes each time: what the mutants did has lasted.
+        # With new fixtures it passes, also a second time: what the mutants did has lasted.
         return True
 
     def _passes(self, test: str, mutants: Sequence[Mutant] = ()) -> bool:
@@ -381,7 +272,7 @@ def batches(mutants: Iterable[Mutant]) -> list[list[Mutant]]:
 
 
 def cover(session: pytest.Session, job: dict[str, Any], out: Any) -> None:
-    """Run each test with counters and without: how long it takes, and whether it passes as it is run here."""
+    """Run each test without counters and with: how long it takes, and whether it passes as it is run here, twice."""
     text, judge, coverage = Text(), Judge(session), Coverage()
     judge.ending = coverage.collect
     for test in judge.items:
@@ -390,7 +281,7 @@ def cover(session: pytest.Session, job: dict[str, Any], out: Any) -> None:
         seconds = time.monotonic() - start
         coverage.harvest()
         text.change = counting
-        judge.passes(test)
+        passed = judge.passes(test) and passed
         found = coverage.harvest()
         text.change = None
         out.write(json.dumps({"test": test, "seconds": seconds, "passed": passed, "covered": found}) + "\n")
@@ -402,7 +293,7 @@ def judge_all(session: pytest.Session, job: dict[str, Any], out: Any) -> None:
     def write(mutant: Mutant, state: str, killer: str = "") -> None:
         out.write(json.dumps({"name": mutant.name, "state": state, "killer": killer}) + "\n")
 
-    order = Order(job["coverage"], job["seconds"])
+    order = Order(job["coverage"], job["seconds"], job["alone"])
     verdicts = Verdicts(Judge(session), Text(), order)
     alive = [Mutant(*each) for each in job["mutants"]]
     for module in order.modules if job["alone"] else ():

@@ -9,6 +9,7 @@ import pytest
 
 from tests.mutation import condition_sessions, conditions, report, rules, sessions
 from tests.mutation.nft_text import Mutant, changes, is_rule, lines, mutants, mutated, parts
+from tests.mutation.rules_order import Order
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -26,7 +27,7 @@ def test_a_rule_is_weakened_in_each_way() -> None:
     assert changes("ct state new,invalid iifname != @internal goto deny") == {
         "removed": "",
         "without `ct state new,invalid`": "iifname != @internal goto deny",
-        "`ct state new,invalid` negated": "ct state != new,invalid iifname != @internal goto deny",
+        "`ct state new,invalid` negated": "ct state != { new, invalid } iifname != @internal goto deny",
         "without new": "ct state invalid iifname != @internal goto deny",
         "without invalid": "ct state new iifname != @internal goto deny",
         "without `iifname != @internal`": "ct state new,invalid goto deny",
@@ -86,3 +87,21 @@ def test_a_mutant_is_a_place_in_a_chain() -> None:
     """The same rule in two chains makes two mutants."""
     one, two = (Mutant("inet", chain, "iifname @internal goto deny", "removed") for chain in ("forward", "outbound"))
     assert one.name != two.name
+
+
+def test_a_rule_that_leads_to_a_chain_meets_the_tests_of_its_rarest_rules() -> None:
+    """Every test reaches the rule, and quick ones are first otherwise; the test that is about the chain finds more."""
+    here, common, rare = (
+        "inet input: ct state new goto new_to_host",
+        "inet new_to_host: meta nfproto != @lease jump lease_expired",
+        "inet lease_expired: ip daddr . meta l4proto . th dport @host_open4 goto deny_host",
+    )
+    covered = {f"m::quick{n}": [here, common] for n in range(3)} | {"m::of_the_lease": [here, common, rare]}
+    coverage = {test: {"reached": them, "matched": them} for test, them in covered.items()}
+    order = Order(coverage, {test: 1.0 if "quick" in test else 9.0 for test in coverage}, 1)
+    mutant = Mutant("inet", "input", "ct state new goto new_to_host", "removed")
+    assert order.likeliest(mutant, "m") == ["m::of_the_lease"]
+    other = Mutant("inet", "new_to_host", "meta nfproto != @lease jump lease_expired", "removed")
+    assert order.likeliest(other, "m") == ["m::of_the_lease"]
+    assert rare in order.chains.within("inet", "new_to_host")
+    assert rare not in order.chains.after(other)
