@@ -37,6 +37,7 @@ from tests.kernel.netns import inside
 from tests.kernel.packets import Listener, Packet, Sender, Sniffer, arrived, icmp, new_flow, ping, written
 from tests.lab import NamedNetns, Wan
 from tests.lab.claims import Claim
+from tests.waiting import until
 
 MARK = 0x08000000
 #: A bridge name as Docker chooses one.
@@ -285,11 +286,17 @@ class Site:
                 nodad = "nodad" if address.version == 6 else ""
                 lines.append(f"addr add {address}/{gateway.network.prefixlen} dev eth0 {nodad}")
         box.ip(*lines, "link set eth0 up", *(f"route add default via {g.ip}" for g in (gateway4, gateway6) if g))
+        until(lambda: self._forwards(bridge) and _carries(box, "eth0"), f"{bridge} has a carrier")
         gateways = [str(g.ip) for g in (gateway4, gateway6) if g]
         self._neighbours(box, "eth0", self.host, bridge, *gateways)
         addresses = [str(a) for a in (box.endpoint.addr4, box.endpoint.addr6) if a]
         self._neighbours(self.host, bridge, box, "eth0", *addresses)
         self.boxes.append(box)
+
+    def _forwards(self, bridge: str) -> bool:
+        """True if a bridge and its ports carry packets."""
+        ports = self.host.run(["ip", "-o", "link", "show", "master", bridge], check=False).stdout.splitlines()
+        return _carries(self.host, bridge) and not any("LOWER_UP" in each and "qdisc noop " in each for each in ports)
 
     def acquaint(self, *boxes: Box) -> None:
         """Make the neighbours of containers of one network permanent, and those of the host."""
@@ -391,6 +398,16 @@ class Site:
         said = [self.run(*command.split(), check=False).stdout for command in commands]
         said += [self.run("nft", "list", "counters", check=False).stdout, self.wan.run(["ip", "neigh"]).stdout]
         return "\n".join(said)
+
+
+def _carries(netns: NamedNetns, link: str) -> bool:
+    """True if packets can leave by a link.
+
+    The kernel drops them for a moment after the link has its carrier, until a worker has given it a queue
+    (`linkwatch_do_dev` in net/core/link_watch.c): seconds on a busy machine.
+    """
+    shown = netns.run(["ip", "-o", "link", "show", link]).stdout
+    return "LOWER_UP" in shown and "qdisc noop " not in shown
 
 
 def site_of_module(sysctls: Mapping[str, int | str] = MappingProxyType({})) -> Any:

@@ -50,6 +50,12 @@ CGROUP = Feature(
     chain("inet", "socket cgroupv2 level 2 @s accept", before="set s { typeof socket cgroupv2 level 2; }"),
 )
 LATE_FIB = Feature("route look-up in the hook forward", chain("inet", "fib saddr . iif oif missing drop", "forward"))
+BOUND = """unshare --net sh -ec '
+nft "table inet try {
+    set s { typeof ip saddr; flags dynamic,timeout; timeout 1s; }
+    chain c { update @s { ip saddr }; }
+}"
+nft list set inet try s | grep "size 65535"'"""
 FEATURES = (
     OWNER,
     Feature("table of the bridge family", chain("bridge", "accept", "prerouting")),
@@ -68,6 +74,8 @@ FEATURES = (
     Feature("log group (nfnetlink_log)", chain("inet", "log group 7", "input")),
     Feature("route look-up (`fib`)", chain("inet", "fib saddr . iif oif missing drop", "prerouting")),
     LATE_FIB,
+    Feature("label of a flow (`ct label`)", chain("inet", "ct label set 91", "forward")),
+    Feature("bound of a set that packets fill (65,535)", command=BOUND),
     Feature("ipvlan", command=link("ipvlan mode l2")),
     Feature("macvlan", command=link("macvlan mode bridge")),
     Feature("IPVS (swarm's routing mesh)", command="modprobe ip_vs && grep -q . /proc/net/ip_vs"),
