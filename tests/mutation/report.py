@@ -67,7 +67,8 @@ def mistakes(existing: Mapping[str, Sequence[str]], found: Mapping[str, Mapping[
         killed = [name for name in names if name in results and results[name]["state"] == "killed"]
         wrong += [f"{part}: survives, and is not listed: {name}" for name in unlisted(part, alive)]
         wrong += [f"{part}: is listed, and does not exist: {name}" for name in missing(part, names)]
-        listed = [name for name in killed if name not in set(unlisted(part, killed))]
+        rightly = set(unlisted(part, killed))
+        listed = [name for name in killed if name not in rightly]
         wrong += [f"{part}: is listed, and {results[name]['killer']} fails: {name}" for name in listed]
     return wrong
 
