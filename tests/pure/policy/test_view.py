@@ -1,4 +1,4 @@
-"""Test which bridges count as internal: those of Docker's internal networks, also while Docker has not listed them."""
+"""Test which bridges a view counts as internal, also before Docker has listed its networks."""
 
 from __future__ import annotations
 
