@@ -3,6 +3,10 @@
 Docker's lists and look-ups take time, and meanwhile its events report departures. So docker-fw keeps a clock that
 advances with each connection and departure. A container that left after the request is not there, whatever the answer
 contains.
+
+Docker lists a container as running for some time after it reported that it ended: Docker 20.10 reports that first, then
+frees the addresses, then changes its list (moby's daemon/monitor.go; later versions report it last). So what was left
+is not there until Docker reports that it is connected again, and no answer from before that report counts for it.
 """
 
 from __future__ import annotations
@@ -11,7 +15,8 @@ from __future__ import annotations
 class EventClock:
     """Not thread-safe.
 
-    A place is the ID of a network and of a container; without a network it means all of the container's.
+    A place is the ID of a network and of a container; without a network it means all of the container's, without a
+    container the network itself.
     """
 
     def __init__(self) -> None:
@@ -21,7 +26,7 @@ class EventClock:
         self._asked = 0
         #: Places that were left, and to which no return was reported.
         self._gone: set[tuple[str, str]] = set()
-        #: The moment of the last departure from each place.
+        #: The last moment at which each place was not there.
         self._left: dict[tuple[str, str], int] = {}
         #: The moment of each container's last change of name.
         self._renamed: dict[str, int] = {}
@@ -37,16 +42,23 @@ class EventClock:
         self._left[network, container] = self.tick()
 
     def returns(self, network: str, container: str) -> None:
-        """Note that a container connected to a network."""
-        self._gone -= {(network, container), ("", container)}
+        """Note that a container connected to a network; answers from before may list what it had earlier."""
+        for place in self._gone & {(network, container), ("", container)}:
+            self._gone.remove(place)
+            self._left[place] = self.tick()
 
     def renamed(self, container: str) -> None:
         """Note that a container has another name now."""
         self._renamed[container] = self.tick()
 
     def forget(self, container: str) -> None:
-        """Note that a container does not exist any more. Its departure still counts for answers that are under way."""
+        """Note that a container does not exist any more; answers that are under way may list it."""
         self._gone = {(n, c) for n, c in self._gone if c != container}
+        self._left["", container] = self.tick()
+
+    def network_gone(self, network: str) -> None:
+        """Note that a network does not exist any more; answers that are under way may list it."""
+        self._left[network, ""] = self.tick()
 
     def start_over(self) -> None:
         """Discard departures, because some may have been missed. Answers requested before now are stale."""
@@ -69,7 +81,7 @@ class EventClock:
         self._renamed = {container: when for container, when in self._renamed.items() if when > self._floor}
 
     def has_left(self, network: str, container: str, asked: int) -> bool:
-        """True if the container has left since Docker was asked."""
+        """True if the container has left since Docker was asked. Without a container: if the network was removed."""
         places = ((network, container), ("", container))
         return any(place in self._gone or self._left.get(place, 0) > asked for place in places)
 

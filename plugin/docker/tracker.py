@@ -105,6 +105,7 @@ class EndpointTracker:
 
         def edit(facts: Facts) -> Facts:
             self._clock.forget(container_id)
+            facts = self._with(facts, {}, [g.endpoint.id for g in self._mirror(facts).of(container_id)])
             return facts.keeping(lambda state: _without_ports(without(state, {container_id}), [container_id]))
 
         self._state.observe(edit)
@@ -113,6 +114,7 @@ class EndpointTracker:
         """Forget a network and close every endpoint on it."""
 
         def edit(facts: Facts) -> Facts:
+            self._clock.network_gone(network_id)
             self._networks_since.pop(network_id, None)
             gone = [k for k, guest in facts.guests.items() if guest.endpoint.network_id == network_id]
             return self._with(facts, {}, gone).with_networks({}, [network_id])
@@ -155,7 +157,7 @@ class EndpointTracker:
             if self._ended or self._clock.too_old(asked) or any(self._has_other_name(e, asked) for e in found):
                 return facts
             accepted, moment = True, self._clock.tick()
-            if network is not None:
+            if network is not None and not self._clock.has_left(network.id, "", asked):
                 facts = facts.with_networks({network.id: network})
                 self._networks_since[network.id] = moment
             reported = _Reported(self._mirror(facts), self._since)
@@ -219,7 +221,7 @@ class EndpointTracker:
         """Return the facts' changes by a full list."""
         now, since = self._clock.now, self._networks_since
         newer = {k: network for k, network in facts.networks.items() if since.get(k, 0) > asked}
-        there = {**newer, **listed}
+        there = {**newer, **{k: network for k, network in listed.items() if not self._clock.has_left(k, "", asked)}}
         # An endpoint that was just connected is not listed yet, nor is one that was reported meanwhile.
         stay = (g for k, g in facts.guests.items() if not g.listed or self._since.get(k, 0) > asked)
         reported = _Reported(Guests(guest for guest in stay if guest.endpoint.network_id in there), self._since)

@@ -37,24 +37,30 @@ _TABLE = "inet torture"
 class Listener:
     """A program that prints the kernel's reports; the last lines of its output are kept, with times.
 
-    When this object is made `nft` listens, so it reports what is done next.
+    When this object is made `nft` listens, so it reports what is done next. A program that ends before `stop` is
+    started again, and a line says so: `nft monitor` ends when it meets rules that it cannot read.
     """
 
     def __init__(self, netns: Netns, name: str, *argv: str) -> None:
         self.name = name
         self.lines: deque[tuple[float, str]] = deque(maxlen=LINES)
-        self._process = netns.popen(
-            ["stdbuf", "-oL", *argv],
+        self._netns, self._argv = netns, argv
+        self._over = threading.Event()
+        self._process = self._started()
+        self._reader = threading.Thread(target=self._read, name=name, daemon=True)
+        self._reader.start()
+        if argv[0] == "nft":  # the sockets of conntrack have numbers of their own
+            until(self._listens, f"{' '.join(argv)} listens")
+
+    def _started(self) -> subprocess.Popen[str]:
+        return self._netns.popen(
+            ["stdbuf", "-oL", *self._argv],
             text=True,
             errors="replace",
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
-        self._reader = threading.Thread(target=self._read, name=name, daemon=True)
-        self._reader.start()
-        if argv[0] == "nft":  # the sockets of conntrack have numbers of their own
-            until(self._listens, f"{' '.join(argv)} listens")
 
     def _listens(self) -> bool:
         """Return True if it has joined a group of the kernel's reports: the fourth word of its line in this file."""
@@ -62,18 +68,27 @@ class Listener:
         return any(words[2] == str(self._process.pid) and int(words[3], 16) for words in map(str.split, sockets))
 
     def _read(self) -> None:
-        assert self._process.stdout
-        for line in self._process.stdout:
-            self.lines.append((time.monotonic(), line))
+        while not self._over.is_set():
+            assert self._process.stdout
+            for line in self._process.stdout:
+                self.lines.append((time.monotonic(), line))
+            if not self._over.wait(0.1):
+                self.lines.append((time.monotonic(), f"# ended with {self._process.wait(10)}, is started again\n"))
+                self._process = self._started()
 
     def write(self, directory: Path, since: float, until: float) -> None:
-        chosen = [(at, line) for at, line in list(self.lines) if since <= at <= until]
+        lines = list(self.lines)
         with (directory / f"{self.name}.txt").open("w") as out:
-            out.writelines(f"{at - since - BEFORE:+9.4f} {line}" for at, line in chosen)
+            out.writelines(f"{at - since - BEFORE:+9.4f} {line}" for at, line in lines if since <= at <= until)
+            ends = sum(line.startswith("# ended") for _, line in lines)
+            first = f"{lines[0][0] - since - BEFORE:+.4f} to {lines[-1][0] - since - BEFORE:+.4f}" if lines else "none"
+            out.write(f"# {len(lines)} lines are kept ({first}), and the program ended {ends} times\n")
 
     def stop(self) -> None:
-        end(self._process)
-        self._reader.join(10)
+        self._over.set()
+        while self._reader.is_alive():  # it may have started the program again just now
+            end(self._process)
+            self._reader.join(1)
 
 
 class Capture:

@@ -318,6 +318,52 @@ def test_a_removed_container_does_not_return_with_an_old_list(table: Table, trac
     assert table.opens(old.addr4) == {5432}
 
 
+@pytest.mark.parametrize("reported", ["destroy", "restart", "network destroy"])
+def test_an_answer_that_lists_what_left_opens_nothing_later(
+    table: Table, tracker: EndpointTracker, reported: str
+) -> None:
+    """Docker lists a container as running for a moment after it reported its end. If the answer arrives only when the
+    container was removed, or has started with another address, its earlier address is not opened again."""
+    old, heir = endpoint("a", 2, WEB), endpoint("c", 2, DB)
+    tracker.replace([NETWORK], [old], asked=tracker.now())
+    tracker.leaves("", WEB.id)
+    asked = tracker.now()
+    if reported == "destroy":
+        tracker.forget(WEB.id)
+    elif reported == "restart":
+        tracker.returns(OTHER.id, WEB.id)
+        tracker.put(OTHER, [endpoint("b", 3, WEB, OTHER)], listed=False, asked=tracker.now())
+    else:
+        tracker.network_gone(NETWORK.id)
+    assert tracker.put(NETWORK, [old], listed=True, asked=asked)
+    assert not table.knows(old.addr4)
+    tracker.replace([NETWORK, OTHER], [old], asked=asked)
+    assert not table.knows(old.addr4)
+    tracker.returns(NETWORK.id, DB.id)
+    tracker.put(NETWORK, [heir], listed=False, asked=tracker.now())
+    assert table.opens(old.addr4) == {5432}
+
+
+def test_a_removed_network_does_not_return_with_an_old_list(table: Table, tracker: EndpointTracker) -> None:
+    """Nothing of a network that was removed during a listing remains, also if another has its bridge's name."""
+    network = dataclasses.replace(NETWORK, mode6="routed")
+    tracker.replace([network], [], asked=tracker.now())
+    asked = tracker.now()
+    tracker.network_gone(network.id)
+    tracker.put(network, [], listed=True, asked=asked)
+    assert table.elements() == set()
+    tracker.replace([network], [], asked=asked)
+    assert table.elements() == set()
+
+
+def test_a_removed_container_is_closed_though_its_end_was_not_reported(table: Table, tracker: EndpointTracker) -> None:
+    """The report of a container's removal alone closes its addresses."""
+    guest = endpoint("e", 2, WEB)
+    tracker.replace([NETWORK], [guest], asked=tracker.now())
+    tracker.forget(WEB.id)
+    assert not table.knows(guest.addr4)
+
+
 def test_an_answer_from_before_missed_events_confirms_nothing(table: Table, tracker: EndpointTracker) -> None:
     """Answers requested before events were missed, or before a link left a bridge, are not trusted; Docker is asked
     again."""
@@ -676,5 +722,96 @@ class Churn(RuleBasedStateMachine):
             assert self.table.opens(address) <= right
 
 
+#: Containers by the port that each opens, and the addresses that they have: few, so that they meet often.
+WHO, HOST = st.sampled_from([1001, 1002]), st.integers(2, 3)
+
+
+class LateAnswers(RuleBasedStateMachine):
+    """Docker's answers arrive late, and Docker 20.10 lists a container for a while after its addresses are free.
+
+    A container is off, on (`host` is its address), or ending: its end is reported, and it is still listed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = pytest.MonkeyPatch()
+        cut_no_flows(self.patch)
+        self.table = Table()
+        self.tracker = EndpointTracker(self.table)
+        self.tracker.replace([NETWORK], [], asked=self.tracker.now())
+        self.on: dict[int, Endpoint] = {}
+        self.ending: dict[int, Endpoint] = {}
+        self.serial = 0
+        #: The answers that are under way: of lists, which are requested one after the other, and of look-ups.
+        self.list: tuple[int, list[Endpoint]] | None = None
+        self.look_ups: list[tuple[int, list[Endpoint]]] = []
+
+    def teardown(self) -> None:
+        self.patch.undo()
+
+    @rule(who=WHO, host=HOST)
+    def start(self, who: int, host: int) -> None:
+        if who in self.on or who in self.ending or any(e.addr4 == address(host) for e in self.on.values()):
+            return
+        self.serial += 1
+        self.on[who] = endpoint(f"{self.serial:x}x", host, container(f"c{who}", who))
+        self.tracker.returns(NETWORK.id, f"c{who}".ljust(64, "0"))
+        self.ask_for(who)
+
+    @rule(who=WHO)
+    def end(self, who: int) -> None:
+        if who in self.on:
+            self.ending[who] = self.on.pop(who)
+            self.tracker.leaves("", f"c{who}".ljust(64, "0"))
+
+    @rule(who=WHO, removed=st.booleans())
+    def ended(self, who: int, *, removed: bool) -> None:
+        if self.ending.pop(who, None) and removed:
+            self.tracker.forget(f"c{who}".ljust(64, "0"))
+
+    @rule()
+    def ask(self) -> None:
+        self.list = self.list or (self.tracker.now(), [*self.ending.values(), *self.on.values()])
+
+    @rule(who=WHO)
+    def ask_for(self, who: int) -> None:
+        if found := self.on.get(who) or self.ending.get(who):
+            self.look_ups = [*self.look_ups, (self.tracker.now(), [found])][-4:]
+
+    @rule()
+    def list_arrives(self) -> None:
+        if self.list:
+            asked, found = self.list
+            self.tracker.replace([NETWORK], found, asked=asked)
+            self.list = None
+
+    @rule(which=st.integers(0, 3))
+    def look_up_arrives(self, which: int) -> None:
+        if which < len(self.look_ups):
+            asked, found = self.look_ups.pop(which)
+            self.tracker.put(NETWORK, found, listed=True, asked=asked)
+
+    @rule()
+    def all_is_known(self) -> None:
+        """In the end, Docker's answers open what runs."""
+        self.list_arrives()
+        self.ask()
+        self.list_arrives()
+        for who, guest in self.on.items():
+            assert self.table.opens(guest.addr4) == {who}
+
+    @invariant()
+    def no_exception_is_anothers(self) -> None:
+        for host in (2, 3):
+            right = {who for who, guest in self.on.items() if guest.addr4 == address(host)}
+            assert self.table.opens(address(host)) <= right
+
+
+def address(host: int) -> IPv4Address:
+    return IPv4Address(f"172.18.0.{host}")
+
+
 TestChurn = Churn.TestCase
 TestChurn.settings = inputs(80, steps=30)
+TestLateAnswers = LateAnswers.TestCase
+TestLateAnswers.settings = inputs(300, steps=30)
