@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from plugin.settings import SETTINGS
 from tests.lab.netns import FORWARDING
 from tests.product import Fw, Net
 from tests.waiting import crowded, until
@@ -45,6 +46,24 @@ def labels(**values: str) -> list[str]:
 def dockers(fw: Fw, *options: str, v4: bool = True, v6: bool = True) -> Iterator[Net]:
     with fw.network(*options, v4=v4, v6=v6, driver="bridge") as net:
         yield net
+
+
+@contextmanager
+def setting(fw: Fw, value: str) -> Iterator[None]:
+    """Run the plugin with another setting meanwhile."""
+    name = value.partition("=")[0]
+
+    def change(to: str) -> None:
+        fw.engine.docker("plugin", "disable", "-f", fw.driver)
+        fw.engine.docker("plugin", "set", fw.driver, to)
+        fw.engine.docker("plugin", "enable", fw.driver)
+        until(lambda: fw.status()["listening"], "docker-fw follows Docker", 10)
+
+    change(value)
+    try:
+        yield
+    finally:
+        change(f"{name}={SETTINGS[name].default}")
 
 
 @contextmanager

@@ -16,8 +16,19 @@ from typing import Any
 
 import pytest
 
-from plugin.settings import SETTINGS
-from tests.engine.outside import SERVERS, Targets, back, closed, dockers, hosts, labelled, opened, served, survives
+from tests.engine.outside import (
+    SERVERS,
+    Targets,
+    back,
+    closed,
+    dockers,
+    hosts,
+    labelled,
+    opened,
+    served,
+    setting,
+    survives,
+)
 from tests.inputs import TIMES
 from tests.lab import Engine
 from tests.lab.netns import FORWARDING
@@ -85,24 +96,6 @@ def test_nor_where_docker_proxy_is_not_known_by_its_control_group(each: Fw) -> N
     with setting(each, "FW_DOCKERD_CGROUP=no.such"):
         assert not each.status()["proxy_known"]
         never_at_a_start(each)
-
-
-@contextmanager
-def setting(fw: Fw, value: str) -> Iterator[None]:
-    """Run the plugin with another setting meanwhile."""
-    name = value.partition("=")[0]
-
-    def change(to: str) -> None:
-        fw.engine.docker("plugin", "disable", "-f", fw.driver)
-        fw.engine.docker("plugin", "set", fw.driver, to)
-        fw.engine.docker("plugin", "enable", fw.driver)
-        until(lambda: fw.status()["listening"], "docker-fw follows Docker", 10)
-
-    change(value)
-    try:
-        yield
-    finally:
-        change(f"{name}={SETTINGS[name].default}")
 
 
 def never_at_a_start(fw: Fw) -> None:
