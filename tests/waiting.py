@@ -7,8 +7,12 @@ import time
 from collections.abc import Callable
 
 
-def until(condition: Callable[[], object], what: str = "the condition holds", timeout: float = 20.0) -> None:
+def until(
+    condition: Callable[[], object], what: str | Callable[[], str] = "the condition holds", timeout: float = 20.0
+) -> None:
     """Return as soon as `condition()` is true. Raises AssertionError that names `what` after `timeout` seconds.
+
+    `what` may be a function, for what is known only then.
 
     If more processes want to run than four for each processor, the time-out is longer in proportion.
     Between two looks it waits as long as a look takes, 2 to 100 ms: what starts a program each time would otherwise
@@ -20,7 +24,9 @@ def until(condition: Callable[[], object], what: str = "the condition holds", ti
         if condition():
             return
         now = time.monotonic()
-        assert now < start + timeout * crowded(), f"not within {timeout * crowded():g} s: {what}"
+        if now > start + timeout * crowded():
+            reason = what() if callable(what) else what
+            raise AssertionError(f"not within {timeout * crowded():g} s: {reason}")
         time.sleep(min(max(0.002, now - began), 0.1))
 
 

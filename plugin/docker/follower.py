@@ -171,7 +171,8 @@ class DockerFollower:
                 self._api.created(event.id)
             case "container rename":
                 self._tracker.renamed(event.id)
-                self.wake()
+                self._request(started=event.id)
+                self.wake()  # for its endpoints on docker-fw networks
             case _:
                 self._on_network_event(event)
 

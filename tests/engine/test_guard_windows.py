@@ -241,7 +241,8 @@ def test_network_connect_and_disconnect_are_followed(each: Fw) -> None:
         until(lambda: (accepts(net), accepts(other)) == ([], right), "the attachment is removed", 5)
         each.engine.docker("restart", "-t", "0", app)
         each.engine.docker("rename", app, f"{app}x")
-        until(lambda: [place["container"] for place in places(other)] == [f"{app}x"], "the new name is known", 5)
+        now = f"{app}x"
+        until(lambda: [p["container"] for p in places(other)] == [now], lambda: f"{now} is known: {places(other)}", 5)
         until(lambda: (accepts(net), accepts(other)) == ([], right), "the container accepts the same as before", 5)
         each.remove(f"{app}x")
         until(lambda: accepts(other) == [], "no attachment is left", 5)

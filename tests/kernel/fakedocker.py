@@ -193,13 +193,13 @@ class FakeDocker:
             self._reply(request, {"message": f"page not found: {path}"}, 404)
 
     def _stream(self, request: BaseHTTPRequestHandler) -> None:
+        stream = request.connection
+        self._streams.add(stream)  # before the head: who has read that may end the streams
         request.send_response(200)
         request.send_header("Content-Type", "application/json")
         request.send_header("Transfer-Encoding", "chunked")
         request.end_headers()
         request.wfile.flush()
-        stream = request.connection
-        self._streams.add(stream)
         while stream in self._streams and not self._closed.wait(0.05) and not _hung_up(stream):
             pass
         self._streams.discard(stream)

@@ -260,13 +260,28 @@ def test_a_departure_closes_while_docker_hangs(world: World, follower: DockerFol
 
 
 def test_a_new_name_is_looked_up(world: World, follower: DockerFollower) -> None:
-    """When a container is renamed everything is listed, and answers about it from before do not count."""
-    world.answer = DockerSnapshot()
-    until(lambda: world.listings)
-    listings = world.listings
-    world.emit("container rename", WEB.id)
-    until(lambda: world.listings > listings)
-    assert world.called("renamed", WEB.id)
+    """When a container is renamed, answers about it from before do not count.
+
+    It is looked up at once, also while a list takes long, and everything is listed.
+    """
+    looking, resume = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        looking.set()
+        assert resume.wait(5)
+
+    world.answer, world.on_listing = DockerSnapshot(), hang
+    follower.wake()
+    assert looking.wait(5)
+    try:
+        world.emit("container rename", WEB.id)
+        until(lambda: world.called("put", None, [GUEST]), "it is looked up")
+        assert world.called("renamed", WEB.id)
+    finally:
+        world.on_listing = lambda: None
+        listings = world.listings
+        resume.set()
+    until(lambda: world.listings > listings, "everything is listed")
 
 
 @pytest.mark.parametrize(
