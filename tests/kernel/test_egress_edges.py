@@ -9,6 +9,7 @@ import pytest
 
 from plugin.labels.parser import parse
 from plugin.nftables.sets import Element
+from tests.kernel.ct_helpers import helper
 from tests.kernel.packets import Packet, arrived, new_flow, ping, tcp, udp
 from tests.kernel.site import BR_DOCKER, MARK, Box, Site, site_of_module
 from tests.lab.netns import FORWARDING
@@ -17,21 +18,6 @@ site = site_of_module(FORWARDING)
 _ports = itertools.count(20000)
 HOST = (Site.HOST4, Site.HOST6)
 OUTSIDE = (Site.OUT4, Site.OUT6)
-HELPER = """
-table inet helpers {
-	ct helper tftp {
-		type "tftp" protocol udp
-	}
-	chain prerouting {
-		type filter hook prerouting priority 0; policy accept;
-		udp dport 69 ct helper set "tftp"
-	}
-	chain output {
-		type filter hook output priority 0; policy accept;
-		udp dport 69 ct helper set "tftp"
-	}
-}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +84,7 @@ def test_a_flow_that_a_helper_expects_needs_a_rule(site: Site, box: Box, target:
     Replies to the client from the port that it opened pass.
     """
     load(site, box, "none", "69/udp")
-    site.run("nft", "-f", "-", input=HELPER)
-    try:
+    with helper(site, "tftp"):
         expected, replies = [], []
         for mine, client in ends(box, target):
             port = next(_ports)
@@ -108,8 +93,6 @@ def test_a_flow_that_a_helper_expects_needs_a_rule(site: Site, box: Box, target:
             expected.append(udp(mine, client, port, next(_ports)))
             replies.append(udp(mine, client, port, 69))
         assert sent_to(site, box, target, [*expected, *replies]) == set(replies)
-    finally:
-        site.run("nft", "delete", "table", "inet", "helpers")
 
 
 @pytest.mark.parametrize("target", ["outside", "host"])

@@ -17,6 +17,7 @@ import pytest
 from plugin.kernel.names import AF
 from plugin.model import Address
 from plugin.nftables.sets import Element
+from tests.kernel.ct_helpers import helper
 from tests.kernel.packets import Packet, arrived, icmp, icmp_error, ping, udp, written
 from tests.kernel.site import BR_DOCKER, Box, Site, claimed
 from tests.lab import NamedNetns
@@ -30,18 +31,6 @@ UNMANAGED, UNKNOWN = "virbr0", "br9"
 #: By the number of their networks.
 BRIDGES = {100: BR_DOCKER, 101: UNKNOWN, 103: UNMANAGED}
 _ports = itertools.count(20000)
-#: Connection tracking expects the server's packets to a client's port, as for an administrator's TFTP.
-HELPER = """
-table inet helpers {
-	ct helper tftp {
-		type "tftp" protocol udp
-	}
-	chain prerouting {
-		type filter hook prerouting priority 0; policy accept;
-		udp dport 69 ct helper set "tftp"
-	}
-}
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,8 +205,7 @@ def test_a_redirect_about_a_flow_does_not_reach_the_host(site: Site, loaded: dic
 def test_a_flow_that_a_helper_expects_belongs_to_no_container(site: Site, loaded: dict[str, Box], kind: str) -> None:
     """A forged request lets the host's connection tracking expect flows to the container's address."""
     box = loaded[kind]
-    site.run("nft", "-f", "-", input=HELPER)
-    try:
+    with helper(site, "tftp"):
         with absent(site, box):
             expected = []
             for a, far in zip(of(box), (FAR4, FAR6), strict=True):
@@ -228,23 +216,18 @@ def test_a_flow_that_a_helper_expects_belongs_to_no_container(site: Site, loaded
         assert "helper=tftp" in site.run("conntrack", "-L", "-o", "extended").stdout
         assert site.deliver(expected[::2], box, last=ping(FAR6, box.v6)) == set()
         assert site.deliver(expected[1::2], site.wan, box, last=ping(box.v6, FAR6)) == set()
-    finally:
-        site.run("nft", "delete", "table", "inet", "helpers")
 
 
 def test_a_flow_to_the_host_that_a_helper_expects_belongs_to_no_container(site: Site, loaded: dict[str, Box]) -> None:
     """The outsider forges both ends of the request, of which the host's is possible over IPv6 alone."""
     box, host = loaded["Docker"], site.HOST6
-    site.run("nft", "-f", "-", input=HELPER)
-    try:
+    with helper(site, "tftp"):
         port = next(_ports)
         expected = udp(box.v6, host, port, next(_ports))
         with absent(site, box):
             site.send([udp(host, box.v6, 69, port, b"\0\1file\0octet\0")])
             assert to_host(site, [expected], site.wan) == {expected}
         assert to_host(site, [expected], box) == set()
-    finally:
-        site.run("nft", "delete", "table", "inet", "helpers")
 
 
 def test_links_that_did_not_forward_before_docker_fw_forward_nothing(site: Site, loaded: dict[str, Box]) -> None:

@@ -5,24 +5,12 @@ from __future__ import annotations
 import socket
 
 from plugin.model import Peer, Rule
+from tests.kernel.ct_helpers import helper
 from tests.kernel.netns import inside
 from tests.kernel.packets import new_flow, ping
 from tests.kernel.site import Box, Site
 from tests.lab.netns import FORWARDING
 from tests.waiting import until
-
-#: As an administrator assigns it: the helper reads ports from every client's talk with an FTP server.
-HELPER = """
-table inet helpers {
-	ct helper ftp {
-		type "ftp" protocol tcp
-	}
-	chain prerouting {
-		type filter hook prerouting priority 0; policy accept;
-		tcp dport 21 ct helper set "ftp"
-	}
-}
-"""
 
 
 def listening(namespace: str, address: object, port: int) -> socket.socket:
@@ -56,8 +44,8 @@ def test_a_container_opens_no_port_by_what_it_says_to_an_ftp_server(site: Site) 
     allowed = Rule("tcp", 9090, 9090, (Peer("prefix", str(site.OUT4)),))
     more = site.docker_elements(hostile, "br-000000000001")
     site.load(site.known(box, Rule("tcp", 8080, 8080), allowed), more=more)
-    site.run("nft", "-f", "-", input=HELPER)
     with (
+        helper(site, "ftp"),  # which reads ports from every client's talk with an FTP server
         listening(site.wan.path, site.OUT4, 21) as server,
         listening(box.path, box.v4, 5432),
         listening(box.path, box.v4, 8080),
