@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
@@ -18,9 +19,13 @@ from plugin.policy.facts import Facts
 from plugin.policy.frozen import frozen
 from plugin.policy.overrides import without
 from plugin.policy.saved import SavedState
+from plugin.protocols import NUMBER
 from plugin.state.reconciler import Reconciler
 
 log = logging.getLogger(__name__)
+#: Seconds for which the host remembers, at most, a connection of a docker-proxy that has ended: until the client has
+#: answered (tcp_orphan_retries) and closed (tcp_fin_timeout), and TIME-WAIT after that.
+REMEMBERED = 300.0
 
 
 class EndpointTracker:
@@ -204,6 +209,8 @@ class EndpointTracker:
             self._since = candidate.since
             after = self._with(facts, candidate.new, candidate.gone)
             after = after.with_networks(candidate.networks, facts.networks.keys() - candidate.networks.keys())
+            old = time.monotonic() - REMEMBERED
+            after = after.with_former_proxies({}, [p for p, when in after.former_proxy_ports.items() if when < old])
             there = {*existing, *(guest.container_id for guest in after.guests.values())}
             return dataclasses.replace(after.keeping(lambda state: self._retained(state, there)), listed=True)
 
@@ -264,12 +271,15 @@ class EndpointTracker:
         return self._guests
 
     def _with(self, facts: Facts, new: Mapping[str, TrackedEndpoint], gone: Collection[str] = ()) -> Facts:
+        now, former = time.monotonic(), dict[tuple[int, int], float]()
         for key in gone:
             self._logged.pop(key, None)
             self._since.pop(key, None)
+            if guest := facts.guests.get(key):
+                former |= {(NUMBER[port.proto], port.host_port): now for port in guest.endpoint.published}
         for guest in new.values():
             self._log_problems(guest.endpoint)
-        return facts.with_guests(new, gone)
+        return facts.with_guests(new, gone).with_former_proxies(former)
 
     def _log_problems(self, endpoint: Endpoint) -> None:
         problems = endpoint.container.problems if endpoint.container else ()

@@ -8,6 +8,16 @@ from plugin.nftables.features import Features
 from plugin.nftables.rules_forward import ELSEWHERE, ERRORS, LINK6, NEW_SYN, NOT_OWN, PORT_0
 from plugin.protocols import PROTOCOLS
 
+#: Where docker-proxy is identified by its control group.
+_FORMER_PROXY = """\
+	# What is left of an ended connection (TIME-WAIT) has no control group, and a new connection from the same source
+	# goes to whichever program listens now, maybe docker-proxy. Only a whole socket has a mark.
+	chain former_proxy {
+		socket mark >= 0x0 return
+		socket transparent 0 goto unlisted_proxy
+	}
+
+"""
 #: The protocols that docker-proxy serves.
 _PUBLISHABLE = ", ".join(each.nft for each in PROTOCOLS if each.socket)
 
@@ -21,6 +31,7 @@ def host(mark: int, features: Features, *, log: str, unknown: str, no_in: str) -
     checked = "\t\tct state new,invalid,untracked jump reverse_path\n" if features.late_fib else ""
     labelled = "\t\tct state new,related jump label_elsewhere\n" if features.labels else ""
     refused = f"\t\t{ELSEWHERE} jump elsewhere\n" if features.labels else ""
+    former = _FORMER_PROXY if features.cgroups and features.listeners else ""
     passes = f"meta mark set meta mark | {mark:#010x} return"
     return f"""\
 	# A frame to a reserved bridge address (IEEE 802.1D table 7-10) arrives from the bridge port, not from the bridge,
@@ -154,7 +165,7 @@ def host(mark: int, features: Features, *, log: str, unknown: str, no_in: str) -
 		goto unlisted_proxy
 	}}
 
-	# docker-proxy is identified by its control group before it is known which container it serves.
+{former}	# docker-proxy is identified by its control group before it is known which container it serves.
 	chain unlisted_proxy {{
 		meta nfproto . meta l4proto . th dport @host_open accept
 		ip daddr . meta l4proto . th dport @host_open4 accept

@@ -301,6 +301,11 @@ SETS: dict[str, SetSpec] = {
     "docker_proxy": SetSpec(
         (CGROUP,), comment="the control group of dockerd and docker-proxy, by number", raw=True, effect="closes"
     ),
+    "former_proxy_ports": SetSpec(
+        ("meta l4proto", "th dport"),
+        comment="ports that docker-proxy served until some minutes ago: clients' ended connections are remembered",
+        effect="closes",
+    ),
     "host_neighbours": SetSpec(
         ("iifname", *_ANY), comment="bridges whose containers may reach a published port", effect="opens"
     ),

@@ -22,6 +22,7 @@ class Kind(StrEnum):
     BRIDGES = "bridges"
     PROXIES = "docker-proxy"
     DOCKERD = "dockerd's ports"
+    FORMER_PROXIES = "docker-proxy's former ports"
     LISTENING = "listening"
     SUSPECTS = "suspected ports"
     EGRESS = "restricted egress"
@@ -75,7 +76,8 @@ class ProxyFacts:
 class Facts:
     """`saved`: the part on the disk. The rest is read again from Docker and the kernel at each start.
 
-    `dockerd`: dockerd's own ports, by protocol number. `listening`: ports of the host's own programs. `suspects`: ports
+    `dockerd`: dockerd's own ports, by protocol number. `former_proxy_ports`: those that docker-proxy served for
+    containers that left, with the time when each left. `listening`: ports of the host's own programs. `suspects`: ports
     on which a docker-proxy may listen. `names`: the names of all Docker networks; None until they are listed.
     `networks`, `guests`: Docker's bridge networks and the endpoints on them, by ID. `listed`: Docker has listed all
     since the start. `suspended`: ports opened for a limited time are closed, because docker-fw stops.
@@ -85,6 +87,7 @@ class Facts:
     bridges: BridgeFacts = BridgeFacts()
     proxies: ProxyFacts = ProxyFacts()
     dockerd: frozenset[tuple[int, int]] = frozenset()
+    former_proxy_ports: Mapping[tuple[int, int], float] = field(default_factory=FrozenDict)
     listening: frozenset[Published] = frozenset()
     suspects: frozenset[Published] = frozenset()
     names: frozenset[str] | None = None
@@ -94,7 +97,7 @@ class Facts:
     suspended: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("networks", "guests"):
+        for name in ("former_proxy_ports", "networks", "guests"):
             object.__setattr__(self, name, frozen(getattr(self, name)))
 
     def keeping(self, edit: Callable[[SavedState], SavedState]) -> Facts:
@@ -106,6 +109,13 @@ class Facts:
         """Return the facts with endpoints on Docker networks added or replaced, and others removed."""
         guests = frozen(self.guests).replace(more, less)
         return self if guests is self.guests else replace(self, guests=guests)
+
+    def with_former_proxies(
+        self, more: Mapping[tuple[int, int], float], less: Collection[tuple[int, int]] = ()
+    ) -> Facts:
+        """Return the facts with ports of docker-proxies that have ended added, and others removed."""
+        former = frozen(self.former_proxy_ports).replace(more, less)
+        return self if former is self.former_proxy_ports else replace(self, former_proxy_ports=former)
 
     def with_networks(self, more: Mapping[str, BridgeNetwork], less: Collection[str] = ()) -> Facts:
         """Return the facts with Docker networks added or replaced, and others removed.
@@ -154,6 +164,7 @@ _ALONE: dict[Kind, Callable[[Facts], Any]] = {
     Kind.BRIDGES: lambda facts: facts.bridges,
     Kind.PROXIES: lambda facts: facts.proxies,
     Kind.DOCKERD: lambda facts: facts.dockerd,
+    Kind.FORMER_PROXIES: lambda facts: facts.former_proxy_ports,
     Kind.LISTENING: lambda facts: facts.listening,
     Kind.SUSPECTS: lambda facts: facts.suspects,
     Kind.EGRESS: lambda facts: facts.saved.egress_restricted,

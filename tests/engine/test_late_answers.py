@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler
@@ -107,3 +108,46 @@ def test_a_list_from_before_a_removal_opens_nothing(each: Fw) -> None:
             assert set(probe(targets).values()) == {"silent"}
         until(lambda: probe.tcp(v6, 9090) == "open", "the heir's own label opens its port")
         assert set(probe(targets).values()) == {"silent"}
+
+
+@pytest.mark.parametrize("each", ["28.5.2"], indirect=True)
+def test_a_source_port_that_is_used_again_opens_nothing(each: Fw) -> None:
+    """A client's connection through docker-proxy ended; its port on the host still waits for late packets.
+
+    Another container, which accepts nothing, has the published port now, and Docker has not listed it yet: a connection
+    from the same source port is not accepted.
+    """
+    with ExitStack() as around:
+        proxy = around.enter_context(ReadOnly(each.host.inside / "run/late.sock", Path(each.engine.socket), CALLS))
+        around.enter_context(setting(each, "FW_DOCKER_SOCKET=/host/run/late.sock"))
+        net = around.enter_context(dockers(each, v6=False))
+        former = each.run(net, "-p", "18080:8080", "--label", "fw.allow=8080", command=SERVERS)
+        served(each)
+        assert get(each, 40001)
+        each.remove(former)
+        until(lambda: not any(n["endpoints"] for n in each.status()["guarded"]), "docker-fw knows of the removal")
+        with proxy.hold("/events"), proxy.hold(LIST):
+            each.run(net, "-p", "18080:8080", command=SERVERS)
+            until(lambda: each.host.probe.tcp("::1", 18080) == "open", "docker-proxy listens")
+            assert each.host.run(["ss", "-Htn", "state", "time-wait", "sport = 18080 and dport = 40001"]).stdout
+            assert not get(each, 40002)
+            assert not get(each, 40001)
+
+
+def get(fw: Fw, source: int) -> bool:
+    """Return True if the published port answers a request from this source port over IPv6; the server closes first."""
+    code = f"""
+import socket
+s = socket.socket(socket.AF_INET6)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+s.bind(("::", {source}))
+s.settimeout(3)
+try:
+    s.connect(("{fw.host.v6}", 18080))
+except OSError:
+    raise SystemExit(1)
+s.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+while s.recv(1000):
+    pass
+"""
+    return fw.wan.run([sys.executable, "-c", code], check=False).returncode == 0

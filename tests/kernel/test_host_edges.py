@@ -19,6 +19,7 @@ from tests.kernel.resets import was_reset
 from tests.kernel.site import BR_DOCKER, Box, Site, site_of_module
 from tests.lab import NamedNetns
 from tests.lab.netns import FORWARDING
+from tests.waiting import until
 
 site = site_of_module(FORWARDING)
 _ports = itertools.count(20000)
@@ -140,3 +141,29 @@ def test_a_retry_of_a_container_with_a_list_is_a_new_connection(
         tries.append(tcp(client, host, 15080, sport))
     site.load(more=elements | restricted)
     assert heard(site, tries, other) == set()
+
+
+def test_a_source_that_is_used_again_finds_no_former_docker_proxy(site: Site) -> None:
+    """A client's ended connection hides whose listener a port has, so where docker-proxy was lately it is dropped.
+
+    Others reach another program that listens there now.
+    """
+    site.load(more=WATCHED)
+    again, fresh = [], []
+    with inside(site.host.path):
+        server = socket.create_server(("::", 15080), family=socket.AF_INET6, dualstack_ipv6=True)
+    with server:
+        for peer, host in pairs(OUTSIDE, HOST):
+            with inside(site.wan.path):
+                client = socket.create_connection((str(host), 15080), 5, (str(peer), 0))
+            with client:
+                server.accept()[0].close()  # who closes first keeps the connection in mind
+                assert client.recv(1) == b""
+                again.append(tcp(peer, host, 15080, client.getsockname()[1]))
+            fresh.append(tcp(peer, host, 15080, next(_ports)))
+        kept = ["ss", "-Htn", "state", "time-wait", "sport = 15080"]
+        until(lambda: len(site.run(*kept).stdout.splitlines()) == 2, "both connections have ended")
+        site.load(more={*WATCHED, Element("former_proxy_ports", (6, 15080))})
+        assert heard(site, [*again, *fresh]) == set(fresh)
+        site.load(more=WATCHED)
+        assert heard(site, again) == set(again)

@@ -17,13 +17,13 @@ from plugin.nftables.document import skeleton
 
 _FIELD = (
     r"(?:meta \w+|ct \w+|[io]if(?:name|group)?|ip6? \w+|th [sd]port|tcp flags|icmp(?:v6)? type|igmp type|ether \w+"
-    r"|arp \w+(?: ether| ip)?|fib \w+(?: \. [io]if)? (?:oifname|oif|type)|rt type|socket transparent"
+    r"|arp \w+(?: ether| ip)?|fib \w+(?: \. [io]if)? (?:oifname|oif|type)|rt type|socket transparent|socket mark"
     r"|socket cgroupv2 level \d|frag [\w-]+|@\w+,\d+,\d+)"
 )
 _PART = rf"{_FIELD}(?: & (?:\([^)]*\)|\S+))?(?: \| \S+)?"
 _KEY = rf"{_PART}(?: \. {_PART})*"
 _VALUE = r'(?:@[\w.-]+|\{[^}]*\}|"[^"]*"|[\w:,./*-]+)'
-_MATCH = re.compile(rf"(?P<key>{_KEY})(?P<op> !=| ==)? (?P<value>{_VALUE})(?= |$)")
+_MATCH = re.compile(rf"(?P<key>{_KEY})(?P<op> !=| ==| >=)? (?P<value>{_VALUE})(?= |$)")
 _STATEMENT = re.compile(
     r"meta mark set meta mark [|&] \S+|ct label set \d+|counter name \S+|(?:update|add) @\S+ \{[^}]*\}"
     r"|limit rate (?:over )?\S+(?: burst \d+ packets)?|log group \d+ snaplen \d+"

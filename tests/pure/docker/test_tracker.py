@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Collection
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from plugin.docker.tracker import EndpointTracker
+from plugin.docker.tracker import REMEMBERED, EndpointTracker
 from plugin.kernel import conntrack
 from plugin.labels.parser import parse
 from plugin.model import (
@@ -316,6 +317,30 @@ def test_a_removed_container_does_not_return_with_an_old_list(table: Table, trac
     tracker.put(NETWORK, [heir], listed=False, asked=tracker.now())
     tracker.replace([NETWORK], [old], asked=asked)
     assert table.opens(old.addr4) == {5432}
+
+
+def test_the_ports_of_a_docker_proxy_that_ended_are_remembered(
+    table: Table, tracker: EndpointTracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel keeps a client's ended connection for a minute, which would hide docker-proxy from the rules.
+
+    So a published port is an element from the departure of its container until some minutes later, when Docker lists
+    everything.
+    """
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    guest = endpoint("e", 2, WEB, NETWORK, Published("tcp", ANY4, 18080, 8080), Published("udp", ANY6, 18053, 53))
+    tracker.replace([NETWORK], [guest], asked=NOW)
+    assert not table.of("former_proxy_ports")
+    tracker.leaves("", WEB.id)
+    former = {Element("former_proxy_ports", (6, 18080)), Element("former_proxy_ports", (17, 18053))}
+    assert table.of("former_proxy_ports") == former
+    clock[0] += REMEMBERED
+    tracker.replace([NETWORK], [], asked=NOW)
+    assert table.of("former_proxy_ports") == former
+    clock[0] += 0.1
+    tracker.replace([NETWORK], [], asked=NOW)
+    assert not table.of("former_proxy_ports")
 
 
 @pytest.mark.parametrize("reported", ["destroy", "restart", "network destroy"])

@@ -617,7 +617,7 @@ def test_the_mark_is_exactly_one_bit(mark: int) -> None:
 
 def test_an_old_kernel_gets_a_table_without_missing_features() -> None:
     """A feature that an old kernel lacks is left out, and nothing else: no rule logs or looks up control groups, every
-    new listener is quarantined, and all other rules are the same."""
+    new listener is quarantined, connections of a former docker-proxy too, and all other rules are the same."""
     whole, less = skeleton(MARK), skeleton(MARK, Features(cgroups=False, logs=False))
     assert "cgroup" in whole
     assert "log group" in whole
@@ -627,7 +627,17 @@ def test_an_old_kernel_gets_a_table_without_missing_features() -> None:
         return line.removeprefix("meta nfproto @proxy_unidentified ")
 
     assert chains(less) == {
-        name: [older(line) for line in lines if "cgroupv2" not in line] for name, lines in chains(whole).items()
+        name: [older(line) for line in lines if "cgroupv2" not in line and "former_proxy" not in line]
+        for name, lines in chains(whole).items()
+        if name != "former_proxy"
+    }
+
+
+def test_a_port_that_docker_proxy_served_lately_is_one_element() -> None:
+    """The port counts on all addresses, and its time is not in the table."""
+    facts = Facts(former_proxy_ports={(6, 8080): 17.0})
+    assert compiled(Defaults(), facts).elements(ElementOwner(Kind.FORMER_PROXIES)) == {
+        Element("former_proxy_ports", (6, 8080))
     }
 
 
