@@ -20,6 +20,8 @@ OTHER = "other"
 #: Protocols (IANA numbers) whose flows conntrack distinguishes by their ports: TCP, UDP, SCTP, UDP-Lite. Since
 #: Linux 6.16 it does not know DCCP's ports any more.
 TRACKED_BY_PORT = frozenset({6, 17, 132, 136})
+#: Protocols whose sockets the kernel finds for a packet (net/ipv4/netfilter/nf_socket_ipv4.c): TCP and UDP.
+SOCKET_FOUND = frozenset({6, 17})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +69,8 @@ NUMBER = {each.name: each.number for each in PROTOCOLS}
 WITH_PORTS = {each.name: each.number for each in PROTOCOLS if each.ports}
 PORTLESS = {each.name: each.number for each in PROTOCOLS if not each.ports}
 PUBLISHABLE = {each.name: each.number for each in PROTOCOLS if each.socket}
+#: Those of the last whose listeners no rule can find, so that docker-proxy is not identified by its control group.
+UNFOUND = {name: number for name, number in PUBLISHABLE.items() if number not in SOCKET_FOUND}
 
 if len(BY_NAME) != len(PROTOCOLS) or len(BY_NUMBER) != len(PROTOCOLS) or OTHER in BY_NAME:
     raise TypeError("two protocols have the same name or number")

@@ -1,8 +1,9 @@
 """Host ports on which a docker-proxy may listen before Docker lists its container. They stay closed until then.
 
-If docker-proxy is identified by its control group, this concerns only dockerd's own ports, which are open. Those that
-a container requests are closed, and while the requests of a container are unknown, so are those without a listener. On
-other hosts any new listener is blocked at first (`plugin.kernel.sock_diag`).
+If docker-proxy is identified by its control group, this concerns dockerd's own ports, which are open: those that a
+container requests are closed, and while the requests of a container are unknown, so are those without a listener. And
+it concerns protocols for which no rule finds a socket (SCTP), as soon as a container may publish a port of one: any new
+listener is blocked at first (`plugin.kernel.sock_diag`). On other hosts that is so for all protocols.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from plugin.kernel.sock_diag import Listeners
 from plugin.model import Published, RequestedPorts, Rule
 from plugin.policy.facts import Facts, ProxyFacts
 from plugin.policy.saved import SavedState
-from plugin.protocols import NUMBER
+from plugin.protocols import NUMBER, UNFOUND
 from plugin.state.reconciler import Reconciler
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class ProxyPorts:
         #: For the facts. An edit reads the newest of it, without the lock, whichever thread has found it.
         self._open = own_ports(dockerd, ()).difference(*self._claims.values())
         self._kept = reconciler.state.asked
+        self._unfound = published_unfound(self._asked.values())
         self._found: tuple[ProxyFacts, frozenset[Published], frozenset[Published]] | None = None
 
     # --- ports that containers request ----------------------------------------------------------------------------
@@ -128,6 +130,7 @@ class ProxyPorts:
             self._look_around()
             left &= self._listeners.everybody()
         self._open = left
+        self._unfound = frozenset(UNFOUND.values()) if self._unknown else published_unfound(self._asked.values())
 
     def _publish(self) -> None:
         def keep(state: SavedState) -> SavedState:
@@ -135,8 +138,9 @@ class ProxyPorts:
             return state if requested == state.asked else replace(state, asked=requested)
 
         def edit(facts: Facts) -> Facts:
-            left = self._open
-            return (facts if facts.dockerd == left else replace(facts, dockerd=left)).keeping(keep)
+            if (facts.dockerd, facts.unfound) != (self._open, self._unfound):
+                facts = replace(facts, dockerd=self._open, unfound=self._unfound)
+            return facts.keeping(keep)
 
         self._state.observe(edit)
 
@@ -167,7 +171,7 @@ class ProxyPorts:
             if proxy_unidentified or self._listeners.now() - self._looked >= IDLE:
                 self._look_around()
             suspects = frozenset[Published]() if holds or not proxy_unidentified else frozenset(self._listeners.held())
-            listening = self._listening if proxy_unidentified and holds else frozenset[Published]()
+            listening = frozenset(p for p in self._listening if holds and (proxy_unidentified or p.proto in UNFOUND))
             self._found = found = (proxies, listening, suspects)
 
         def edit(facts: Facts) -> Facts:
@@ -203,6 +207,12 @@ class ProxyPorts:
 def own_ports(dockerd: Collection[Rule], asked: Iterable[RequestedPorts]) -> frozenset[Port]:
     """Return dockerd's own ports without those that containers request."""
     return _ports(dockerd) - claimed(dockerd, asked)
+
+
+def published_unfound(asked: Iterable[Iterable[RequestedPorts]]) -> frozenset[int]:
+    """Return the protocols, by number, of these requested ports for which no rule finds a socket."""
+    named = {each.proto for ports in asked for each in ports}
+    return frozenset(number for name, number in UNFOUND.items() if name in named)
 
 
 def claimed(dockerd: Collection[Rule], asked: Iterable[RequestedPorts]) -> frozenset[Port]:

@@ -116,6 +116,7 @@ _OF_FACTS: Mapping[Kind, Callable[[Facts], Iterable[Element]]] = {
     Kind.PROXIES: lambda facts: proxy_elements(facts.proxies),
     Kind.DOCKERD: lambda facts: (Element("dockerd_ports", port) for port in facts.dockerd),
     Kind.FORMER_PROXIES: lambda facts: (Element("former_proxy_ports", port) for port in facts.former_proxy_ports),
+    Kind.UNFOUND: lambda facts: (Element("unfound_protocols", (number,)) for number in facts.unfound),
     Kind.LISTENING: lambda facts: (proxied_element(port, "host_own") for port in facts.listening),
     Kind.EGRESS: lambda facts: (Element("egress_restricted", (name,)) for name in facts.saved.egress_restricted),
     Kind.INTERNAL: lambda facts: (Element("internal", (name,)) for name in facts.saved.internal),

@@ -62,6 +62,7 @@ def _unknown_owner(features: Features) -> str:
     if features.listeners:
         only = "meta nfproto @proxy_unidentified " if features.cgroups else ""
         text += f"\t\t{only}socket transparent 0 goto new_listener\n"
+        text += "\t\tmeta l4proto @unfound_protocols goto new_listener\n"
     if features.cgroups and features.listeners:
         text += "\t\tmeta l4proto . th dport @former_proxy_ports goto former_proxy\n"
     return text

@@ -306,6 +306,11 @@ SETS: dict[str, SetSpec] = {
         comment="ports that docker-proxy served until some minutes ago: clients' ended connections are remembered",
         effect="closes",
     ),
+    "unfound_protocols": SetSpec(
+        ("meta l4proto",),
+        comment="protocols that containers publish, and for which no rule finds a socket: new ports stay closed",
+        effect="closes",
+    ),
     "host_neighbours": SetSpec(
         ("iifname", *_ANY), comment="bridges whose containers may reach a published port", effect="opens"
     ),

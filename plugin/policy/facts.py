@@ -23,6 +23,7 @@ class Kind(StrEnum):
     PROXIES = "docker-proxy"
     DOCKERD = "dockerd's ports"
     FORMER_PROXIES = "docker-proxy's former ports"
+    UNFOUND = "protocols without a socket"
     LISTENING = "listening"
     SUSPECTS = "suspected ports"
     EGRESS = "restricted egress"
@@ -77,8 +78,9 @@ class Facts:
     """`saved`: the part on the disk. The rest is read again from Docker and the kernel at each start.
 
     `dockerd`: dockerd's own ports, by protocol number. `former_proxy_ports`: those that docker-proxy served for
-    containers that left, with the time when each left. `listening`: ports of the host's own programs. `suspects`: ports
-    on which a docker-proxy may listen. `names`: the names of all Docker networks; None until they are listed.
+    containers that left, with the time when each left. `unfound`: those of `plugin.protocols.UNFOUND`, by number, that
+    containers publish, or may publish. `listening`: ports of the host's own programs. `suspects`: ports on which a
+    docker-proxy may listen. `names`: the names of all Docker networks; None until they are listed.
     `networks`, `guests`: Docker's bridge networks and the endpoints on them, by ID. `listed`: Docker has listed all
     since the start. `suspended`: ports opened for a limited time are closed, because docker-fw stops.
     """
@@ -88,6 +90,7 @@ class Facts:
     proxies: ProxyFacts = ProxyFacts()
     dockerd: frozenset[tuple[int, int]] = frozenset()
     former_proxy_ports: Mapping[tuple[int, int], float] = field(default_factory=FrozenDict)
+    unfound: frozenset[int] = frozenset()
     listening: frozenset[Published] = frozenset()
     suspects: frozenset[Published] = frozenset()
     names: frozenset[str] | None = None
@@ -165,6 +168,7 @@ _ALONE: dict[Kind, Callable[[Facts], Any]] = {
     Kind.PROXIES: lambda facts: facts.proxies,
     Kind.DOCKERD: lambda facts: facts.dockerd,
     Kind.FORMER_PROXIES: lambda facts: facts.former_proxy_ports,
+    Kind.UNFOUND: lambda facts: facts.unfound,
     Kind.LISTENING: lambda facts: facts.listening,
     Kind.SUSPECTS: lambda facts: facts.suspects,
     Kind.EGRESS: lambda facts: facts.saved.egress_restricted,

@@ -14,7 +14,7 @@ from plugin.labels.parser import parse
 from plugin.model import Peer, Published, Rule
 from plugin.nftables.sets import WATCHED, Element
 from tests.kernel.netns import inside
-from tests.kernel.packets import Packet, arrived, ping, tcp, udp
+from tests.kernel.packets import Packet, arrived, ping, sctp, tcp, udp
 from tests.kernel.resets import was_reset
 from tests.kernel.site import BR_DOCKER, Box, Site, site_of_module
 from tests.lab import NamedNetns
@@ -167,3 +167,20 @@ def test_a_source_that_is_used_again_finds_no_former_docker_proxy(site: Site) ->
         assert heard(site, [*again, *fresh]) == set(fresh)
         site.load(more=WATCHED)
         assert heard(site, again) == set(again)
+
+
+def test_sctp_reaches_only_what_is_known_not_to_be_docker_proxy(site: Site) -> None:
+    """The kernel finds no socket for a packet of SCTP, so docker-proxy's control group says nothing there.
+
+    So all ports are closed where a container may publish one, except those of the host's own programs, and published
+    ones that are open to everyone. Elsewhere all are open.
+    """
+    init = [sctp(peer, host, port, next(_ports)) for peer, host in pairs(OUTSIDE, HOST) for port in (3868, 3869)]
+    site.load(more=WATCHED)
+    assert heard(site, init) == set(init)
+    closed = {*WATCHED, Element("unfound_protocols", (132,))}
+    for name in ("", "host_own", "host_open"):
+        site.forget_flows()
+        more = {Element(name, (family, 132, 3868)) for family in AF.values() if name}
+        site.load(more=closed | more)
+        assert heard(site, init) == (set(init[::2]) if name else set())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 
-from plugin.docker.proxy_ports import own_ports
+from plugin.docker.proxy_ports import own_ports, published_unfound
 from plugin.kernel.cgroup import proxies
 from plugin.kernel.sock_diag import Listeners
 from plugin.nftables.compile import compiled
@@ -40,6 +40,7 @@ def saved_facts(state: SavedState, settings: Settings, listeners: Listeners | No
     facts = Facts(
         saved=state,
         dockerd=own_ports(settings.dockerd_ports, asked),
+        unfound=published_unfound(state.asked.values()),
         proxies=ProxyFacts(*proxies(settings.cgroup, settings.dockerd_cgroup)),
     )
     try:

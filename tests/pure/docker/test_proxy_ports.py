@@ -334,15 +334,35 @@ def test_a_full_disk_keeps_nothing_open(desk: Desk) -> None:
 
 
 def test_listeners_are_reported_where_they_matter(desk: Desk) -> None:
-    """The table needs no listeners if docker-proxy is identified by its control group."""
+    """If docker-proxy is identified by its control group, the table needs only the listeners of SCTP."""
     desk.host.listens(tcp(22))
-    assert desk.look(UNIDENTIFIED).listening == {22}
-    assert desk.look(KNOWN) == (set(), set())
+    desk.host.listens(Published("sctp", ANY4, 3868, 3868))
+    assert desk.look(UNIDENTIFIED).listening == {22, 3868}
+    assert desk.look(KNOWN) == ({3868}, set())
     desk.host.listens(tcp(80))
     assert not desk.ports.waiting()
-    assert desk.look(UNIDENTIFIED).listening == {22}
+    assert desk.look(UNIDENTIFIED).listening == {22, 3868}
     assert desk.ports.waiting()
     assert desk.ports.held() == [tcp(80)]
+
+
+def test_sctp_is_closed_as_long_as_a_container_may_publish_it(desk: Desk) -> None:
+    """That is so while an unknown container exists, or one that publishes it."""
+
+    def closed() -> bool:
+        return desk.of("unfound_protocols") == {132}
+
+    assert not closed()
+    desk.ports.created("new")
+    assert closed()
+    desk.ports.asks("new", (RequestedPorts("tcp", ANY4, 80, 80),))
+    assert not closed()
+    desk.ports.created("other")
+    assert closed()
+    desk.ports.asks("other", (RequestedPorts("sctp", ANY4, 3868, 3868),))
+    assert closed()
+    desk.ports.forget("other")
+    assert not closed()
 
 
 def test_listeners_are_listed_seldom_where_none_is_quarantined(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
