@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -38,11 +38,13 @@ class Listener:
     """A program that prints the kernel's reports; the last lines of its output are kept, with times.
 
     When this object is made `nft` listens, so it reports what is done next. A program that ends before `stop` is
-    started again, and a line says so: `nft monitor` ends when it meets rules that it cannot read.
+    started again, and a line says so: `nft monitor` ends when it meets rules that it cannot read. `on_line` is called
+    with each line.
     """
 
-    def __init__(self, netns: Netns, name: str, *argv: str) -> None:
+    def __init__(self, netns: Netns, name: str, *argv: str, on_line: Callable[[str], None] | None = None) -> None:
         self.name = name
+        self._on_line = on_line or (lambda _line: None)
         self.lines: deque[tuple[float, str]] = deque(maxlen=LINES)
         self._netns, self._argv = netns, argv
         self._over = threading.Event()
@@ -72,9 +74,15 @@ class Listener:
             assert self._process.stdout
             for line in self._process.stdout:
                 self.lines.append((time.monotonic(), line))
+                self._on_line(line)
             if not self._over.wait(0.1):
                 self.lines.append((time.monotonic(), f"# ended with {self._process.wait(10)}, is started again\n"))
                 self._process = self._started()
+
+    def restart(self) -> None:
+        """Start the program again."""
+        with suppress(ProcessLookupError):
+            self._process.terminate()
 
     def write(self, directory: Path, since: float, until: float) -> None:
         lines = list(self.lines)
@@ -177,6 +185,20 @@ class Tracer:
         end(self._process)
 
 
+def trace(netns: Netns) -> tuple[Listener, Listener]:
+    """Return the listeners for the way of traced packets, and for changes of rules.
+
+    `nft monitor trace` knows only the rules that existed when it started, so it starts again with each new table.
+    """
+
+    def created(line: str) -> None:
+        if line.startswith("add table"):
+            way.restart()
+
+    way = Listener(netns, "trace", "nft", "monitor", "trace")
+    return way, Listener(netns, "rules", "nft", "-a", "monitor", on_line=created)
+
+
 class Recorder:
     """All rings. `end` writes them if the blow opened something; in a `with` the programs run."""
 
@@ -206,8 +228,7 @@ class Recorder:
         netns = self.fw.host.netns
         self._host = [
             Capture(netns, "host", self._ring, self.ports),
-            Listener(netns, "trace", "nft", "monitor", "trace"),
-            Listener(netns, "rules", "nft", "-a", "monitor"),
+            *trace(netns),
             Listener(netns, "flows", "conntrack", "-E", "-o", "id"),
             Tracer(netns, self.ports),
         ]
