@@ -79,17 +79,30 @@ def test_what_answers_no_shot_is_not_counted(packet: bytes, is_v4: bool) -> None
     assert answered(packet, is_v4) is None
 
 
+def test_a_shot_that_may_have_been_sent_while_its_port_was_open_may_be_answered() -> None:
+    """On a busy machine the shooter may have to wait between looking at the clock and sending."""
+    times = Permission([(10.0, 20.0)])
+    port = Port("tcp", "10.89.1.20", 8080)
+    assert times.covers(Answer(port, 9.95, 10.01, 10.02, "syn-ack"))
+    assert not times.covers(Answer(port, 9.95, 9.99, 10.02, "syn-ack"))
+
+
 def test_a_port_that_changes_may_answer_only_shots_from_its_open_time() -> None:
     """Once its end is noted no later shot may be answered, and before its beginning none."""
     port, times = Port("tcp", "10.89.1.20", 8080), Permission()
-    assert not times.covers(Answer(port, 0.0, 0.0, "syn-ack"))
+
+    def answer(sent: float, left: float = 0.0) -> Answer:
+        return Answer(port, sent, left or sent, 0.0, "syn-ack")
+
+    assert not times.covers(answer(0.0))
     times.begin()
     ((since, _),) = times.spans
-    assert times.covers(Answer(port, since + 3600, 0.0, "syn-ack"))
+    assert times.covers(answer(since + 3600))
+    assert not times.covers(answer(since - 0.002, since - 0.001))
     times.end()
     ((_, until),) = times.spans
-    assert times.covers(Answer(port, until, 0.0, "syn-ack"))
-    assert not times.covers(Answer(port, until + 0.001, 0.0, "syn-ack"))
+    assert times.covers(answer(until))
+    assert not times.covers(answer(until + 0.001, until + 1))
     times.end()
     assert times.spans == [(since, until)]
 

@@ -215,7 +215,8 @@ class Bed:
         return list(guest.at(8080, self.hosts, source={}))
 
     def _watched(self) -> list[Port]:
-        return [*self.closed(), *(port for guest in self.guests for port in self.of_guest(guest))]
+        changing = (port for guest in self.guests for port in self.of_guest(guest))
+        return [*self.closed(), *changing, *self.from_banned()]
 
     def missing(self) -> list[Target]:
         """Return what should be open and is not."""
@@ -243,7 +244,7 @@ class Bed:
 
     def _excused(self, answer: Answer) -> bool:
         since, end = self._excuse
-        return since <= answer.sent <= end
+        return since <= answer.left and answer.sent <= end
 
     def strike(self, blow: Callable[[Bed], None]) -> Row:
         """Strike one blow under fire, and wait until all that should be open is open again."""

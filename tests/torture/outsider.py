@@ -44,10 +44,14 @@ class Port:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer to a shot; times are `time.monotonic()`. `how`: syn-ack, reset, datagram or unreachable."""
+    """An answer to a shot; times are `time.monotonic()`. `how`: syn-ack, reset, datagram or unreachable.
+
+    The shot was sent at some moment from `sent` to `left`: on a busy machine the shooter may have to wait between them.
+    """
 
     port: Port
     sent: float
+    left: float
     came: float
     how: str
 
@@ -67,7 +71,8 @@ class Permission:
             self.spans[-1] = (self.spans[-1][0], time.monotonic())
 
     def covers(self, answer: Answer) -> bool:
-        return any(since <= answer.sent <= until for since, until in self.spans[-100:])
+        """Return True if the shot may have been sent within a span."""
+        return any(since <= answer.left and answer.sent <= until for since, until in self.spans[-100:])
 
 
 class Outsider:
@@ -167,8 +172,8 @@ class Outsider:
             if number == "mark":
                 self._marks.put([int(each) for each in rest])
                 continue
-            sent, came, how = rest
-            answer = Answer(self.ports[int(number)], float(sent), float(came), how)
+            sent, left, came, how = rest
+            answer = Answer(self.ports[int(number)], float(sent), float(left), float(came), how)
             self.answers.append(answer)
             if not self.lawful(answer):
                 self.alarm(answer)

@@ -1,6 +1,6 @@
 """Record what happens around an opening: packets, nftables' trace, changes of rules and flows, logs.
 
-All of it is kept in rings of bounded size, and written to a directory only when a port answered that must not.
+All of it is kept in rings of bounded size, and written to a directory when a port answered that must not.
 """
 
 from __future__ import annotations
@@ -205,10 +205,12 @@ class Recorder:
     def __init__(self, fw: Fw, directory: Path, ports: Iterable[Port]) -> None:
         self.fw, self.directory, self.ports = fw, directory, list(ports)
         self.kept: list[Path] = []
-        self._ring = directory / "ring"
+        self._ring, self._first = directory / "ring", directory / "first"
         self._wan: list[Capture] = []
         self._host: list[Capture | Listener | Tracer] = []
         self._rules: str = ""
+        #: Writes what the rings have soon after the first opening of a blow: they hold some ten seconds.
+        self._writer: threading.Thread | None = None
         self._logged = 0
         self._lock = threading.Lock()
 
@@ -244,6 +246,8 @@ class Recorder:
             if self._rules:
                 return
             self._rules = f"# {time.monotonic() - answer.sent:.3f} s after the shot that was answered\n"
+            self._writer = threading.Thread(target=self._write, args=(answer,), name="recorder")
+            self._writer.start()
         for each in self._host:
             if isinstance(each, Tracer):
                 each.rate(ALL)
@@ -252,31 +256,43 @@ class Recorder:
 
     def end(self, blow: str, opened: tuple[Answer, ...]) -> None:
         """Write what is known about these openings, if there are any, and be ready for the next blow."""
+        if self._writer:
+            self._writer.join(AFTER + 60)
         if opened and len(self.kept) < MOST:
             self._keep(self.directory / f"{len(self.kept) + 1:02}-{blow}", opened)
+        shutil.rmtree(self._first, ignore_errors=True)
+        self._writer = None
         if self._rules:
             for each in self._host:
                 if isinstance(each, Tracer):
                     each.rate(SAMPLE)
         self._rules, self._logged = "", self._log_size()
 
-    def _keep(self, directory: Path, opened: tuple[Answer, ...]) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self.kept.append(directory)
-        since, end = opened[0].sent - BEFORE, opened[-1].came + AFTER
-        until(lambda: time.monotonic() > end, "the seconds behind the opening have passed", AFTER + 5)
+    def _write(self, answer: Answer) -> None:
+        """Write the rings as they are some seconds after this answer."""
+        since, end, programs = answer.sent - BEFORE, answer.came + AFTER, (*self._wan, *self._host)
+        time.sleep(max(0.0, end - time.monotonic()))
         wall = time.time() - time.monotonic()
+        self._first.mkdir(parents=True, exist_ok=True)
+        for one in programs:
+            if isinstance(one, Capture):
+                one.write(self._first, since + wall, end + wall)
+            elif isinstance(one, Listener):
+                one.write(self._first, since, end)
+
+    def _keep(self, directory: Path, opened: tuple[Answer, ...]) -> None:
+        """Keep what was written in a directory, with the answers and dockerd's log."""
+        self.kept.append(directory)
+        shutil.rmtree(directory, ignore_errors=True)
+        self._first.mkdir(parents=True, exist_ok=True)
+        self._first.rename(directory)
+        since, wall = opened[0].sent, time.time() - time.monotonic()
         with (directory / "answers.txt").open("w") as out:
             for each in opened[:1000]:
                 at = time.strftime("%H:%M:%S", time.gmtime(each.sent + wall))
-                out.write(f"{each.sent - since - BEFORE:+9.4f} {at} UTC {each.port} {each.how}, ")
-                out.write(f"{(each.came - each.sent) * 1000:.1f} ms later\n")
+                out.write(f"{each.sent - since:+9.4f} to {each.left - since:+9.4f} {at} UTC {each.port} {each.how}, ")
+                out.write(f"{(each.came - each.left) * 1000:.1f} ms later\n")
         (directory / "ruleset.txt").write_text(self._rules)
-        for one in (*self._wan, *self._host):
-            if isinstance(one, Capture):
-                one.write(directory, since + wall, end + wall)
-            elif isinstance(one, Listener):
-                one.write(directory, since, end)
         with self.fw.engine.log.open("rb") as log:
             # dockerd writes the plugin's lines into its own log, and all lines have times.
             log.seek(max(self._logged, self._log_size() - 4_000_000))

@@ -1,9 +1,9 @@
 """Shoot at ports from raw sockets and report each answer: a process in the outsider's namespace, see `outsider`.
 
 Raw packets cost a tenth of a connection, so that a port is tried many times a second on a busy machine. The first line
-on stdin is JSON, see `Order`. Every answer is a line on stdout: the target's number, when its shot was sent, when the
-answer came (both `time.monotonic()`), and what it was. A line `mark` on stdin is answered by `mark` and the numbers of
-shots at each target. The process ends when stdin does.
+on stdin is JSON, see `Order`. Every answer is a line on stdout: the target's number, the moments before and after its
+shot was sent, when the answer came (all `time.monotonic()`), and what it was. A line `mark` on stdin is answered by
+`mark` and the numbers of shots at each target. The process ends when stdin does.
 
 An answer is a SYN-ACK or a datagram; and also a reset or "port unreachable" whose TTL shows that a container behind the
 host sent it, because the shot reached the container then. The host's own resets and errors are no answers.
@@ -141,7 +141,7 @@ class Shooter:
         self.sequence = [aim for turn in range(PASSES) for aim in aims if turn < order["passes"][aim.number]]
         self.every, self.shots = order["every"], [0] * len(aims)
         self.last = int.from_bytes(os.urandom(3), "big") << 6
-        self.sent = [(0, 0, 0.0)] * MEMORY
+        self.sent = [(0, 0, 0.0, 0.0)] * MEMORY
         self.ears = {self.ear(family): family == socket.AF_INET for family in ETH_P}
 
     @staticmethod
@@ -174,8 +174,8 @@ class Shooter:
     def fire(self, aim: Aim, now: float) -> None:
         """Send one shot."""
         self.last += 1
-        self.sent[self.last % MEMORY] = (self.last, aim.number, now)
         self.shots[aim.number] += aim.shoot(self.last)
+        self.sent[self.last % MEMORY] = (self.last, aim.number, now, time.monotonic())
 
     def obey(self) -> bool:
         """Answer a mark; return False at the end of stdin."""
@@ -195,9 +195,9 @@ class Shooter:
                 if found is None:
                     continue
                 shot, how = found
-                number, target, at = self.sent[shot % MEMORY]
+                number, target, before, after = self.sent[shot % MEMORY]
                 if number == shot:
-                    print(target, at, time.monotonic(), how, flush=True)
+                    print(target, before, after, time.monotonic(), how, flush=True)
 
 
 if __name__ == "__main__":
