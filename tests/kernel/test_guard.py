@@ -51,6 +51,12 @@ def boxes(site: Site) -> Boxes:
     return Boxes(site.docker_box(BR_DOCKER, 100), site.docker_box("br-ba9876543210", 101), site.docker_box(CHOSEN, 102))
 
 
+@pytest.fixture(scope="module")
+def ours(site: Site) -> Box:
+    """Return a container on a docker-fw network."""
+    return site.box(site.network(7), 2)
+
+
 BASE = {"22/tcp", "80/tcp", "443/tcp"}
 
 
@@ -97,12 +103,11 @@ def test_an_exemption_is_of_the_bridge_not_of_its_name(site: Site) -> None:
     assert arriving(site, new) == set()
 
 
-def test_other_networks_come_from_outside_too(site: Site, boxes: Boxes) -> None:
+def test_other_networks_come_from_outside_too(site: Site, boxes: Boxes, ours: Box) -> None:
     """From one Docker network to another the policy applies as for any source.
 
     The same is true from a container on a docker-fw network.
     """
-    ours = site.box(site.network(7), 2)
     site.load(site.known(ours, Rule("tcp", 8080, 8080)), more=site.docker_elements(boxes.web, BR_DOCKER))
     assert arriving(site, boxes.web, boxes.other) == BASE
     assert arriving(site, boxes.web, ours) == BASE
@@ -184,10 +189,9 @@ def test_a_forged_source_opens_no_way_back(site: Site, boxes: Boxes) -> None:
     [("routed", "outside", True), ("nat", "outside", False), ("routed", "another", False), ("routed", "ours", False)],
 )
 def test_dockers_drop_is_overruled_only_where_a_network_is_routed(
-    site: Site, boxes: Boxes, mode: str, source: str, marked: bool
+    site: Site, boxes: Boxes, ours: Box, mode: str, source: str, marked: bool
 ) -> None:
     """The mark is on packets accepted from outside to a routed network, never on those between two Docker bridges."""
-    ours = next((b for b in site.boxes if b.network), None) or site.box(site.network(7), 2)
     guest = site.docker_elements(boxes.web, BR_DOCKER, mode4=mode, mode6=mode) | site.docker_elements(
         boxes.other, "br-ba9876543210"
     )

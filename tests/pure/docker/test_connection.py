@@ -61,9 +61,9 @@ def test_a_thread_keeps_one_connection_after_failures(
     docker: FakeDocker, fault: Mode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Answers that are late, broken, refused or too long leave no connection behind, and the next request succeeds."""
-    monkeypatch.setattr(request, "LONGEST", 0.1)
-    client = Connection(str(docker.path)).client(0.1)
-    for network in NETWORKS[:4]:
+    monkeypatch.setattr(request, "LONGEST", 0.5)
+    client = Connection(str(docker.path)).client(0.5)  # enough for a good answer of a busy machine
+    for network in NETWORKS[:2]:
         docker.mode = fault
         with suppress(*FAILED, ValueError):
             request.one(client, "/networks/{0}", network)
