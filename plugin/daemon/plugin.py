@@ -174,7 +174,8 @@ class Plugin:
         # Read before the table is replaced: ports that listen only since the old one was written do not count as the
         # host's own until Docker has been asked.
         listeners = before(state, settings.sysctl, dump.listening())
-        facts = saved_facts(state, settings, listeners)
+        served = dict.fromkeys(dump.served(), time.monotonic())
+        facts = saved_facts(state, settings, listeners).with_served_ports(served)
         # Containers that ended while docker-fw was stopped left flows, which later ones with their addresses must not
         # inherit.
         self._state.start(dataclasses.replace(facts, bridges=self._bridges.facts()), saved)

@@ -210,7 +210,7 @@ class EndpointTracker:
             after = self._with(facts, candidate.new, candidate.gone)
             after = after.with_networks(candidate.networks, facts.networks.keys() - candidate.networks.keys())
             old = time.monotonic() - REMEMBERED
-            after = after.with_former_proxies({}, [p for p, when in after.former_proxy_ports.items() if when < old])
+            after = after.with_served_ports({}, [p for p, when in after.served_ports.items() if when < old])
             there = {*existing, *(guest.container_id for guest in after.guests.values())}
             return dataclasses.replace(after.keeping(lambda state: self._retained(state, there)), listed=True)
 
@@ -279,7 +279,7 @@ class EndpointTracker:
                 former |= {(NUMBER[port.proto], port.host_port): now for port in guest.endpoint.published}
         for guest in new.values():
             self._log_problems(guest.endpoint)
-        return facts.with_guests(new, gone).with_former_proxies(former)
+        return facts.with_guests(new, gone).with_served_ports(former)
 
     def _log_problems(self, endpoint: Endpoint) -> None:
         problems = endpoint.container.problems if endpoint.container else ()

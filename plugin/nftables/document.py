@@ -64,7 +64,7 @@ def _unknown_owner(features: Features) -> str:
         text += f"\t\t{only}socket transparent 0 goto new_listener\n"
         text += "\t\tmeta l4proto @unfound_protocols goto new_listener\n"
     if features.cgroups and features.listeners:
-        text += "\t\tmeta l4proto . th dport @former_proxy_ports goto former_proxy\n"
+        text += "\t\tmeta l4proto . th dport @served_ports goto served_port\n"
     return text
 
 

@@ -54,6 +54,20 @@ def listening() -> frozenset[Published] | None:
         return frozenset(_port(element) for name, dump in dumped for element, _ in _elements(dump, name, SETS[name]))
 
 
+def served() -> frozenset[tuple[int, int]]:
+    """Return the ports, by protocol number, that docker-proxy served lately according to an existing table.
+
+    Raises OSError.
+    """
+    name = "served_ports"
+    with nl.open_socket() as sock:
+        try:
+            dumped = ruleset.elements(sock, name)
+        except FileNotFoundError:  # there is no table, or it is an older version's
+            return frozenset()
+    return frozenset((int(str(proto)), int(str(port))) for proto, port in (each.key for each in elements(dumped, name)))
+
+
 def protected() -> frozenset[str] | None:
     """Return the bridges whose addresses an existing table refuses as forged sources; None if that is not known.
 

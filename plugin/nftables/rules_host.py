@@ -9,10 +9,10 @@ from plugin.nftables.rules_forward import ELSEWHERE, ERRORS, LINK6, NEW_SYN, NOT
 from plugin.protocols import PROTOCOLS
 
 #: Where docker-proxy is identified by its control group.
-_FORMER_PROXY = """\
+_SERVED_PORT = """\
 	# What is left of an ended connection (TIME-WAIT) has no control group, and a new connection from the same source
 	# goes to whichever program listens now, maybe docker-proxy. Only a whole socket has a mark.
-	chain former_proxy {
+	chain served_port {
 		socket mark >= 0x0 return
 		socket transparent 0 goto unlisted_proxy
 	}
@@ -31,7 +31,7 @@ def host(mark: int, features: Features, *, log: str, unknown: str, no_in: str) -
     checked = "\t\tct state new,invalid,untracked jump reverse_path\n" if features.late_fib else ""
     labelled = "\t\tct state new,related jump label_elsewhere\n" if features.labels else ""
     refused = f"\t\t{ELSEWHERE} jump elsewhere\n" if features.labels else ""
-    former = _FORMER_PROXY if features.cgroups and features.listeners else ""
+    former = _SERVED_PORT if features.cgroups and features.listeners else ""
     passes = f"meta mark set meta mark | {mark:#010x} return"
     return f"""\
 	# A frame to a reserved bridge address (IEEE 802.1D table 7-10) arrives from the bridge port, not from the bridge,

@@ -301,9 +301,9 @@ SETS: dict[str, SetSpec] = {
     "docker_proxy": SetSpec(
         (CGROUP,), comment="the control group of dockerd and docker-proxy, by number", raw=True, effect="closes"
     ),
-    "former_proxy_ports": SetSpec(
+    "served_ports": SetSpec(
         ("meta l4proto", "th dport"),
-        comment="ports that docker-proxy served until some minutes ago: clients' ended connections are remembered",
+        comment="ports that docker-proxy serves, may serve, or served until some minutes ago",
         effect="closes",
     ),
     "unfound_protocols": SetSpec(

@@ -22,7 +22,8 @@ class Kind(StrEnum):
     BRIDGES = "bridges"
     PROXIES = "docker-proxy"
     DOCKERD = "dockerd's ports"
-    FORMER_PROXIES = "docker-proxy's former ports"
+    SERVED = "docker-proxy's former ports"
+    REQUESTED = "requested ports"
     UNFOUND = "protocols without a socket"
     LISTENING = "listening"
     SUSPECTS = "suspected ports"
@@ -77,7 +78,7 @@ class ProxyFacts:
 class Facts:
     """`saved`: the part on the disk. The rest is read again from Docker and the kernel at each start.
 
-    `dockerd`: dockerd's own ports, by protocol number. `former_proxy_ports`: those that docker-proxy served for
+    `dockerd`: dockerd's own ports, by protocol number. `served_ports`: those that docker-proxy served for
     containers that left, with the time when each left. `unfound`: those of `plugin.protocols.UNFOUND`, by number, that
     containers publish, or may publish. `listening`: ports of the host's own programs. `suspects`: ports on which a
     docker-proxy may listen. `names`: the names of all Docker networks; None until they are listed.
@@ -89,7 +90,7 @@ class Facts:
     bridges: BridgeFacts = BridgeFacts()
     proxies: ProxyFacts = ProxyFacts()
     dockerd: frozenset[tuple[int, int]] = frozenset()
-    former_proxy_ports: Mapping[tuple[int, int], float] = field(default_factory=FrozenDict)
+    served_ports: Mapping[tuple[int, int], float] = field(default_factory=FrozenDict)
     unfound: frozenset[int] = frozenset()
     listening: frozenset[Published] = frozenset()
     suspects: frozenset[Published] = frozenset()
@@ -100,7 +101,7 @@ class Facts:
     suspended: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("former_proxy_ports", "networks", "guests"):
+        for name in ("served_ports", "networks", "guests"):
             object.__setattr__(self, name, frozen(getattr(self, name)))
 
     def keeping(self, edit: Callable[[SavedState], SavedState]) -> Facts:
@@ -113,12 +114,10 @@ class Facts:
         guests = frozen(self.guests).replace(more, less)
         return self if guests is self.guests else replace(self, guests=guests)
 
-    def with_former_proxies(
-        self, more: Mapping[tuple[int, int], float], less: Collection[tuple[int, int]] = ()
-    ) -> Facts:
+    def with_served_ports(self, more: Mapping[tuple[int, int], float], less: Collection[tuple[int, int]] = ()) -> Facts:
         """Return the facts with ports of docker-proxies that have ended added, and others removed."""
-        former = frozen(self.former_proxy_ports).replace(more, less)
-        return self if former is self.former_proxy_ports else replace(self, former_proxy_ports=former)
+        former = frozen(self.served_ports).replace(more, less)
+        return self if former is self.served_ports else replace(self, served_ports=former)
 
     def with_networks(self, more: Mapping[str, BridgeNetwork], less: Collection[str] = ()) -> Facts:
         """Return the facts with Docker networks added or replaced, and others removed.
@@ -158,6 +157,7 @@ class Facts:
             Kind.DOCKER_NETWORK: self.networks,
             Kind.ENDPOINT: self.saved.endpoints,
             Kind.TRACKED: self.guests,
+            Kind.REQUESTED: self.saved.asked,
         }
 
 
@@ -167,7 +167,7 @@ _ALONE: dict[Kind, Callable[[Facts], Any]] = {
     Kind.BRIDGES: lambda facts: facts.bridges,
     Kind.PROXIES: lambda facts: facts.proxies,
     Kind.DOCKERD: lambda facts: facts.dockerd,
-    Kind.FORMER_PROXIES: lambda facts: facts.former_proxy_ports,
+    Kind.SERVED: lambda facts: facts.served_ports,
     Kind.UNFOUND: lambda facts: facts.unfound,
     Kind.LISTENING: lambda facts: facts.listening,
     Kind.SUSPECTS: lambda facts: facts.suspects,

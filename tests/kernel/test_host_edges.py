@@ -163,7 +163,7 @@ def test_a_source_that_is_used_again_finds_no_former_docker_proxy(site: Site) ->
             fresh.append(tcp(peer, host, 15080, next(_ports)))
         kept = ["ss", "-Htn", "state", "time-wait", "sport = 15080"]
         until(lambda: len(site.run(*kept).stdout.splitlines()) == 2, "both connections have ended")
-        site.load(more={*WATCHED, Element("former_proxy_ports", (6, 15080))})
+        site.load(more={*WATCHED, Element("served_ports", (6, 15080))})
         assert heard(site, [*again, *fresh]) == set(fresh)
         site.load(more=WATCHED)
         assert heard(site, again) == set(again)

@@ -116,6 +116,17 @@ def test_sets_with_former_names_are_taken_over(own: Running) -> None:
         assert key in own.site.run("nft", "list", "set", "inet", TABLE, f"quarantine{kind}").stdout
 
 
+def test_ports_that_docker_proxy_served_are_remembered_across_a_restart(own: Running) -> None:
+    """A client's ended connection with the former docker-proxy does not hide the next one from the rules."""
+    own.start()
+    own.stop()
+    own.site.run("nft", "add", "element", "inet", TABLE, "served_ports", "{ tcp . 8080 }")
+    with own.site.inside():
+        assert dump.served() == {(6, 8080)}
+    own.start()
+    assert "tcp . 8080" in own.site.run("nft", "list", "set", "inet", TABLE, "served_ports").stdout
+
+
 def test_an_owned_table_of_a_former_version_is_taken_over(own: Running) -> None:
     """An older docker-fw that was killed owned the table: it is removed when the new table is added.
 

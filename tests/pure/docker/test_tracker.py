@@ -319,28 +319,29 @@ def test_a_removed_container_does_not_return_with_an_old_list(table: Table, trac
     assert table.opens(old.addr4) == {5432}
 
 
-def test_the_ports_of_a_docker_proxy_that_ended_are_remembered(
+def test_the_ports_of_a_docker_proxy_are_remembered_when_it_has_ended(
     table: Table, tracker: EndpointTracker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel keeps a client's ended connection for a minute, which would hide docker-proxy from the rules.
 
-    So a published port is an element from the departure of its container until some minutes later, when Docker lists
+    So a published port is an element until some minutes after the departure of its container, when Docker lists
     everything.
     """
     clock = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     guest = endpoint("e", 2, WEB, NETWORK, Published("tcp", ANY4, 18080, 8080), Published("udp", ANY6, 18053, 53))
     tracker.replace([NETWORK], [guest], asked=NOW)
-    assert not table.of("former_proxy_ports")
+    former = {Element("served_ports", (6, 18080)), Element("served_ports", (17, 18053))}
+    assert table.of("served_ports") == former
+    clock[0] += 10 * REMEMBERED
     tracker.leaves("", WEB.id)
-    former = {Element("former_proxy_ports", (6, 18080)), Element("former_proxy_ports", (17, 18053))}
-    assert table.of("former_proxy_ports") == former
+    assert table.of("served_ports") == former
     clock[0] += REMEMBERED
     tracker.replace([NETWORK], [], asked=NOW)
-    assert table.of("former_proxy_ports") == former
+    assert table.of("served_ports") == former
     clock[0] += 0.1
     tracker.replace([NETWORK], [], asked=NOW)
-    assert not table.of("former_proxy_ports")
+    assert not table.of("served_ports")
 
 
 @pytest.mark.parametrize("reported", ["destroy", "restart", "network destroy"])

@@ -627,18 +627,16 @@ def test_an_old_kernel_gets_a_table_without_missing_features() -> None:
         return line.removeprefix("meta nfproto @proxy_unidentified ")
 
     assert chains(less) == {
-        name: [older(line) for line in lines if "cgroupv2" not in line and "former_proxy" not in line]
+        name: [older(line) for line in lines if "cgroupv2" not in line and "served_port" not in line]
         for name, lines in chains(whole).items()
-        if name != "former_proxy"
+        if name != "served_port"
     }
 
 
 def test_a_port_that_docker_proxy_served_lately_is_one_element() -> None:
     """The port counts on all addresses, and its time is not in the table."""
-    facts = Facts(former_proxy_ports={(6, 8080): 17.0})
-    assert compiled(Defaults(), facts).elements(ElementOwner(Kind.FORMER_PROXIES)) == {
-        Element("former_proxy_ports", (6, 8080))
-    }
+    facts = Facts(served_ports={(6, 8080): 17.0})
+    assert compiled(Defaults(), facts).elements(ElementOwner(Kind.SERVED)) == {Element("served_ports", (6, 8080))}
 
 
 def test_the_table_is_replaced_in_one_transaction() -> None:

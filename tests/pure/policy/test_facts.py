@@ -377,7 +377,8 @@ def test_an_endpoint_of_an_unknown_container_is_closed() -> None:
     empty."""
     inventory = made(guest(dataclasses.replace(DB, container=who("db", egress="443")), sure=False))
     sets = {element.set for element in elements(inventory, OF_DB)}
-    assert sets == {"ingress_drops4", "egress_drops4", "host_closed", "host_neighbours", "egress_restricted"}
+    closed = {"host_closed", "host_neighbours", "served_ports"}
+    assert sets == {"ingress_drops4", "egress_drops4", *closed, "egress_restricted"}
     assert elements(inventory, EGRESS) == {Element("egress_restricted", ("br-app",))}
     (answer,) = inventory.answers(OF_DB).values()
     assert (answer.policy.accepts, answer.policy.egress, answer.policy.known) == ((), (), False)

@@ -265,10 +265,10 @@ def test_temporary_ports_are_not_in_the_file() -> None:
     site = Site(guest(FRONT, 2, APP, *published(9000, 29000)))
     rule = parse({"fw.allow": "9000"}).spec.allow[0]
     site.state.edit_state(lambda state: with_one(state, Overriding(APP.id, rule, until=1e12)))
-    assert {e.set for e in site.kernel.table if 29000 in e.key} == {"host_open", "host_neighbours"}
+    assert {e.set for e in site.kernel.table if 29000 in e.key} == {"host_open", "host_neighbours", "served_ports"}
     elements = compiled(PLAIN, dataclasses.replace(site.state.facts, suspended=True)).all_elements()
     assert not any(9000 in element.key for element in elements)
-    assert {e.set for e in elements if 29000 in e.key} == {"host_closed", "host_neighbours"}
+    assert {e.set for e in elements if 29000 in e.key} == {"host_closed", "host_neighbours", "served_ports"}
 
 
 def test_an_empty_change_changes_nothing() -> None:
