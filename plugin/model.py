@@ -224,10 +224,6 @@ class Published:
     container_port: int
 
 
-#: Of a longer range, each port is known only when it is published.
-_FEW_PORTS = 1024
-
-
 @dataclass(frozen=True, slots=True, order=True)
 class RequestedPorts:
     """Host ports that a container requests, from `first` to `last`; 0: Docker chooses one each time it starts."""
@@ -236,12 +232,6 @@ class RequestedPorts:
     host_ip: Address
     first: int
     last: int
-
-    @property
-    def few(self) -> range:
-        """The ports, unless Docker chooses one, or one of very many."""
-        some = self.first and self.last - self.first < _FEW_PORTS
-        return range(self.first, self.last + 1) if some else range(0)
 
     def may_be(self, port: Published) -> bool:
         """True if a program that listens there may be this container's docker-proxy."""

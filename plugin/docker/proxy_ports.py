@@ -18,7 +18,6 @@ from plugin.docker.snapshot import DockerSnapshot
 from plugin.kernel.sock_diag import Listeners
 from plugin.model import Published, RequestedPorts, Rule
 from plugin.policy.facts import Facts, ProxyFacts
-from plugin.policy.frozen import frozen
 from plugin.policy.saved import SavedState
 from plugin.protocols import NUMBER, UNFOUND
 from plugin.state.reconciler import Reconciler
@@ -64,7 +63,7 @@ class ProxyPorts:
         self._looked = -IDLE
         #: For the facts. An edit reads the newest of it, without the lock, whichever thread has found it.
         self._open = own_ports(dockerd, ()).difference(*self._claims.values())
-        self._kept = frozen(reconciler.state.asked)
+        self._kept = reconciler.state.asked
         self._unfound = published_unfound(self._asked.values())
         self._found: tuple[ProxyFacts, frozenset[Published], frozenset[Published]] | None = None
 
@@ -118,8 +117,7 @@ class ProxyPorts:
         self._keep()
 
     def _keep(self) -> None:
-        wanted = {container: ports for container, ports in self._asked.items() if ports}
-        self._kept = self._kept.replace(wanted, self._kept.keys() - wanted.keys())
+        self._kept = {container: ports for container, ports in self._asked.items() if ports}
 
     def _note(self) -> None:
         taken = frozenset().union(*self._claims.values())
@@ -137,7 +135,7 @@ class ProxyPorts:
     def _publish(self) -> None:
         def keep(state: SavedState) -> SavedState:
             requested = self._kept
-            return state if requested is state.asked or requested == state.asked else replace(state, asked=requested)
+            return state if requested == state.asked else replace(state, asked=requested)
 
         def edit(facts: Facts) -> Facts:
             if (facts.dockerd, facts.unfound) != (self._open, self._unfound):

@@ -140,6 +140,8 @@ class Bed:
         #: the plugin's references in a registry, to which it is upgraded in turn
         self.versions: list[str] = []
         self._excuse = (0.0, 0.0)
+        #: How many of the outsider's answers were judged: those between two blows count for the second one.
+        self._judged = 0
         self._lock = threading.Lock()
 
     def count(self, kind: str, number: int = 1) -> None:
@@ -255,7 +257,7 @@ class Bed:
             left[:] = self.missing()
             return not left
 
-        first, began, position = self.outsider.shots(), time.monotonic(), len(self.outsider.answers)
+        first, began, position = self.outsider.shots(), time.monotonic(), self._judged
         try:
             blow(self)
         except (AssertionError, LabError) as error:
@@ -267,7 +269,8 @@ class Bed:
             trouble = f"{trouble} {error}: {left}".strip()
         back = time.monotonic() - struck
         shots = self.outsider.shots() - first
-        unlawful = [a for a in self.outsider.answers[position:] if not self.outsider.lawful(a)]
+        self._judged = len(self.outsider.answers)
+        unlawful = [a for a in self.outsider.answers[position : self._judged] if not self.outsider.lawful(a)]
         excused = [answer for answer in unlawful if self._excused(answer)]
         gap = max((answer.sent - self._excuse[0] for answer in excused), default=0.0)
         wrong = tuple(answer for answer in unlawful if answer not in excused)

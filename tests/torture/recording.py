@@ -209,8 +209,9 @@ class Recorder:
         self._wan: list[Capture] = []
         self._host: list[Capture | Listener | Tracer] = []
         self._rules: str = ""
-        #: Writes what the rings have soon after the first opening of a blow: they hold some ten seconds.
+        #: Writes the recording of a blow's first opening, and the answer that it has recorded.
         self._writer: threading.Thread | None = None
+        self._recorded: Answer | None = None
         self._logged = 0
         self._lock = threading.Lock()
 
@@ -241,39 +242,45 @@ class Recorder:
             each.stop()
 
     def alarm(self, answer: Answer) -> None:
-        """Trace more and keep the rules as they are now: a port has just answered that must not."""
+        """Record what surrounds the first answer of a blow that must not be; in a thread, as the outsider goes on."""
         with self._lock:
-            if self._rules:
-                return
-            self._rules = f"# {time.monotonic() - answer.sent:.3f} s after the shot that was answered\n"
-            self._writer = threading.Thread(target=self._write, args=(answer,), name="recorder")
-            self._writer.start()
-        for each in self._host:
-            if isinstance(each, Tracer):
-                each.rate(ALL)
-        done = self.fw.host.netns.run(["nft", "-a", "list", "ruleset"], check=False)
-        self._rules += done.stdout + done.stderr
+            if self._writer is None:
+                self._writer = threading.Thread(target=self._write, args=(answer,), name="recorder")
+                self._writer.start()
 
     def end(self, blow: str, opened: tuple[Answer, ...]) -> None:
-        """Write what is known about these openings, if there are any, and be ready for the next blow."""
+        """Keep what is known about these openings, if there are any, and be ready for the next blow."""
         if self._writer:
             self._writer.join(AFTER + 60)
         if opened and len(self.kept) < MOST:
             self._keep(self.directory / f"{len(self.kept) + 1:02}-{blow}", opened)
+        self._rate(SAMPLE)
         shutil.rmtree(self._first, ignore_errors=True)
-        self._writer = None
-        if self._rules:
-            for each in self._host:
-                if isinstance(each, Tracer):
-                    each.rate(SAMPLE)
-        self._rules, self._logged = "", self._log_size()
+        with self._lock:
+            self._rules, self._recorded, self._writer, self._logged = "", None, None, self._log_size()
+
+    def _rate(self, each_second: int) -> None:
+        for each in self._host:
+            if isinstance(each, Tracer):
+                each.rate(each_second)
 
     def _write(self, answer: Answer) -> None:
-        """Write the rings as they are some seconds after this answer."""
-        since, end, programs = answer.sent - BEFORE, answer.came + AFTER, (*self._wan, *self._host)
-        time.sleep(max(0.0, end - time.monotonic()))
-        wall = time.time() - time.monotonic()
+        """Write the rules as they are now, and the rings as they are some seconds after this answer.
+
+        The rings hold ten seconds, and a blow may last longer.
+        """
+        programs = (*self._wan, *self._host)
+        self._rate(ALL)
+        done = self.fw.host.netns.run(["nft", "-a", "list", "ruleset"], check=False)
+        self._rules = f"# {time.monotonic() - answer.sent:.3f} s after the shot that was answered\n"
+        self._rules += done.stdout + done.stderr
+        time.sleep(max(0.0, answer.came + AFTER - time.monotonic()))
+        self._write_rings(answer, programs)
+
+    def _write_rings(self, answer: Answer, programs: Iterable[Capture | Listener | Tracer]) -> None:
+        since, end, wall = answer.sent - BEFORE, answer.came + AFTER, time.time() - time.monotonic()
         self._first.mkdir(parents=True, exist_ok=True)
+        self._recorded = answer
         for one in programs:
             if isinstance(one, Capture):
                 one.write(self._first, since + wall, end + wall)
@@ -282,9 +289,10 @@ class Recorder:
 
     def _keep(self, directory: Path, opened: tuple[Answer, ...]) -> None:
         """Keep what was written in a directory, with the answers and dockerd's log."""
+        if self._recorded is not opened[0]:  # an answer with an excuse was the first one
+            self._write_rings(opened[0], (*self._wan, *self._host))
         self.kept.append(directory)
         shutil.rmtree(directory, ignore_errors=True)
-        self._first.mkdir(parents=True, exist_ok=True)
         self._first.rename(directory)
         since, wall = opened[0].sent, time.time() - time.monotonic()
         with (directory / "answers.txt").open("w") as out:
