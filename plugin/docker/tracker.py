@@ -9,17 +9,16 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from plugin.docker.event_clock import EventClock
 from plugin.docker.tracked import Guests
-from plugin.model import BridgeNetwork, Endpoint, Problem, TrackedEndpoint
+from plugin.model import BridgeNetwork, Endpoint, Problem, Published, TrackedEndpoint
 from plugin.policy.facts import Facts
 from plugin.policy.frozen import frozen
 from plugin.policy.overrides import without
 from plugin.policy.saved import SavedState
-from plugin.protocols import NUMBER
 from plugin.state.reconciler import Reconciler
 
 log = logging.getLogger(__name__)
@@ -271,12 +270,12 @@ class EndpointTracker:
         return self._guests
 
     def _with(self, facts: Facts, new: Mapping[str, TrackedEndpoint], gone: Collection[str] = ()) -> Facts:
-        now, former = time.monotonic(), dict[tuple[int, int], float]()
+        now, former = time.monotonic(), dict[Published, float]()
         for key in gone:
             self._logged.pop(key, None)
             self._since.pop(key, None)
             if guest := facts.guests.get(key):
-                former |= {(NUMBER[port.proto], port.host_port): now for port in guest.endpoint.published}
+                former |= dict.fromkeys(_remembered(guest.endpoint.published), now)
         for guest in new.values():
             self._log_problems(guest.endpoint)
         return facts.with_guests(new, gone).with_served_ports(former)
@@ -334,6 +333,13 @@ class _Reported:
             if known != guest:
                 self.guests.put(guest)
                 self.new[endpoint.id] = guest
+
+
+def _remembered(published: Iterable[Published]) -> Iterator[Published]:
+    """Yield the ports with connections that the host remembers, without the port behind each."""
+    for port in published:
+        if port.proto == "tcp" and not port.host_ip.is_loopback:
+            yield dataclasses.replace(port, container_port=0)
 
 
 def _without_ports(state: SavedState, containers: Collection[str]) -> SavedState:

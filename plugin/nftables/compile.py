@@ -13,7 +13,6 @@ from plugin.nftables.elements import (
     network_elements,
     proxied_element,
     proxy_elements,
-    served_element,
 )
 from plugin.nftables.rate_quota import Quota, rates
 from plugin.nftables.sets import Element
@@ -110,18 +109,13 @@ def _endpoint(view: PolicyView, owner: ElementOwner) -> frozenset[Element]:
     return guest_elements(network, endpoint, policy, view.closed_at(endpoint))
 
 
-def _requested(view: PolicyView, owner: ElementOwner) -> frozenset[Element]:
-    requested = view.state.asked.get(owner.id, ())
-    return frozenset(served_element(each.proto, port) for each in requested for port in each.few)
-
-
 #: Owners of which there is one, and which stand for a part of the facts.
 _OF_FACTS: Mapping[Kind, Callable[[Facts], Iterable[Element]]] = {
     Kind.FORWARDING: lambda facts: (Element("no_transit", (family,)) for family in facts.saved.switched),
     Kind.BRIDGES: lambda facts: bridge_elements(facts.bridges),
     Kind.PROXIES: lambda facts: proxy_elements(facts.proxies),
     Kind.DOCKERD: lambda facts: (Element("dockerd_ports", port) for port in facts.dockerd),
-    Kind.SERVED: lambda facts: (Element("served_ports", port) for port in facts.served_ports),
+    Kind.SERVED: lambda facts: (proxied_element(port, "served_ports") for port in facts.served_ports),
     Kind.UNFOUND: lambda facts: (Element("unfound_protocols", (number,)) for number in facts.unfound),
     Kind.LISTENING: lambda facts: (proxied_element(port, "host_own") for port in facts.listening),
     Kind.EGRESS: lambda facts: (Element("egress_restricted", (name,)) for name in facts.saved.egress_restricted),
@@ -135,5 +129,4 @@ _OF_OWNER: Mapping[Kind, Callable[[PolicyView, ElementOwner], frozenset[Element]
     Kind.DOCKER_NETWORK: _docker_network,
     Kind.ENDPOINT: _endpoint,
     Kind.TRACKED: _endpoint,
-    Kind.REQUESTED: _requested,
 }

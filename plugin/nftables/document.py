@@ -64,7 +64,8 @@ def _unknown_owner(features: Features) -> str:
         text += f"\t\t{only}socket transparent 0 goto new_listener\n"
         text += "\t\tmeta l4proto @unfound_protocols goto new_listener\n"
     if features.cgroups and features.listeners:
-        text += "\t\tmeta l4proto . th dport @served_ports goto served_port\n"
+        for key, version in (("meta nfproto", ""), ("ip daddr", "4"), ("ip6 daddr", "6")):
+            text += f"\t\t{key} . meta l4proto . th dport @served_ports{version} goto served_port\n"
     return text
 
 

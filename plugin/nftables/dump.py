@@ -54,18 +54,14 @@ def listening() -> frozenset[Published] | None:
         return frozenset(_port(element) for name, dump in dumped for element, _ in _elements(dump, name, SETS[name]))
 
 
-def served() -> frozenset[tuple[int, int]]:
-    """Return the ports, by protocol number, that docker-proxy served lately according to an existing table.
+def served() -> frozenset[Published]:
+    """Return the ports that docker-proxy served lately, according to an existing table.
 
     Raises OSError.
     """
-    name = "served_ports"
+    names = ("served_ports", "served_ports4", "served_ports6")
     with nl.open_socket() as sock:
-        try:
-            dumped = ruleset.elements(sock, name)
-        except FileNotFoundError:  # there is no table, or it is an older version's
-            return frozenset()
-    return frozenset((int(str(proto)), int(str(port))) for proto, port in (each.key for each in elements(dumped, name)))
+        return frozenset(_port(element) for name in names for element in elements(_set(sock, name), name))
 
 
 def protected() -> frozenset[str] | None:

@@ -26,7 +26,7 @@ from plugin.nftables.rate_chains import remembers
 from plugin.nftables.sets import Element, limit_chain
 from plugin.policy.decide import closed_ports, covers, prefix_of
 from plugin.policy.facts import BridgeFacts, ProxyFacts
-from plugin.protocols import NUMBER, OTHER, WITH_PORTS, Proto
+from plugin.protocols import NUMBER, OTHER, WITH_PORTS
 
 
 def _ports(rule: Rule | Rate) -> Iterator[tuple[str, int, int]]:
@@ -166,7 +166,8 @@ def guest_elements(
         if port.host_ip.is_loopback:
             continue
         elements.add(proxied_element(port, "host_closed" if port in closed_here else "host_open"))
-        elements.add(served_element(port.proto, port.host_port))
+        if port.proto == "tcp":
+            elements.add(proxied_element(port, "served_ports"))
         if port in closed_here:
             elements.update(_via(port, policy.accepts))
         elements.update(_rated_host(endpoint, port, policy.rates))
@@ -176,14 +177,9 @@ def guest_elements(
 
 
 def proxied_element(port: Published, name: str = "host_closed") -> Element:
-    """Return the element that closes (or, as "host_open", leaves open) a host port on which docker-proxy listens."""
+    """Return the element of such a set for a host port; the set of its address if it has one."""
     at, key = _host_port(port)
     return Element(f"{name}{at}", key)
-
-
-def served_element(proto: Proto, port: int) -> Element:
-    """Return the element for a host port, on any address, that docker-proxy serves, may serve or has served lately."""
-    return Element("served_ports", (NUMBER[proto], port))
 
 
 def neighbour_element(bridge: str, port: Published) -> Element:

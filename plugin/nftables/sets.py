@@ -225,6 +225,11 @@ def _host(v: int, source: str, to: tuple[str, ...]) -> dict[str, SetSpec]:
             effect="opens",
             closed_as=f"host_closed{v}",
         ),
+        f"served_ports{v}": SetSpec(
+            to,
+            comment="TCP ports of one address of the host that docker-proxy serves, or served until some minutes ago",
+            effect="closes",
+        ),
         f"host_own{v}": SetSpec(
             to, comment="ports of one address of the host on which its own programs listen", effect="opens"
         ),
@@ -302,9 +307,7 @@ SETS: dict[str, SetSpec] = {
         (CGROUP,), comment="the control group of dockerd and docker-proxy, by number", raw=True, effect="closes"
     ),
     "served_ports": SetSpec(
-        ("meta l4proto", "th dport"),
-        comment="ports that docker-proxy serves, may serve, or served until some minutes ago",
-        effect="closes",
+        _ANY, comment="TCP ports that docker-proxy serves, or served until some minutes ago", effect="closes"
     ),
     "unfound_protocols": SetSpec(
         ("meta l4proto",),

@@ -23,7 +23,6 @@ class Kind(StrEnum):
     PROXIES = "docker-proxy"
     DOCKERD = "dockerd's ports"
     SERVED = "docker-proxy's former ports"
-    REQUESTED = "requested ports"
     UNFOUND = "protocols without a socket"
     LISTENING = "listening"
     SUSPECTS = "suspected ports"
@@ -78,19 +77,20 @@ class ProxyFacts:
 class Facts:
     """`saved`: the part on the disk. The rest is read again from Docker and the kernel at each start.
 
-    `dockerd`: dockerd's own ports, by protocol number. `served_ports`: those that docker-proxy served for
-    containers that left, with the time when each left. `unfound`: those of `plugin.protocols.UNFOUND`, by number, that
-    containers publish, or may publish. `listening`: ports of the host's own programs. `suspects`: ports on which a
-    docker-proxy may listen. `names`: the names of all Docker networks; None until they are listed.
-    `networks`, `guests`: Docker's bridge networks and the endpoints on them, by ID. `listed`: Docker has listed all
-    since the start. `suspended`: ports opened for a limited time are closed, because docker-fw stops.
+    `dockerd`: dockerd's own ports, by protocol number. `served_ports`: TCP ports that docker-proxy served for
+    containers that left, with the time when each left; their `container_port` means nothing. `unfound`: those of
+    `plugin.protocols.UNFOUND`, by number, that containers publish, or may publish. `listening`: ports of the host's own
+    programs. `suspects`: ports on which a docker-proxy may listen. `names`: the names of all Docker networks; None
+    until they are listed. `networks`, `guests`: Docker's bridge networks and the endpoints on them, by ID. `listed`:
+    Docker has listed all since the start. `suspended`: ports opened for a limited time are closed, because docker-fw
+    stops.
     """
 
     saved: SavedState = field(default_factory=SavedState)
     bridges: BridgeFacts = BridgeFacts()
     proxies: ProxyFacts = ProxyFacts()
     dockerd: frozenset[tuple[int, int]] = frozenset()
-    served_ports: Mapping[tuple[int, int], float] = field(default_factory=FrozenDict)
+    served_ports: Mapping[Published, float] = field(default_factory=FrozenDict)
     unfound: frozenset[int] = frozenset()
     listening: frozenset[Published] = frozenset()
     suspects: frozenset[Published] = frozenset()
@@ -114,7 +114,7 @@ class Facts:
         guests = frozen(self.guests).replace(more, less)
         return self if guests is self.guests else replace(self, guests=guests)
 
-    def with_served_ports(self, more: Mapping[tuple[int, int], float], less: Collection[tuple[int, int]] = ()) -> Facts:
+    def with_served_ports(self, more: Mapping[Published, float], less: Collection[Published] = ()) -> Facts:
         """Return the facts with ports of docker-proxies that have ended added, and others removed."""
         former = frozen(self.served_ports).replace(more, less)
         return self if former is self.served_ports else replace(self, served_ports=former)
@@ -157,7 +157,6 @@ class Facts:
             Kind.DOCKER_NETWORK: self.networks,
             Kind.ENDPOINT: self.saved.endpoints,
             Kind.TRACKED: self.guests,
-            Kind.REQUESTED: self.saved.asked,
         }
 
 

@@ -163,8 +163,12 @@ def test_a_source_that_is_used_again_finds_no_former_docker_proxy(site: Site) ->
             fresh.append(tcp(peer, host, 15080, next(_ports)))
         kept = ["ss", "-Htn", "state", "time-wait", "sport = 15080"]
         until(lambda: len(site.run(*kept).stdout.splitlines()) == 2, "both connections have ended")
-        site.load(more={*WATCHED, Element("served_ports", (6, 15080))})
-        assert heard(site, [*again, *fresh]) == set(fresh)
+        served = [Element("served_ports", (family, 6, 15080)) for family in AF.values()]
+        at = [Element("served_ports4", (Site.HOST4, 6, 15080)), Element("served_ports6", (Site.HOST6, 6, 15080))]
+        for elements in (served, at):
+            site.load(more={*WATCHED, *elements})
+            assert heard(site, [*again, *fresh]) == set(fresh)
+            site.forget_flows()
         site.load(more=WATCHED)
         assert heard(site, again) == set(again)
 

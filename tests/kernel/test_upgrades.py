@@ -120,11 +120,11 @@ def test_ports_that_docker_proxy_served_are_remembered_across_a_restart(own: Run
     """A client's ended connection with the former docker-proxy does not hide the next one from the rules."""
     own.start()
     own.stop()
-    own.site.run("nft", "add", "element", "inet", TABLE, "served_ports", "{ tcp . 8080 }")
+    own.site.run("nft", "add", "element", "inet", TABLE, "served_ports", "{ ipv4 . tcp . 8080 }")
     with own.site.inside():
-        assert dump.served() == {(6, 8080)}
+        assert dump.served() == {Published("tcp", IPv4Address(0), 8080, 8080)}
     own.start()
-    assert "tcp . 8080" in own.site.run("nft", "list", "set", "inet", TABLE, "served_ports").stdout
+    assert "ipv4 . tcp . 8080" in own.site.run("nft", "list", "set", "inet", TABLE, "served_ports").stdout
 
 
 def test_an_owned_table_of_a_former_version_is_taken_over(own: Running) -> None:

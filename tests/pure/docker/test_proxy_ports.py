@@ -326,19 +326,6 @@ def test_a_container_that_docker_does_not_list_is_forgotten(desk: Desk) -> None:
     assert desk.of("dockerd_ports") == {2375, 2377, 4789}
 
 
-def test_the_ports_that_a_container_requests_count_as_docker_proxys_before_it_starts(host: Host, desk: Desk) -> None:
-    """A client's connection with the program that had the port before hides nothing; nor does one from before docker-fw
-    was restarted."""
-    some = (RequestedPorts("tcp", ANY4, 8080, 8081), RequestedPorts("udp", ANY4, 0, 0))
-    desk.ports.created("c")
-    desk.ports.asks("c", some)
-    assert desk.of("served_ports") == {8080, 8081}
-    again = Desk(host, desk.reconciler.state)
-    assert again.of("served_ports") == {8080, 8081}
-    again.ports.judge(DockerSnapshot(), again.ports.now() + 1)
-    assert not again.of("served_ports")
-
-
 def test_a_full_disk_keeps_nothing_open(desk: Desk) -> None:
     """The port that a container requests is closed, whether it can be saved or not."""
     desk.disk.full = True

@@ -324,14 +324,21 @@ def test_the_ports_of_a_docker_proxy_are_remembered_when_it_has_ended(
 ) -> None:
     """The kernel keeps a client's ended connection for a minute, which would hide docker-proxy from the rules.
 
-    So a published port is an element until some minutes after the departure of its container, when Docker lists
+    So a published TCP port is an element until some minutes after the departure of its container, when Docker lists
     everything.
     """
     clock = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    guest = endpoint("e", 2, WEB, NETWORK, Published("tcp", ANY4, 18080, 8080), Published("udp", ANY6, 18053, 53))
+    host = IPv6Address("2001:db8:ffff::1")
+    ports = (
+        Published("tcp", ANY4, 18080, 8080),
+        Published("tcp", host, 18443, 443),
+        Published("tcp", IPv4Address("127.0.0.1"), 18081, 8081),
+        Published("udp", ANY6, 18053, 53),
+    )
+    guest = endpoint("e", 2, WEB, NETWORK, *ports)
     tracker.replace([NETWORK], [guest], asked=NOW)
-    former = {Element("served_ports", (6, 18080)), Element("served_ports", (17, 18053))}
+    former = {Element("served_ports", (2, 6, 18080)), Element("served_ports6", (host, 6, 18443))}
     assert table.of("served_ports") == former
     clock[0] += 10 * REMEMBERED
     tracker.leaves("", WEB.id)

@@ -634,9 +634,9 @@ def test_an_old_kernel_gets_a_table_without_missing_features() -> None:
 
 
 def test_a_port_that_docker_proxy_served_lately_is_one_element() -> None:
-    """The port counts on all addresses, and its time is not in the table."""
-    facts = Facts(served_ports={(6, 8080): 17.0})
-    assert compiled(Defaults(), facts).elements(ElementOwner(Kind.SERVED)) == {Element("served_ports", (6, 8080))}
+    """The port counts on its addresses, and its time is not in the table."""
+    facts = Facts(served_ports={Published("tcp", IPv4Address(0), 8080, 0): 17.0})
+    assert compiled(Defaults(), facts).elements(ElementOwner(Kind.SERVED)) == {Element("served_ports", (2, 6, 8080))}
 
 
 def test_the_table_is_replaced_in_one_transaction() -> None:
