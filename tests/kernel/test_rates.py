@@ -237,6 +237,11 @@ def forged(count: int = 3 * rate_chains.NEW) -> list[IPv4Address]:
     return [IPv4Address("1.0.0.1") + 256 * n for n in range(count)]
 
 
+def forged6() -> list[IPv6Address]:
+    """Return as many sources of IPv6, each of a network of its own."""
+    return [IPv6Address("2a00::1") + (n << 80) for n in range(3 * rate_chains.NEW)]
+
+
 @pytest.fixture
 def forgetting(monkeypatch: pytest.MonkeyPatch) -> int:
     """A source is forgotten after two seconds instead of a minute, unless it is proven."""
@@ -276,10 +281,10 @@ def test_a_flood_of_one_container_does_not_close_another(site: Site, boxes: Boxe
 def test_a_flood_that_ends_locks_no_source_out(site: Site, boxes: Boxes) -> None:
     """A moment after the last forged packet a new source passes, even where a source is remembered for days."""
     load(site, boxes, spec_of(rate="22 1/day burst 5"))
-    one, _, _ = sources(4)
-    assert flood(site, boxes.web, forged(), [one]) == [False]
+    one, _, _ = sources(6)
+    assert flood(site, boxes.web, forged6(), [one]) == [False]
     until(lambda: passing(site, boxes.web, [(one, 22)])[0])
-    assert remembered(site, "proven4") == 0, "no source completed a handshake"
+    assert remembered(site, "proven6") == 0, "no source completed a handshake"
 
 
 def test_one_network_does_not_fill_a_set(site: Site, boxes: Boxes) -> None:
