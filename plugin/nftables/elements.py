@@ -177,7 +177,7 @@ def guest_elements(
 
 
 def proxied_element(port: Published, name: str = "host_closed") -> Element:
-    """Return the element of such a set for a host port; the set of its address if it has one."""
+    """Return the element of a host port in this set, or in the set for single addresses if the port has one."""
     at, key = _host_port(port)
     return Element(f"{name}{at}", key)
 
