@@ -1,4 +1,4 @@
-"""Enter network namespaces with the test's own thread.
+"""Make network namespaces, and enter them with the test's own thread.
 
 A socket belongs to the namespace it was created in, so `with inside(path): nft = KernelTable(mark)` is a firewall of
 that namespace, to be used from anywhere; code that opens sockets or /proc/sys/net later must be called inside.
@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Thread
 from typing import TypeVar
+
+from tests.lab import NamedNetns
+from tests.lab.claims import Claim
 
 CLONE_NEWNET = 0x40000000
 T = TypeVar("T")
@@ -77,3 +80,17 @@ def in_thread(path: str, work: Callable[[], T]) -> T:
     if failed:
         raise failed[0]
     return found[0]
+
+
+@contextmanager
+def empty() -> Iterator[NamedNetns]:
+    """Make a network namespace with nothing in it, and remove it at the end."""
+    claim = Claim("n")
+    claim.record.netns.append(claim.name)
+    claim.save()
+    try:
+        made = NamedNetns(claim.name)
+        made.make()
+        yield made
+    finally:
+        claim.release()

@@ -29,10 +29,9 @@ from plugin.nftables.sets import RATED, SETS, Change, Element, SetSpec, spec_of
 from plugin.nftables.table import KernelTable
 from plugin.protocols import NUMBER
 from tests.inputs import inputs
-from tests.kernel.netns import inside
+from tests.kernel.netns import empty, inside
 from tests.kernel.site import MARK
 from tests.lab import NamedNetns
-from tests.lab.claims import Claim
 from tests.waiting import until
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -41,13 +40,8 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 @pytest.fixture(scope="module")
 def host() -> Iterator[NamedNetns]:
     """Yield a network namespace with nothing in it."""
-    claim = Claim("n")
-    claim.record.netns.append(claim.name)
-    claim.save()
-    made = NamedNetns(claim.name)
-    made.make()
-    yield made
-    claim.release()
+    with empty() as made:
+        yield made
 
 
 @pytest.fixture

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.kernel.netns import inside
+from tests.kernel.netns import empty, inside
 from tests.lab import NamedNetns
-from tests.lab.claims import Claim
 from tests.torture.recording import Listener, trace
 from tests.waiting import until
 
@@ -23,13 +22,8 @@ add rule inet {0} out udp dport 9 counter
 
 @pytest.fixture
 def netns() -> Iterator[NamedNetns]:
-    claim = Claim("n")
-    claim.record.netns.append(claim.name)
-    claim.save()
-    made = NamedNetns(claim.name)
-    made.make()
-    yield made
-    claim.release()
+    with empty() as made:
+        yield made
 
 
 def test_a_recording_traces_packets_through_tables_that_are_newer_than_itself(netns: NamedNetns) -> None:
