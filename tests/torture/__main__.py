@@ -16,7 +16,7 @@ from tests.waiting import until
 
 from .bed import HEADER, Bed, Row
 from .blows import BLOWS, LASTING, Blow
-from .load import loops
+from .load import loops, others_work
 from .report import DOCUMENT, KINDS, Run, written
 from .storm import kills_storm, starts_storm
 from .versions import pushed
@@ -134,7 +134,7 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     given = arguments()
     print(f"seed {given.seed}, engine {given.engine}, {given.minutes:g} minutes, {given.load} loops", flush=True)
-    busy = given.load > 0 or os.getloadavg()[1] > (os.cpu_count() or 1)
+    busy = given.load > 0 or others_work()
     records = ROOT / "build/torture" / str(given.seed)
     data = with_plugin(given.engine)
     with (
