@@ -32,6 +32,8 @@ from tests.inputs import inputs
 from tests.kernel.netns import empty, inside
 from tests.kernel.site import MARK
 from tests.lab import NamedNetns
+from tests.lab.roots import engine_root
+from tests.product import VERSIONS
 from tests.waiting import until
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -562,10 +564,10 @@ def _one_of_each() -> dict[str, Element]:
 
 
 class Command:
-    """An nft of some version, on this machine or in one of the lab's roots."""
+    """The nft in the root file system of an engine of this version: each is of another Debian release."""
 
-    def __init__(self, root: Path | None = None) -> None:
-        self._prefix = ["chroot", str(root)] if root else []
+    def __init__(self, engine: str) -> None:
+        self._prefix = ["chroot", str(engine_root(engine))]
         shown = subprocess.run(
             [*self._prefix, "nft", "--version"], capture_output=True, text=True, check=True, timeout=60
         ).stdout
@@ -575,26 +577,18 @@ class Command:
         return host.run([*self._prefix, "nft", *argv], input=input).stdout
 
 
-def _versions() -> dict[str, Command]:
-    """Return this machine's own nft, and those of the existing engines' roots."""
-    roots = sorted(path.parents[2] for path in Path("/var/cache/docker-fw-lab/roots").glob("*/usr/sbin/nft"))
-    return {command.version: command for command in (*map(Command, roots), Command())}
-
-
-NFT = _versions()
-
-
 #: The version of the library in the image; a host's own nft must be able to save and load what it wrote.
 OURS = "v1.1.3"
 
 
-@pytest.mark.parametrize("reader", NFT.values(), ids=NFT)
-@pytest.mark.parametrize("writer", NFT.values(), ids=NFT)
-def test_every_nft_reads_what_another_one_wrote(host: NamedNetns, writer: Command, reader: Command) -> None:
+@pytest.mark.parametrize("reading", VERSIONS)
+@pytest.mark.parametrize("writing", VERSIONS)
+def test_every_nft_reads_what_another_one_wrote(host: NamedNetns, writing: str, reading: str) -> None:
     """Each nft version takes the table with every kind of element, and each other lists it whole, as text and as JSON.
 
     A version loads `nft list ruleset` of what it or docker-fw's version wrote again: the same table.
     """
+    writer, reader = Command(writing), Command(reading)
     each = list(_one_of_each().values())
     timed = {element: 4000 for element in each if spec_of(element.set).timed}
     text = document(MARK, [element for element in each if element not in timed], timed=timed)

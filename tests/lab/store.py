@@ -19,6 +19,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+#: Where the cache is without ``$FW_LAB_CACHE``.
+DEFAULT_CACHE = Path("/var/cache/docker-fw-lab")
+
 
 class LabError(Exception):
     """The lab could not do something; the text is for a person."""
@@ -26,7 +29,7 @@ class LabError(Exception):
 
 def cache() -> Path:
     """Return the cache's directory (made if needed)."""
-    path = Path(os.environ.get("FW_LAB_CACHE", "/var/cache/docker-fw-lab"))
+    path = Path(os.environ.get("FW_LAB_CACHE", DEFAULT_CACHE))
     path.mkdir(parents=True, exist_ok=True)
     return path
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from collections import OrderedDict
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -12,7 +16,8 @@ import pytest
 
 from tests import conftest, many
 from tests.conftest import Groups, group, longest_first
-from tests.product import NEWEST
+from tests.lab.store import DEFAULT_CACHE
+from tests.product import NEWEST, ROOT
 
 CORE = [f"tests/engine/test_core.py::test_{n}[{NEWEST}]" for n in range(12)]
 SURVIVAL = [f"tests/engine/test_survival.py::test_{n}[{NEWEST}]" for n in range(5)]
@@ -58,6 +63,29 @@ def test_engines_wait_for_their_root_file_systems_and_nothing_else_does() -> Non
     """On a fresh machine short tests run while the engines' files are made; otherwise the longest group is first."""
     assert assigned(done=False) == group(SHORT[0])
     assert assigned(done=True) == assigned(done=None) == group(CORE[0])
+
+
+def test_a_fresh_machine_runs_the_same_tests(tmp_path: Path) -> None:
+    """Which tests there are does not depend on what the lab's cache has, so none is left out silently."""
+
+    def collected(**env: str) -> list[str]:
+        argv = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-o", "addopts=", "-p", "no:randomly"]
+        done = subprocess.run(
+            [*argv, "-p", "no:cacheprovider", "tests/kernel", "tests/engine"],
+            cwd=ROOT,
+            env={**os.environ, **env},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=300,
+        )
+        return [line for line in done.stdout.splitlines() if "::" in line]
+
+    found = collected()
+    assert len(found) > 1000
+    assert found == collected(FW_LAB_CACHE=str(tmp_path))
+    paths = [path for path in (ROOT / "tests").rglob("*.py") if str(DEFAULT_CACHE) in path.read_text()]
+    assert [path.name for path in paths] == ["store.py"], "the cache's path is known in one place"
 
 
 # --- many runs --------------------------------------------------------------------------------------------------------
