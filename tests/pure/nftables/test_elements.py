@@ -10,7 +10,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface
 from itertools import chain
 from pathlib import Path
 
@@ -28,17 +28,14 @@ from plugin.model import (
     Defaults,
     Endpoint,
     Network,
-    Overriding,
     Policy,
     PolicySpec,
-    Problem,
     Published,
     Rate,
     Rule,
-    TrackedEndpoint,
 )
 from plugin.nftables import rate_chains
-from plugin.nftables.compile import ElementCompiler, compiled
+from plugin.nftables.compile import compiled
 from plugin.nftables.document import document, element_text, replace, skeleton
 from plugin.nftables.elements import (
     address_elements,
@@ -56,9 +53,9 @@ from plugin.nftables.sets import RATED, SETS, Element, spec_of
 from plugin.policy.decide import covers, of, passes, prefix_of
 from plugin.policy.facts import ElementOwner, Facts, Kind
 from plugin.policy.peers import PeerIndex
-from plugin.policy.saved import SavedState
 from plugin.protocols import NUMBER, WITH_PORTS
 from tests.pure import strategies
+from tests.pure.nftables.examples import DOCKER_NETWORK, MARK, OUT4, OUT6, V4, V6, golden
 from tests.pure.strategies import (
     ELEMENT_TEXT,
     endpoints,
@@ -74,10 +71,6 @@ from tests.pure.strategies import (
 from tests.pure.tracer import CHAINS, Packet, Table, value
 
 GOLDEN = Path(__file__).parents[2] / "golden"
-MARK = 0x08000000
-V4, V6 = IPv4Address("172.18.0.2"), IPv6Address("2001:db8:1::2")
-OUT4, OUT6 = IPv4Address("203.0.113.7"), IPv6Address("2001:db8:9::9")
-DOCKER_NETWORK = BridgeNetwork("g" * 64, "app", "br-app", (IPv4Network("172.18.0.0/16"),))
 NUMBERS: dict[str, int] = {**NUMBER, "other": 89}
 
 
@@ -670,154 +663,10 @@ def test_an_element_with_a_timeout_is_written_with_it() -> None:
 # --- golden files -------------------------------------------------------------------------------------------------
 
 
-def _id(letter: str) -> str:
-    return letter * 64
-
-
-def _spec(**pairs: str) -> PolicySpec:
-    parsed = parse({f"fw.{key}": value for key, value in pairs.items()})
-    assert not parsed.problems
-    return parsed.spec
-
-
-def _dual() -> Network:
-    return Network(
-        _id("a"),
-        "fw-aaaaaaaaaaaa",
-        IPv4Interface("172.18.0.1/16"),
-        IPv6Interface("2001:db8:1::1/64"),
-        spec=_spec(allow="9100"),
-    )
-
-
-def _inventory(
-    nets: Iterable[Network],
-    ends: Iterable[Endpoint],
-    everywhere: PolicySpec,
-    guests: Iterable[Endpoint] = (),
-    network: BridgeNetwork = DOCKER_NETWORK,
-    overrides: tuple[Overriding, ...] = (),
-) -> ElementCompiler:
-    bound = [dataclasses.replace(end, mac=f"02:42:ac:00:00:0{end.id[0]}") for end in ends]
-    state = SavedState({net.id: net for net in nets}, {end.id: end for end in bound}, overrides=overrides)
-    tracked = {guest.id: TrackedEndpoint(guest, True) for guest in guests}
-    known = {network.id: network} if tracked else {}
-    return compiled(Defaults(everywhere), Facts(state, networks=known, guests=tracked, listed=True))
-
-
-def _golden() -> dict[str, ElementCompiler]:
-    dual = _dual()
-    inner = Network(_id("b"), "backend0", IPv4Interface("10.9.0.1/24"), internal=True)
-    six = Network(_id("c"), "fw-cccccccccccc", None, IPv6Interface("2001:db8:2::1/64"))
-    web = Endpoint(
-        _id("d"),
-        dual.id,
-        IPv4Address("172.18.0.2"),
-        IPv6Address("2001:db8:1::2"),
-        joined=True,
-        container=Container(_id("e"), "web", _spec(allow="8080, 20000-21023, 53/udp")),
-        published=(
-            Published("tcp", IPv4Address("0.0.0.0"), 8443, 443),
-            Published("tcp", IPv6Address("::"), 8443, 443),
-            Published("udp", IPv4Address("198.51.100.1"), 53, 53),
-            Published("tcp", IPv4Address("127.0.0.1"), 5432, 5432),
-        ),
-    )
-    unknown = Endpoint(_id("f"), dual.id, IPv4Address("172.18.0.3"), IPv6Address("2001:db8:1::3"), joined=True)
-    wrong = dataclasses.replace(
-        unknown,
-        id=_id("1"),
-        addr4=IPv4Address("172.18.0.4"),
-        addr6=None,
-        container=Container(_id("2"), "w", problems=(Problem("label fw.allow", "808O", "is not a port"),)),
-    )
-    left = dataclasses.replace(web, id=_id("3"), addr4=IPv4Address("172.18.0.5"), addr6=None, joined=False)
-    db = Endpoint(_id("4"), inner.id, IPv4Address("10.9.0.2"), joined=True, container=Container(_id("5"), "db"))
-    all_open = Endpoint(
-        _id("6"),
-        six.id,
-        None,
-        IPv6Address("2001:db8:2::2"),
-        joined=True,
-        container=Container(_id("7"), "all", _spec(allow="*/sctp")),
-    )
-    return {
-        "empty": _inventory([], [], PolicySpec()),
-        "one-network": _inventory([dual], [web], PolicySpec()),
-        "closed": _inventory([dual], [unknown, wrong, left], _spec(allow="9999")),
-        "several": _inventory([dual, inner, six], [web, db, all_open], _spec(allow="161/udp")),
-        "words": _every_keyword(dual, six),
-    }
-
-
-def _every_keyword(dual: Network, six: Network) -> ElementCompiler:
-    """Every keyword of the language, and `fwctl` overrides: on docker-fw networks and on a Docker network."""
-
-    def who(letter: str, name: str, **pairs: str) -> Container:
-        return Container(_id(letter), name, _spec(**pairs), network="shop_front", project="shop", service=name)
-
-    web = Endpoint(
-        _id("d"),
-        dual.id,
-        V4,
-        V6,
-        joined=True,
-        container=who(
-            "e",
-            "web",
-            allow="5432 from service:api 2001:db8:5::/48 203.0.113.7, gre, 22 from 10.0.0.0/9",
-            deny="80, 9100-9200",
-            rate="443 5/minute burst 10, 5000-6000/udp 1/day",
-            log="drop",
-        ),
-    )
-    api = Endpoint(
-        _id("f"),
-        dual.id,
-        IPv4Address("172.18.0.3"),
-        IPv6Address("2001:db8:1::3"),
-        joined=True,
-        container=who("1", "api", policy="closed", egress="5432 to service:web, 53/udp to host 2001:4860::8888, esp"),
-    )
-    wide = Endpoint(
-        _id("2"),
-        six.id,
-        None,
-        IPv6Address("2001:db8:2::2"),
-        joined=True,
-        container=who("3", "wide", policy="open", deny="25, */udp"),
-    )
-    guest = Endpoint(
-        _id("4"),
-        DOCKER_NETWORK.id,
-        IPv4Address("172.19.0.2"),
-        joined=True,
-        container=who("5", "guest", allow="8080 from 203.0.113.0/24 project:shop", rate="80 100/second", egress="none"),
-        published=(
-            Published("tcp", IPv4Address("0.0.0.0"), 18080, 8080),
-            Published("tcp", IPv6Address("::"), 18080, 8080),
-            Published("tcp", IPv4Address("198.51.100.1"), 18081, 8080),
-            Published("tcp", IPv4Address("0.0.0.0"), 80, 80),
-        ),
-    )
-    wrong = Endpoint(
-        _id("6"),
-        DOCKER_NETWORK.id,
-        IPv4Address("172.19.0.3"),
-        joined=True,
-        container=dataclasses.replace(who("7", "wrong"), problems=parse({"fw.egress": "x"}).problems),
-    )
-    ours, theirs = (dataclasses.replace(each, spec=_spec(egress="443")) for each in (six, DOCKER_NETWORK))
-    subnets = (IPv4Network("172.19.0.0/16"), IPv6Network("2001:db8:3::/64"))
-    docker_network = dataclasses.replace(theirs, subnets=subnets, mode6="routed")
-    overrides = (Overriding(_id("3"), Rule("tcp", 1000, 1999), True), Overriding(_id("1"), Rule("tcp", 9, 9)))
-    return _inventory([dual, ours], [web, api, wide], _spec(egress="all"), [guest, wrong], docker_network, overrides)
-
-
-@pytest.mark.parametrize("name", _golden())
+@pytest.mark.parametrize("name", golden())
 def test_the_whole_table_equals_the_golden_file(name: str) -> None:
     """A host gets the table that was last reviewed: a change is visible as a diff."""
-    text = document(MARK, _golden()[name].all_elements())
+    text = document(MARK, golden()[name].all_elements())
     path = GOLDEN / f"{name}.nft"
     if os.environ.get("FW_GOLDEN") == "write":
         path.parent.mkdir(exist_ok=True)
@@ -828,7 +677,7 @@ def test_the_whole_table_equals_the_golden_file(name: str) -> None:
 def test_the_policy_of_each_address_is_known() -> None:
     """The ports that each address of the example above accepts and may open are known with its subnet, with names
     resolved."""
-    inventory = _golden()["words"].view
+    inventory = golden()["words"].view
     found = inventory.answers_of(inventory.owners())
     assert len(found) == 7
     assert found[V4] == AddressPolicy(IPv4Network("172.18.0.0/16"), found[V4].policy)
