@@ -14,6 +14,7 @@ FILES = sorted((ROOT / "tests").rglob("*.py"))
 #: Tests in a package's directory that belong to no single module, with their modules.
 SEVERAL = {
     "fwctl/check/test_compose.py": ["fwctl/check/compose"],
+    "nftables/test_path.py": ["nftables/rules_forward.py", "nftables/rules_host.py", "nftables/rules_bridge.py"],
     "nftables/test_bans.py": ["nftables/ban_elements.py", "nftables/rules_forward.py"],
     "state/test_any_history.py": ["state/reconciler.py", "state/applier.py", "state/store.py"],
     "state/test_departures.py": ["state/reconciler.py", "state/applier.py", "state/deferred.py"],

@@ -181,12 +181,12 @@ def _group(level: int) -> Callable[[Any], int | None]:
     return read
 
 
-def _next_header(walk: Any) -> int | None:
+def _next_header(walk: Walk) -> int | None:
     packet = walk.packet
     return packet.proto if packet.next is None else packet.next
 
 
-def _target(walk: Any) -> int | None:
+def _target(walk: Walk) -> int | None:
     """Return 16 bytes right after IPv6's header and eight bytes more; they exist in a longer packet only."""
     return walk.packet.neighbour
 
