@@ -262,7 +262,7 @@ def _dense(features: Features, number: int) -> Case:
 
 
 def _to_host() -> tuple[Rule, ...]:
-    return tuple(Rule("udp", first, last, (Peer("host"),)) for first, last in _SIZED)
+    return tuple(Rule("udp", first, last, (Peer("host"),)) for first, last in _SIZED[:-1])
 
 
 _BANNED = (
@@ -536,7 +536,7 @@ class Packets:
         for field, value in values.items():
             packet = self._with_link(packet, field, value)
         if name.startswith("bound") and packet.saddr is not None:
-            packet = self._with_header(packet, self._pick(_PROTOS), self._pick(self._ports))
+            packet = self._with_header(packet, self._pick([2, *_PROTOS[::4]]), self._pick(self._ports))
             if self._one_in(3):
                 packet = replace(packet, saddr=self._pick(self._pools[packet.version]))
         port, proto = values.get("th dport"), values.get("meta l4proto")
@@ -545,6 +545,7 @@ class Packets:
                 half = port & -port
                 port += self.random.randrange(-half, half)
             port = self._pick(self._ports) if port is None else port
+            port = 0 if self._one_in(30) else port
             packet = self._with_header(packet, proto or self._pick(_PROTOS), port & 65535, values.get("th sport"))
         return packet, name
 
