@@ -9,14 +9,14 @@ import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
-from plugin.nftables import fields, rate_chains
+from plugin.nftables import fields, optional_chains
 from plugin.nftables.features import OWNED_FLAGS, Features
 from plugin.nftables.fields import CGROUP, VERDICT
 from plugin.nftables.lookups import set_text
 from plugin.nftables.rules_bridge import bridge
 from plugin.nftables.rules_forward import forward
 from plugin.nftables.rules_host import host
-from plugin.nftables.sets import CGROUP_LEVELS, SETS, TABLE, Element, limiting, spec_of
+from plugin.nftables.sets import CGROUP_LEVELS, SETS, TABLE, Element, chains_for, spec_of
 
 #: A recent kernel, without owned tables: what a file of `nft -f` can use.
 USUAL = Features()
@@ -24,11 +24,13 @@ USUAL = Features()
 LOG_GROUP = 0x6677
 
 
-def skeleton(mark: int, features: Features = USUAL, *, unmanaged: Iterable[str] = (), rates: Iterable[str] = ()) -> str:
+def skeleton(
+    mark: int, features: Features = USUAL, *, unmanaged: Iterable[str] = (), chains: Iterable[str] = ()
+) -> str:
     """Return the tables without elements, as `nft -f` reads them. `mark` is one bit.
 
     `unmanaged`: bridges that are left alone by name, if their indices cannot be known yet: before the boot.
-    `rates`: the chains of rates in use (`sets.limiting`), each with sets of its own.
+    `chains`: those of the chains that do not always exist which are in use (`sets.chains_for`).
     """
     names = ", ".join(f'"{name}"' for name in sorted(unmanaged))
     no_out, no_in = (f" {way}ifname != {{ {names} }}" if names else "" for way in "oi")
@@ -36,7 +38,7 @@ def skeleton(mark: int, features: Features = USUAL, *, unmanaged: Iterable[str] 
         name for name, spec in SETS.items() if not spec.bridge and (features.cgroups or CGROUP not in spec.key)
     )
     log = f"limit rate 200/second burst 400 packets log group {LOG_GROUP} snaplen 128" if features.logs else "continue"
-    rates = list(rates)
+    chains = list(chains)
     flags = f"\t{OWNED_FLAGS};\n" if features.owned else ""
     within = ""
     if features.bridge:
@@ -48,9 +50,9 @@ def skeleton(mark: int, features: Features = USUAL, *, unmanaged: Iterable[str] 
 	}}
 
 {forward(mark, features, log=log, no_in=no_in, no_out=no_out)}
-{host(mark, features, log=log, unknown=_unknown_owner(features), no_in=no_in)}
-{rate_chains.inside(rates)}}}
-{rate_chains.shrunk(rates)}{within}"""
+{host(features, log=log, unknown=_unknown_owner(features), no_in=no_in)}
+{optional_chains.inside(chains)}}}
+{optional_chains.shrunk(chains)}{within}"""
 
 
 def _unknown_owner(features: Features) -> str:
@@ -79,15 +81,15 @@ def replace(
     features: Features = USUAL,
     *,
     timed: Mapping[Element, int] = MappingProxyType({}),
-    rates: Iterable[str] = (),
+    chains: Iterable[str] = (),
 ) -> str:
     """Return one transaction that creates or replaces the complete tables.
 
-    `timed`: elements with a timeout, in seconds. `rates`: chains of rates that elements will lead to.
+    `timed`: elements with a timeout, in seconds. `chains`: chains that elements will need.
     """
     families = ("inet", "bridge") if features.bridge else ("inet",)
     first = "".join(away(family, owned=features.owned) for family in families)
-    return first + document(mark, elements, features, timed=timed, rates=rates)
+    return first + document(mark, elements, features, timed=timed, chains=chains)
 
 
 def away(family: str, *, owned: bool = False) -> str:
@@ -109,7 +111,7 @@ def document(
     *,
     unmanaged: Iterable[str] = (),
     timed: Mapping[Element, int] = MappingProxyType({}),
-    rates: Iterable[str] = (),
+    chains: Iterable[str] = (),
 ) -> str:
     """Return the tables with their elements, sorted, as a file for `nft -f`.
 
@@ -121,8 +123,8 @@ def document(
     for element in sorted(wordy, key=lambda e: (e.set, e.key, e.data)):
         lasting = f" timeout {timed[element]}s" if element in timed else ""
         by_set.setdefault(element.set, []).append(element_text(element) + lasting)
-    rates = {*rates, *(chain for element in elements for chain in limiting(element))}
-    text = skeleton(mark, features, unmanaged=unmanaged, rates=rates)
+    chains = {*chains, *(chain for element in (*elements, *timed) for chain in chains_for(element))}
+    text = skeleton(mark, features, unmanaged=unmanaged, chains=chains)
     for name, texts in by_set.items():
         if not spec_of(name).bridge:
             text += f"add element inet {TABLE} {name} {{ {', '.join(texts)} }}\n"

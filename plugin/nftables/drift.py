@@ -83,7 +83,7 @@ def drift(
     too_much = {
         e
         for e in kernel.elements - should - set(timed) - kernel.leaving
-        if not (e.set in SETS and spec_of(e.set).meter)
+        if not (e.set in SETS and (spec_of(e.set).meter or spec_of(e.set).stays))
     }
     found += elements(Change(tuple(too_much), tuple((should | set(timed)) - kernel.elements)), who)
     return [*found, *_rules(text, put, kernel.lines)]

@@ -1,8 +1,7 @@
 """The chains that limit new flows to ports with a rate, and their sets of sources, as nft's text. Pure.
 
-Rates are the only feature that adds chains to the table. Each container has its own chains and sets, so that sources
-which flood one container take no room from another's. A chain's name contains its address and its rates
-(`sets.limit_chain`), and its content follows from the name.
+Each container has its own chains and sets, so that sources which flood one container take no room from another's. A
+chain's name contains its address and its rates (`sets.limit_chain`), and its content follows from the name.
 
 - `sources`: the recent sources. A source can be forged, so it is forgotten after `SHORT` seconds at most, and only so
   many are added in that time: the set holds twice `NEW`, and has room again right after a flood. When it is full, new
@@ -18,12 +17,10 @@ The others are made to shrink at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from plugin.labels.grammar import remembered
-from plugin.nftables.lookups import set_text
-from plugin.nftables.sets import DENIED, RATING, RATING_HOST, TABLE, SetSpec
+from plugin.nftables.sets import DENIED, SetSpec
 
 #: Maximum seconds that a source is remembered, unless it has proven that it is not forged.
 SHORT = 60
@@ -35,14 +32,8 @@ _IP = {4: "ip", 6: "ip6"}
 #: A source: an address, for IPv6 its /64, which belongs to one customer at least. And the source's network.
 _SOURCE = {4: "ip saddr", 6: "ip6 saddr & ffff:ffff:ffff:ffff::"}
 _NETWORK = {4: "ip saddr & 255.255.255.0", 6: "ip6 saddr & ffff:ffff:ffff::"}
-#: An element that is added to a new set and deleted again, which makes the kernel shrink the set's buckets.
-_NONE = {4: "0.0.0.0", 6: "::"}
 #: A segment of an open connection. (Of established flows, only TCP reaches this rule.)
 _ESTABLISHED = "ct state established tcp flags & (fin | syn | rst | ack) != syn"
-_HOOKS = {
-    RATING: ("type filter hook forward priority filter; policy accept;", "goto rate_limit"),
-    RATING_HOST: ("type filter hook input priority filter; policy accept;", "goto rate_limit_host"),
-}
 
 
 class Limit(NamedTuple):
@@ -53,9 +44,7 @@ class Limit(NamedTuple):
 
 
 def limit(name: str) -> Limit:
-    """Return the sets and chains of `name`, a name from `sets.limiting`."""
-    if name in _HOOKS:
-        return Limit({}, {name: _HOOKS[name]})
+    """Return the sets and chains of a rate."""
     kind, _, *rates = name.split("__")
     if len(rates) == 1:
         return _one(name, int(kind[-1]), rates[0])
@@ -101,53 +90,9 @@ def _one(chain: str, version: int, rate: str) -> Limit:
     return Limit(sets, {chain: proven, f"{chain}.short": rules})
 
 
-def inside(names: Iterable[str]) -> str:
-    """Return the sets and chains as text inside the table."""
-    text = ""
-    for name in sorted(names):
-        needed = limit(name)
-        text += "".join(f"{set_text(key, spec)}\n" for key, spec in needed.sets.items())
-        for chain, rules in needed.chains.items():
-            text += f"\tchain {chain} {{\n" + "".join(f"\t\t{rule}\n" for rule in rules) + "\t}\n\n"
-    return text
-
-
-def shrunk(names: Iterable[str]) -> str:
-    """Return the commands after the table that shrink the sets to the minimum; they grow with use."""
-    text = ""
-    for name in sorted(names):
-        for key, spec in ((key, spec) for key, spec in limit(name).sets.items() if spec.size):
-            zero = _NONE[6 if "ip6 saddr" in spec.key else 4]
-            element = zero if len(spec.key) == 1 else f"tcp . 0 . {zero}"
-            text += "".join(f"{verb} element inet {TABLE} {key} {{ {element} }}\n" for verb in ("add", "delete"))
-    return text
-
-
-def added(names: Iterable[str]) -> str:
-    """Return the text that adds these chains to an existing table."""
-    names = list(names)
-    return f"table inet {TABLE} {{\n{inside(names)}}}\n{shrunk(names)}"
-
-
-def removed(names: Iterable[str]) -> str:
-    """Return the text that removes these chains from a table; no element may lead to them any more."""
-    text = ""
-    for name in sorted(names):
-        needed = limit(name)
-        text += "".join(f"flush chain inet {TABLE} {chain}\n" for chain in needed.chains)
-        text += "".join(f"delete chain inet {TABLE} {chain}\n" for chain in needed.chains)
-        text += "".join(f"delete set inet {TABLE} {key}\n" for key in needed.sets)
-    return text
-
-
-def rule_count(names: Iterable[str]) -> int:
-    """Return the number of rules that these chains have in the kernel."""
-    return sum(len(rules) - (chain in _HOOKS) for name in names for chain, rules in limit(name).chains.items())
-
-
 def size(name: str) -> int:
     """Return the number of limits of a chain: they cost memory."""
-    return 0 if name in (*_HOOKS, DENIED) else max(1, name.count("__") - 1)
+    return 0 if name == DENIED else max(1, name.count("__") - 1)
 
 
 def remembers(count: int, unit: str, burst: int) -> bool:

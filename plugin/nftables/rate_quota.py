@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from plugin.nftables.fields import Value
 from plugin.nftables.rate_chains import size
-from plugin.nftables.sets import DENIED, RATED, Element, limiting
+from plugin.nftables.sets import DENIED, RATED, Element, limits
 from plugin.policy.facts import ElementOwner
 from plugin.policy.rate_quota import MOST
 
@@ -138,4 +138,4 @@ def _key(element: Element) -> _Key:
 
 
 def _chains(elements: Iterable[Element]) -> frozenset[str]:
-    return frozenset(chain for element in elements for chain in limiting(element)[1:])
+    return frozenset(chain for element in elements for chain in limits(element))

@@ -10,11 +10,14 @@ from plugin.protocols import PROTOCOLS
 #: The ICMP types that the policy accepts in both families: errors (path MTU discovery) and ping. IPv6 adds neighbour
 #: discovery.
 _ICMP = "destination-unreachable, time-exceeded, parameter-problem, echo-request"
+_ICMP_PROTOCOLS = "meta l4proto { icmp, ipv6-icmp }"
 #: ICMP errors about a flow. A flow that a connection tracking helper expects (FTP's data, for example) is related too,
 #: on any port that one end announces to the other: it needs a rule like any flow.
-ERRORS = "meta l4proto { icmp, ipv6-icmp } ct state related"
+ERRORS = f"{_ICMP_PROTOCOLS} ct state related"
+#: A segment that opens a TCP connection.
+SYN = "tcp flags & (fin | syn | rst | ack) == syn"
 #: The first segment of a connection that replaces one that has ended.
-NEW_SYN = "ct state established ct direction original tcp flags & (fin | syn | rst | ack) == syn"
+NEW_SYN = f"ct state established ct direction original {SYN}"
 #: The labels of flows that were opened without any container: bits of 128, which other programs seldom use. Each such
 #: flow has the first one, and it has the second one too if its first packet neither entered nor left by a bridge.
 _LABEL, _NO_BRIDGE = 91, 92
@@ -34,8 +37,8 @@ _NAMED = ", ".join((*(each.nft for each in PROTOCOLS), "icmp", "ipv6-icmp"))
 
 #: Rules of `forward`: the source is looked up after the packet was routed.
 _CHECKED = """\
-		ct state != related jump reverse_path
-		ct state related meta l4proto != { icmp, ipv6-icmp } jump reverse_path
+		ct state != related jump reverse_path_forward
+		ct state related meta l4proto != { icmp, ipv6-icmp } jump reverse_path_forward
 """
 
 
@@ -46,27 +49,57 @@ def _reverse_path_of_all(no_in: str) -> str:
 	# From outside, a container's address is not a valid source: otherwise the reply to a forged packet would make an
 	# established flow to a closed port of that container. From a bridge, the host must have a route to the source
 	# through that bridge: otherwise a container could use what is open to another address. Routers and VPNs in
-	# containers that do not masquerade need such a route.
+	# containers that do not masquerade need such a route. A look-up in the routes costs as much as all other rules of a
+	# new flow; most packets need only the first one.
 	chain reverse_path {{
-		iifgroup {GROUP:#x} goto reverse_path_bridge
-		meta iifkind "bridge" iif != @unmanaged{no_in} goto reverse_path_bridge
-		fib saddr oifname @protected_bridges fib saddr . iif oif missing goto deny
+		{_from_bridges(no_in)}
+		fib saddr . iif oif exists return
+		goto reverse_path_elsewhere
+	}}
+
+	chain reverse_path_elsewhere {{
+		fib saddr oifname @protected_bridges goto deny
 	}}
 """
 
 
-def _reverse_path(no_in: str) -> str:
+def _from_bridges(no_in: str) -> str:
+    """Return the rules for packets that enter by a bridge."""
+    return f"""iifgroup {GROUP:#x} goto reverse_path_bridge
+		meta iifkind "bridge" iif != @unmanaged{no_in} goto reverse_path_bridge"""
+
+
+def _reverse_path(no_in: str, no_out: str) -> str:
     """Return the chains that look a source up after the packet was routed."""
     return f"""\
 {_reverse_path_of_all(no_in)}
+	chain reverse_path_forward {{
+		{_from_bridges(no_in)}
+		meta iifkind "vrf" jump reverse_path_own
+		fib saddr . iif oif exists return
+		jump reverse_path_own
+		goto reverse_path_elsewhere
+	}}
+
+	# A route back through the same link is none to an own address, except in a VRF, which has routes of its own.
+	chain reverse_path_own {{
+		oifgroup {GROUP:#x} {NOT_OWN}
+		meta oifkind "bridge" oif != @unmanaged{no_out} {NOT_OWN}
+	}}
+
 	# Neighbour discovery uses any source address, or none. DHCP's 0.0.0.0 is not missing (nft_fib4_eval). Within one
 	# network any source passes, unless egress from it is restricted: a container could forge a packet from an outside
 	# address to itself through the host, and its reply would leave as established. Replies to link-local sources stay
 	# on the network.
 	chain reverse_path_bridge {{
 		icmpv6 type {{ {LINK6} }} return
-		ip6 saddr fe80::/10 iifname . oifname @same_bridge return
-		iifname != @egress_restricted iifname . oifname @same_bridge goto within_bridge
+		iifname . oifname @same_bridge goto reverse_path_within
+		fib saddr . iif oif missing goto deny
+	}}
+
+	chain reverse_path_within {{
+		ip6 saddr fe80::/10 return
+		iifname != @egress_restricted goto within_bridge
 		fib saddr . iif oif missing goto deny
 	}}
 
@@ -129,8 +162,8 @@ def _elsewhere(no_in: str, no_out: str) -> str:
 		iifgroup {GROUP:#x} goto deny
 		oifname @dockers goto deny
 		iifname @dockers goto deny
-		ct label {_NO_BRIDGE} meta oifkind "bridge" oif != @unmanaged{no_out} goto deny
-		ct label {_NO_BRIDGE} meta iifkind "bridge" iif != @unmanaged{no_in} goto deny
+		meta oifkind "bridge" oif != @unmanaged{no_out} ct label {_NO_BRIDGE} goto deny
+		meta iifkind "bridge" iif != @unmanaged{no_in} ct label {_NO_BRIDGE} goto deny
 	}}
 """
 
@@ -140,38 +173,33 @@ def forward(mark: int, features: Features, *, log: str, no_in: str, no_out: str)
 
     `log`: the statement that logs a drop. `no_in`, `no_out`: the exceptions for bridges that are unmanaged by name.
     """
-    flows, checked, reverse_path = features.flows, _CHECKED, _reverse_path(no_in)
+    flows, checked, reverse_path, not_own = features.flows, _CHECKED, _reverse_path(no_in, no_out), ""
     if not features.late_fib:
-        checked, reverse_path = "", _reverse_path_early(no_in, flows)
+        checked, reverse_path, not_own = "", _reverse_path_early(no_in, flows), f"\t\t{NOT_OWN}\n"
     labelled = refused = elsewhere = ""
     if features.labels:
         labelled = "\t\tct state new,related jump label_elsewhere\n"
         refused = f"\t\t{ELSEWHERE} jump elsewhere\n"
         elsewhere = _elsewhere(no_in, no_out)
-    passes = f"meta mark set meta mark | {mark:#010x} return"
     return f"""\
 	# docker-fw's bridges are matched by their device group, so they are closed before their network is known. Every
 	# other bridge is filtered as one of Docker's until it is known not to be Docker's. The mark lets a packet pass
 	# Docker's own firewall, by one rule in DOCKER-USER or Docker's --bridge-accept-fwmark.
 	chain forward {{
-		type filter hook forward priority filter - 1; policy accept;
-		meta mark set meta mark & {0xFFFFFFFF ^ mark:#010x}
-		meta nfproto @ban_families jump banned
+		type filter hook forward priority filter - 2; policy accept;
 		{flows}ct state established jump established
-{checked}		ct state new jump quarantine
-		iifname @egress_restricted jump egress
+		meta mark set meta mark & {0xFFFFFFFF ^ mark:#010x}
+{checked}		meta nfproto @quarantine_families ct state new jump quarantine
 		oifgroup {GROUP:#x} meta mark set meta mark | {mark:#010x} goto inbound
 		iifgroup {GROUP:#x} goto outbound
 		meta iifkind "bridge" iif != @unmanaged{no_in} jump from_container
 		meta oifkind "bridge" oif != @unmanaged{no_out} goto to_docker
-		iifname @internal goto deny
 {labelled}		meta nfproto @no_transit goto transit
 	}}
 
 {reverse_path}{elsewhere}
 	# Packets from and to banned addresses are dropped before any other rule.
 	chain banned {{
-		meta nfproto @loading jump loading
 {lookups.bans(nets=False)}
 		meta nfproto @ban_prefix_families jump banned_prefixes
 	}}
@@ -205,14 +233,12 @@ def forward(mark: int, features: Features, *, log: str, no_in: str, no_out: str)
 	}}
 
 	# Docker itself accepts established packets of Docker networks. A SYN opens a new connection, but if it reuses the
-	# port of a connection that the peer reset, conntrack assigns it to the old one (tcp_conntracks, sIG). No flow
-	# leaves an internal network: two of its containers can forge one, with a source address outside.
+	# port of a connection that the peer reset, conntrack assigns it to the old one (tcp_conntracks, sIG).
 	chain established {{
-		{NEW_SYN} return
-{refused}		iifname @internal iifname . oifname != @same_bridge goto deny
-		oifgroup {GROUP:#x} goto accept_marked
+		{SYN} ct direction original return
+{refused}		oifgroup {GROUP:#x} goto accept_marked
 		iifgroup {GROUP:#x} goto established_outbound
-		accept
+		meta mark set meta mark & {0xFFFFFFFF ^ mark:#010x} accept
 	}}
 
 	# The mark overrides Docker's drop if a network is reached by container addresses, but never between Docker
@@ -228,23 +254,20 @@ def forward(mark: int, features: Features, *, log: str, no_in: str, no_out: str)
 	chain inbound {{
 		iifname . oifname @same_bridge accept
 		oifgroup {GROUP:#x} meta iifkind "bridge" iif != @unmanaged{no_in} jump from_container
-		oifname @egress_restricted ct state new tcp flags & (fin | syn | rst | ack) != syn goto deny
-		icmp type redirect goto deny
-		iifname @internal goto deny
-		{ERRORS} goto to_known_address
-		oifname @internal goto deny
+		{_ICMP_PROTOCOLS} goto inbound_icmp
 		rt type 0 goto deny
-		meta l4proto icmp goto icmp_in
-		meta l4proto ipv6-icmp goto icmp6_in
 		ct state invalid goto deny
 		oifgroup != {GROUP:#x} meta nfproto != @lease goto deny
 		{PORT_0} goto deny
-		{NOT_OWN}
-		ct status dnat ip daddr . meta l4proto . th dport @allow_published4 goto permit
-		ct status dnat ip6 daddr . meta l4proto . th dport @allow_published6 goto permit
+{not_own}		ct status dnat jump inbound_published
 		meta nfproto ipv6 goto inbound6
 		meta nfproto ipv4 goto inbound4
 		goto deny
+	}}
+
+	chain inbound_published {{
+		ip daddr . meta l4proto . th dport @allow_published4 goto permit
+		ip6 daddr . meta l4proto . th dport @allow_published6 goto permit
 	}}
 
 	chain inbound6 {{
@@ -276,8 +299,7 @@ def forward(mark: int, features: Features, *, log: str, no_in: str, no_out: str)
 		accept
 	}}
 
-	# Limits the new flows that each source may open to a port with fw.rate. A base chain that exists only while ports
-	# have a rate jumps here. It has a later priority than `forward`, so packets dropped there do not count.
+	# Limits the new flows that each source may open to a port with fw.rate.
 	chain rate_limit {{
 		{NEW_SYN} goto rate_limit_new
 		ct state established goto rate_limit_known
@@ -307,17 +329,21 @@ def forward(mark: int, features: Features, *, log: str, no_in: str, no_out: str)
 {lookups.rate_limit(4)}
 	}}
 
-	# On a network with restricted egress, a container may open only what a rule allows. The mark's bit is set by a rule
-	# that matches.
+	# On a network with restricted egress, a container may open only what a rule allows.
 	chain egress {{
-		iifname . oifname @same_bridge return
-		{ERRORS} return
+		{NEW_SYN} goto egress_new
+		{flows}ct state established accept
+		goto egress_new
+	}}
+
+	chain egress_new {{
+		iifname . oifname @same_bridge accept
+		{ERRORS} accept
 		iifgroup != {GROUP:#x} meta nfproto != @lease goto deny
-		iifname . ip6 saddr @egress_all6 return
-		iifname . ip saddr @egress_all4 return
+		iifname . ip6 saddr @egress_all6 accept
+		iifname . ip saddr @egress_all4 accept
 		jump egress_allow
-		meta mark & {mark:#010x} == 0x0 goto deny
-		meta mark set meta mark & {0xFFFFFFFF ^ mark:#010x}
+		goto deny
 	}}
 
 	chain egress_allow {{
@@ -328,16 +354,33 @@ def forward(mark: int, features: Features, *, log: str, no_in: str, no_out: str)
 	}}
 
 	chain egress_allow6 {{
-{lookups.egress_allow(6, passes)}
+{lookups.egress_allow(6, "accept")}
 	}}
 
 	chain egress_allow4 {{
-{lookups.egress_allow(4, passes)}
+{lookups.egress_allow(4, "accept")}
 	}}
 
-{lookups.peer_chains(6, "egress_to", passes)}
-{lookups.peer_chains(4, "egress_to", passes)}
+{lookups.peer_chains(6, "egress_to", "accept")}
+{lookups.peer_chains(4, "egress_to", "accept")}
+	# No flow enters or leaves an internal network: two of its containers can forge one, with a source address outside.
+	chain to_internal {{
+		{ERRORS} accept
+		{NEW_SYN} goto deny
+		{flows}ct state established accept
+		goto deny
+	}}
+
 	# ICMP errors are accepted before `invalid` is dropped: path MTU discovery needs them (RFC 4890 section 4.3).
+	chain inbound_icmp {{
+		icmp type redirect goto deny
+		{ERRORS} goto to_known_address
+		rt type 0 goto deny
+		meta l4proto icmp goto icmp_in
+		meta l4proto ipv6-icmp goto icmp6_in
+		goto deny
+	}}
+
 	chain icmp_in {{
 		meta nfproto ipv4 icmp type {{ {_ICMP} }} goto to_known_address
 		goto deny
@@ -351,7 +394,6 @@ def forward(mark: int, features: Features, *, log: str, no_in: str, no_out: str)
 	}}
 
 	chain outbound {{
-		iifname @internal goto deny
 		jump from_container
 		meta oifkind "bridge" oif != @unmanaged{no_out} goto inbound
 		goto accept_marked
@@ -359,7 +401,7 @@ def forward(mark: int, features: Features, *, log: str, no_in: str, no_out: str)
 
 	# Packets to a bridge of Docker's are not marked, so Docker's own rules apply to them too.
 	chain established_outbound {{
-		meta oifkind "bridge" oif != @unmanaged{no_out} accept
+		meta oifkind "bridge" oif != @unmanaged{no_out} meta mark set meta mark & {0xFFFFFFFF ^ mark:#010x} accept
 		goto accept_marked
 	}}
 
@@ -367,6 +409,10 @@ def forward(mark: int, features: Features, *, log: str, no_in: str, no_out: str)
 	# the container initiated (nf_conntrack_tcp_loose).
 	chain from_container {{
 		ct state new tcp flags & (fin | syn | rst | ack) != syn goto no_syn
+		{_ICMP_PROTOCOLS} jump from_container_icmp
+	}}
+
+	chain from_container_icmp {{
 		icmp type redirect goto deny
 		icmpv6 type {{ nd-router-advert, nd-redirect }} goto deny
 	}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from plugin.kernel.names import GROUP
 from plugin.nftables import lookups
 from plugin.nftables.features import Features
-from plugin.nftables.rules_forward import ELSEWHERE, ERRORS, LINK6, NEW_SYN, NOT_OWN, PORT_0
+from plugin.nftables.rules_forward import ELSEWHERE, ERRORS, LINK6, NEW_SYN, NOT_OWN, PORT_0, SYN
 from plugin.protocols import PROTOCOLS
 
 #: Where docker-proxy is identified by its control group.
@@ -22,7 +22,7 @@ _SERVED_PORT = """\
 _PUBLISHABLE = ", ".join(each.nft for each in PROTOCOLS if each.socket)
 
 
-def host(mark: int, features: Features, *, log: str, unknown: str, no_in: str) -> str:
+def host(features: Features, *, log: str, unknown: str, no_in: str) -> str:
     """Return the chains for the host.
 
     `log`: the statement that logs a drop. `unknown`: the rule that identifies docker-proxy. `no_in`: the exceptions
@@ -32,18 +32,17 @@ def host(mark: int, features: Features, *, log: str, unknown: str, no_in: str) -
     labelled = "\t\tct state new,related jump label_elsewhere\n" if features.labels else ""
     refused = f"\t\t{ELSEWHERE} jump elsewhere\n" if features.labels else ""
     former = _SERVED_PORT if features.cgroups and features.listeners else ""
-    passes = f"meta mark set meta mark | {mark:#010x} return"
     return f"""\
 	# A frame to a reserved bridge address (IEEE 802.1D table 7-10) arrives from the bridge port, not from the bridge,
 	# so the rules for bridges would not match it. No valid IP packet has such a destination. docker-proxy listens on
 	# published ports: traffic to them without DNAT arrives here, and the container's rules apply.
 	chain input {{
-		type filter hook input priority filter - 1; policy accept;
+		type filter hook input priority filter - 2; policy accept;
 		iifname "lo" accept
-		meta nfproto @ban_families jump banned
 		meta pkttype multicast ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 goto deny
 {checked}{labelled}		iifgroup {GROUP:#x} jump container_to_host
 		meta iifkind "bridge" iif != @unmanaged{no_in} jump container_to_host
+		{features.flows}ct state established jump host_established
 		meta nfproto . meta l4proto . th dport @host_closed goto host_closed
 		ip daddr . meta l4proto . th dport @host_closed4 goto host_closed
 		ip6 daddr . meta l4proto . th dport @host_closed6 goto host_closed
@@ -60,33 +59,29 @@ def host(mark: int, features: Features, *, log: str, unknown: str, no_in: str) -
 	chain container_to_host {{
 {refused}		icmp type redirect goto deny
 		icmpv6 type {{ nd-router-advert, nd-redirect }} goto deny
-		iifname @egress_restricted goto egress_to_host
 	}}
 
 	chain egress_to_host {{
-		{features.flows}ct state established return
-		{ERRORS} return
-		icmpv6 type {{ {LINK6} }} return
-		meta l4proto igmp return
+		{features.flows}ct state established accept
+		{ERRORS} accept
+		icmpv6 type {{ {LINK6} }} accept
+		meta l4proto igmp accept
 		iifgroup != {GROUP:#x} meta nfproto != @lease goto deny
-		iifname . ip6 saddr @egress_all6 return
-		iifname . ip saddr @egress_all4 return
-		meta mark set meta mark & {0xFFFFFFFF ^ mark:#010x}
+		iifname . ip6 saddr @egress_all6 accept
+		iifname . ip saddr @egress_all4 accept
 		jump egress_allow_host
 		jump egress_allow
-		meta mark & {mark:#010x} == 0x0 goto deny
-		meta mark set meta mark & {0xFFFFFFFF ^ mark:#010x}
+		goto deny
 	}}
 
 	chain egress_allow_host {{
 		ct state invalid return
 		{PORT_0} return
-{lookups.egress_host(6, passes)}
-{lookups.egress_host(4, passes)}
+{lookups.egress_host(6, "accept")}
+{lookups.egress_host(4, "accept")}
 	}}
 
 	chain host_closed {{
-		{features.flows}ct state established jump host_established
 {_neighbours("accept")}
 		ct state invalid goto deny
 		meta nfproto != @lease goto deny_host
@@ -102,7 +97,7 @@ def host(mark: int, features: Features, *, log: str, unknown: str, no_in: str) -
 	}}
 
 	chain host_established {{
-		{NEW_SYN} return
+		{SYN} ct direction original return
 		accept
 	}}
 
@@ -182,23 +177,25 @@ def host(mark: int, features: Features, *, log: str, unknown: str, no_in: str) -
 	}}
 
 	# docker-proxy opens no connection from a published port: its packets after the flow was cut would reopen the flow.
-	# Nor may the host's programs reopen a flow that a container initiated and may not open any more.
 	chain output_filter {{
-		type filter hook output priority filter - 1; policy accept;
-		ct state new oifname != "lo" jump quarantine
-		ct state new oifname @egress_restricted jump output_egress
-		ct state new oifname != "lo" meta l4proto {{ {_PUBLISHABLE} }} goto output_docker_proxy
+		type filter hook output priority filter - 2; policy accept;
+		ct state new goto output_new
 	}}
 
-	chain output_egress {{
-		tcp flags & (fin | syn | rst | ack) != syn goto deny
+	chain output_new {{
+		meta nfproto @quarantine_families oifname != "lo" jump quarantine
+		oifname != "lo" meta l4proto {{ {_PUBLISHABLE} }} goto output_docker_proxy
 	}}
 
 	chain output_docker_proxy {{
+		meta nfproto . meta l4proto . th sport @host_closed goto output_closed
+		ip saddr . meta l4proto . th sport @host_closed4 goto output_closed
+		ip6 saddr . meta l4proto . th sport @host_closed6 goto output_closed
+	}}
+
+	chain output_closed {{
 {_neighbours("accept", "oifname", "saddr", "sport")}
-		meta nfproto . meta l4proto . th sport @host_closed goto deny
-		ip saddr . meta l4proto . th sport @host_closed4 goto deny
-		ip6 saddr . meta l4proto . th sport @host_closed6 goto deny
+		goto deny
 	}}
 
 	chain prerouting {{
@@ -225,11 +222,15 @@ def host(mark: int, features: Features, *, log: str, unknown: str, no_in: str) -
 	# Other traffic to outside is masqueraded for IPv4 only; IPv6 keeps its source.
 	chain postrouting {{
 		type nat hook postrouting priority srcnat - 1; policy accept;
-		ct status dnat iifname . oifname @same_bridge masquerade
-		ct status dnat ip saddr . ip daddr @hairpin4 masquerade
-		ct status dnat ip6 saddr . ip6 daddr @hairpin6 masquerade
+		ct status dnat jump hairpin
 		oifgroup {GROUP:#x} return
 		meta nfproto ipv4 iifname @masqueraded masquerade
+	}}
+
+	chain hairpin {{
+		iifname . oifname @same_bridge masquerade
+		ip saddr . ip daddr @hairpin4 masquerade
+		ip6 saddr . ip6 daddr @hairpin6 masquerade
 	}}
 """
 

@@ -39,6 +39,14 @@ _ANY = ("meta nfproto", "meta l4proto", "th dport")
 #: The length of a prefix, placed before the prefix.
 _NET = ("th sport",)
 
+#: Base chains that exist only while a set has elements, see `plugin.nftables.hooks`.
+LOADING_HOOK, LOADING_HOOK_HOST = "loading_hook", "loading_hook_host"
+BAN_HOOK, BAN_HOOK_HOST = "ban_hook", "ban_hook_host"
+INTERNAL_HOOK = "internal_hook"
+EGRESS_HOOK, EGRESS_HOOK_REPLIES = "egress_hook", "egress_hook_replies"
+EGRESS_HOOK_HOST, EGRESS_HOOK_OUTPUT = "egress_hook_host", "egress_hook_output"
+RATE_HOOK, RATE_HOOK_HOST = "rate_hook", "rate_hook_host"
+
 
 class SetSpec(NamedTuple):
     """A named set, or a map if `data` is not empty. Its key and data are typed by nft expressions.
@@ -59,6 +67,10 @@ class SetSpec(NamedTuple):
     element of this set left open. `peer`: the last part of a key is the other end of flows, after its prefix's length
     ("prefix"), or an address that a container sends from ("address"). Elements are found by it when the container with
     that address departs.
+
+    `hooks`: base chains that exist only while the set has elements (`plugin.nftables.hooks`).
+
+    `stays`: an element remains until the table is written anew, because packets may still need it.
     """
 
     key: tuple[str, ...]
@@ -75,6 +87,8 @@ class SetSpec(NamedTuple):
     ends_flows: Literal["always", "owned", ""] = ""
     closed_as: str = ""
     peer: Literal["prefix", "address", ""] = ""
+    hooks: tuple[str, ...] = ()
+    stays: bool = False
 
 
 def _family(v: int) -> dict[str, SetSpec]:
@@ -108,7 +122,10 @@ def _family(v: int) -> dict[str, SetSpec]:
         ),
         **_host(v, source, to),
         f"quarantine{v}": SetSpec(
-            flow, comment="cut flows: their responders may not reopen them", meter=QUARANTINE_SECONDS, effect="closes"
+            flow,
+            comment="cut flows: their responders may not reopen them",
+            meter=QUARANTINE_SECONDS,
+            effect="closes",
         ),
         f"quarantine{v}_pairs": SetSpec(
             (source, "meta l4proto", target),
@@ -123,7 +140,10 @@ def _family(v: int) -> dict[str, SetSpec]:
             effect="closes",
         ),
         f"quarantine{v}_ports_to": SetSpec(
-            to, comment="the same: ports to which no flow may be opened", meter=QUARANTINE_SECONDS, effect="closes"
+            to,
+            comment="the same: ports to which no flow may be opened",
+            meter=QUARANTINE_SECONDS,
+            effect="closes",
         ),
         f"quarantine{v}_all_from": SetSpec(
             (source, "meta l4proto"),
@@ -170,10 +190,16 @@ def _inbound(v: int, source: str, target: str, to: tuple[str, ...]) -> dict[str,
         f"from{v}_blocks": SetSpec(
             (*to, *_NET, source), comment="the same, blocks of ports", effect="opens", peer="prefix"
         ),
-        f"rate_limit{v}": SetSpec(to, VERDICT, "ports with a limit of new flows by source", effect="closes"),
-        f"rate_limit{v}_blocks": SetSpec(to, VERDICT, "the same, blocks of ports", effect="closes"),
+        f"rate_limit{v}": SetSpec(
+            to, VERDICT, "ports with a limit of new flows by source", effect="closes", hooks=(RATE_HOOK,)
+        ),
+        f"rate_limit{v}_blocks": SetSpec(to, VERDICT, "the same, blocks of ports", effect="closes", hooks=(RATE_HOOK,)),
         f"rate_limit_host{v}": SetSpec(
-            to, VERDICT, "the same, ports published on one address of the host", effect="closes"
+            to,
+            VERDICT,
+            "the same, ports published on one address of the host",
+            effect="closes",
+            hooks=(RATE_HOOK_HOST,),
         ),
         f"rate_proven{v}": SetSpec(
             (target,), comment="containers with a rate whose proven sources are remembered longer", effect="closes"
@@ -259,12 +285,14 @@ SETS: dict[str, SetSpec] = {
         comment="bridges of internal networks: no traffic enters or leaves",
         effect="closes",
         ends_flows="always",
+        hooks=(INTERNAL_HOOK,),
     ),
     "egress_restricted": SetSpec(
         ("iifname",),
         comment="bridges on which a container has fw.egress: other containers must be listed in egress_all",
         effect="closes",
         ends_flows="always",
+        hooks=(EGRESS_HOOK, EGRESS_HOOK_REPLIES, EGRESS_HOOK_HOST, EGRESS_HOOK_OUTPUT),
     ),
     "masqueraded": SetSpec(("iifname",), comment="bridges whose outbound IPv4 traffic is masqueraded"),
     "unmanaged": SetSpec(
@@ -296,7 +324,13 @@ SETS: dict[str, SetSpec] = {
         comment="docker-proxy's control group is unknown: new listening ports stay closed",
         effect="closes",
     ),
-    "rate_limit_host": SetSpec(_ANY, VERDICT, "published ports with a limit of new flows by source", effect="closes"),
+    "rate_limit_host": SetSpec(
+        _ANY,
+        VERDICT,
+        "published ports with a limit of new flows by source",
+        effect="closes",
+        hooks=(RATE_HOOK_HOST,),
+    ),
     "log_limit_host": SetSpec(
         ("meta l4proto", "th dport"), comment="rate limit of logged drops, by published port", meter=10
     ),
@@ -321,13 +355,19 @@ SETS: dict[str, SetSpec] = {
         ("oifname",), comment="rate limit of packets to unknown addresses, by bridge", meter=10
     ),
     "peer_families": SetSpec(("meta nfproto",), comment="families that have peer_ports"),
-    "ban_families": SetSpec(("meta nfproto",), comment="families that have bans", effect="closes"),
+    "ban_families": SetSpec(
+        ("meta nfproto",), comment="families that have bans", effect="closes", hooks=(BAN_HOOK, BAN_HOOK_HOST)
+    ),
+    "quarantine_families": SetSpec(
+        ("meta nfproto",), comment="families that have cut flows", effect="closes", stays=True
+    ),
     "ban_prefix_families": SetSpec(("meta nfproto",), comment="families that have bans of prefixes", effect="closes"),
     "loading": SetSpec(
         ("meta nfproto",),
         comment="the table is being loaded: no new flows until it is complete",
         timed=True,
         effect="closes",
+        hooks=(LOADING_HOOK, LOADING_HOOK_HOST),
     ),
     "no_transit": SetSpec(
         ("meta nfproto",), comment="docker-fw enabled forwarding: other links do not forward", effect="closes"
@@ -375,6 +415,8 @@ QUARANTINE_SETS = {
     v: (f"quarantine{v}", *(f"quarantine{v}_{of}" for of in ("pairs", "ports_from", "ports_to", "all_from", "all_to")))
     for v in AF
 }
+#: The family of each of these sets.
+_QUARANTINED = {name: AF[v] for v, names in QUARANTINE_SETS.items() for name in names}
 #: The lease: docker-fw follows Docker.
 WATCHED = tuple(Element("lease", (family,)) for family in AF.values())
 
@@ -383,8 +425,6 @@ WATCHED = tuple(Element("lease", (family,)) for family in AF.values())
 LOADING = (*(Element("loading", (f,)) for f in AF.values()), Element("loading_ports", (1,)))  # 1: ARPHRD_ETHER
 #: Seconds until a loading table opens by itself: no error locks the owner of the host out permanently.
 LOADING_SECONDS = 60
-#: The elements that lead packets to the bans, and to the rules of a table that is being loaded.
-BANNING = tuple(Element("ban_families", (family,)) for family in AF.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,8 +442,6 @@ class Change:
 RATED = frozenset(name for name, spec in SETS.items() if spec.data == VERDICT)
 #: The chain for a port whose rate does not fit into the table.
 DENIED = "deny"
-#: Chains that send packets through these maps while they have elements: forwarded packets, and packets to the host.
-RATING, RATING_HOST = "rate_hook", "rate_hook_host"
 
 
 def limit_chain(where: Address, version: int, rates: Iterable[Rate], *, host: bool = False) -> str:
@@ -416,13 +454,22 @@ def limit_chain(where: Address, version: int, rates: Iterable[Rate], *, host: bo
     return "__".join((f"limit{'_host' if host else ''}{version}", str(where).replace(":", "-"), *dict.fromkeys(names)))
 
 
-def limiting(element: Element) -> tuple[str, ...]:
-    """Return the chains that this element needs and that do not always exist."""
-    if element.set not in RATED:
+def limits(element: Element) -> tuple[str, ...]:
+    """Return the chain of a rate that this element leads to, if it does."""
+    if element.set not in RATED or element.data[0] == DENIED:
         return ()
-    base = RATING_HOST if element.set.startswith("rate_limit_host") else RATING
-    chain = str(element.data[0])
-    return (base,) if chain == DENIED else (base, chain)
+    return (str(element.data[0]),)
+
+
+def chains_for(element: Element) -> tuple[str, ...]:
+    """Return the chains that this element needs and that do not always exist."""
+    return (*spec_of(element.set).hooks, *limits(element))
+
+
+def quarantine_gates(elements: Iterable[Element]) -> tuple[Element, ...]:
+    """Return the elements that lead packets to these ones of the quarantine: without them, they have no effect."""
+    families = dict.fromkeys(_QUARANTINED[element.set] for element in elements if element.set in _QUARANTINED)
+    return tuple(Element("quarantine_families", (family,)) for family in families)
 
 
 def spec_of(name: str) -> SetSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import threading
 from collections import Counter
@@ -14,13 +15,14 @@ from typing import NamedTuple
 from plugin.kernel import conntrack
 from plugin.kernel import netlink as nl
 from plugin.model import Address
-from plugin.nftables import identity, rate_chains, ruleset
+from plugin.nftables import identity, optional_chains, ruleset
 from plugin.nftables.client import NftClient, NftError
 from plugin.nftables.codec import NFPROTO_BRIDGE, NFPROTO_INET, counted
 from plugin.nftables.document import named, replace, skeleton
 from plugin.nftables.features import FORGET, PROBES, Features, Probe
+from plugin.nftables.hooks import HOOKS
 from plugin.nftables.ruleset import Header, Table
-from plugin.nftables.sets import BANNING, LOADING, LOADING_SECONDS, TABLE, Change, Element, limiting, spec_of
+from plugin.nftables.sets import LOADING, LOADING_SECONDS, TABLE, Change, Element, chains_for, quarantine_gates, spec_of
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +64,8 @@ class KernelTable:
         self.incomplete = False
         #: The tables as this object wrote them; empty before the first `replace`.
         self._written: _Fingerprint = {}
-        #: The chains of rates that are in the table, and the elements that lead to each.
-        self._rates: dict[str, set[Element]] = {}
+        #: Those of the chains that do not always exist which are in the table, and the elements that need each.
+        self._chains: dict[str, set[Element]] = {}
         #: The count of other programs' changes when the table was last seen unchanged.
         self._seen = -1
 
@@ -82,38 +84,43 @@ class KernelTable:
             if not self._written:
                 self._find_features()
             elements = self.features.loadable(elements)
-            rates = _rates(elements)
+            elements += quarantine_gates((*elements, *timed))
             self.incomplete = True
             if closed:
                 rest = tuple(element for element in elements if spec_of(element.set).raw)
-                self._write(elements, timed, rates, loading=bool(rest))
+                self._write(elements, timed, loading=bool(rest))
             else:
                 rest = elements
-                self._write((), {}, (), loading=True)
-                if rates:  # takes a while if there are many
-                    self._client.run_again(named(rate_chains.added(rates), self._name))
-            self._rates = rates
+                self._write((), {}, loading=True)
+                chains = _chains(elements, timed)
+                if new := chains.keys() - self._chains.keys():  # takes a while if there are many
+                    self._client.run_again(named(optional_chains.added(new), self._name))
+                self._chains |= chains
             if rest or not closed:
-                self._fill(rest, {} if closed else timed, wanted=set(elements))
+                self._fill(rest, {} if closed else timed)
             self._written = self._fingerprint()  # last: a table that is not complete is not intact
             self.incomplete = False
+            self._drop_chains()
 
     def change(self, change: Change, timed: Mapping[Element, int] = MappingProxyType({})) -> None:
-        """Remove and add elements in one transaction. Raises NftError: then nothing changed, and `replace` repairs it.
+        """Remove and add elements in one transaction. Raises NftError: no element changed, and `replace` repairs it.
 
-        `timed`: elements to be added with a timeout in seconds. Chains of rates that the elements need are added before
-        it, in a transaction of their own, and those that none needs any more are removed after it.
+        `timed`: elements to be added with a timeout in seconds. Chains that the elements need are added before it, in a
+        transaction of their own, and those that none needs any more are removed after it.
         """
         if not change and not timed:
             return
+        change = Change(change.remove, (*change.add, *quarantine_gates((*change.add, *timed))))
         with self._exclusive():
-            rates = _rates(change.add)
-            if new := rates.keys() - self._rates.keys():
-                self._add_rates(new)
+            chains = _chains(change.add, timed)
+            if new := chains.keys() - self._chains.keys():
+                self._add_chains(new)
+            for name, elements in chains.items():  # first: they may be in the kernel even if its answer is lost
+                self._chains[name] |= elements
             self._send(change, timed)
-            for chain, leading in rates.items():
-                self._rates[chain] |= leading
-            self._drop_rates(change.remove)
+            added = {*change.add, *timed}
+            if self._forget_elements(element for element in change.remove if element not in added):
+                self._drop_chains()
 
     def intact(self) -> bool:
         """True if the table and its rules are exactly those that this object wrote. Raises OSError.
@@ -147,7 +154,7 @@ class KernelTable:
     def expected_rules(self) -> ExpectedRules:
         """Return the rules that the tables should have; none as loaded before the first `replace`."""
         with self._lock:
-            text = skeleton(self._mark, self.features, rates=self._rates)
+            text = skeleton(self._mark, self.features, chains=self._chains)
             return ExpectedRules(text, tuple(rule for content in self._written.values() for rule in content.rules))
 
     def rate_chains(self) -> frozenset[str]:
@@ -225,17 +232,14 @@ class KernelTable:
         except NftError as error:
             log.warning("could not remove a table that a probe left: %s", error)
 
-    def _write(
-        self, elements: Sequence[Element], timed: Mapping[Element, int], rates: Iterable[str], *, loading: bool
-    ) -> None:
+    def _write(self, elements: Sequence[Element], timed: Mapping[Element, int], *, loading: bool) -> None:
         """Write the table as text with these elements; `loading` if more are to be added."""
         if loading:
-            elements = [*elements, *BANNING]
             timed = {**timed, **dict.fromkeys(LOADING, LOADING_SECONDS)}
         removed = self._remove_former()
         tries = self._feature_sets()
         for attempt, features in enumerate(tries, 1):
-            text = replace(self._mark, dict.fromkeys(elements), features, timed=timed, rates=rates)
+            text = replace(self._mark, dict.fromkeys(elements), features, timed=timed)
             try:
                 self._client.run(removed + named(text, self._name))
             except NftError as error:
@@ -244,6 +248,7 @@ class KernelTable:
                 log.warning("this kernel does not support all of the table: %s", error)
             else:
                 self.features = features
+                self._chains = _chains(elements, timed)
                 return
 
     def _feature_sets(self) -> list[Features]:
@@ -265,15 +270,15 @@ class KernelTable:
             raise NftError(f"table {taken[0]} is another program's")
         return "".join(f"delete table {table}\n" for table in found.ours if table.name != self._name)
 
-    def _fill(self, add: tuple[Element, ...], timed: Mapping[Element, int], wanted: Collection[Element]) -> None:
+    def _fill(self, add: tuple[Element, ...], timed: Mapping[Element, int]) -> None:
         """Add the elements of a table that is being loaded, and open it."""
-        asking = tuple(element for element in BANNING if element not in wanted)
         try:
-            self._send(Change((*LOADING, *asking), add), timed)
+            self._send(Change(LOADING, add), timed)
         except NftError:  # the loading elements expired on a very busy machine, or the kernel refused only once
-            self._send(Change(asking, add), timed)
+            self._send(Change((), add), timed)
             with suppress(NftError):
                 self._send(Change(LOADING))
+        self._forget_elements({*LOADING} - {*add})
 
     def _send(self, change: Change, timed: Mapping[Element, int] = MappingProxyType({})) -> None:
         """Send the elements whose sets this kernel has."""
@@ -290,42 +295,61 @@ class KernelTable:
             found[family] = _Content(header, ruleset.rules(self._client.reader, table))
         return found
 
-    # --- the chains of rates --------------------------------------------------------------------------------------
+    # --- the chains that do not always exist ----------------------------------------------------------------------
 
-    def _add_rates(self, rates: Collection[str]) -> None:
-        """Add chains and sets of rates before an element leads to them; until then they have no effect."""
-        before = self._seen_unchanged()
-        self._client.run_again(named(rate_chains.added(rates), self._name))
-        self._rates |= {name: set() for name in rates}
-        chains = [name for rate in sorted(rates) for name in rate_chains.limit(rate).chains]
+    def _add_chains(self, names: Collection[str]) -> None:
+        """Add chains, and their sets, before an element needs them; until then they have no effect.
+
+        Where another program changed the rules, no rate is added. A base chain is: it only closes. The table does not
+        count as intact then, and is written anew.
+        """
+        before = None
+        try:
+            before = self._seen_unchanged()
+        except NftError:
+            if not HOOKS.keys() >= {*names}:
+                raise
+        self._client.run_again(named(optional_chains.added(names), self._name))
+        self._chains |= {name: set() for name in names}
+        if before is None:
+            return
+        chains = [chain for name in sorted(names) for chain in optional_chains.parts(name).chains]
         if self._client.foreign_changes() == before:
             self._written = _with_rules(self._written, (*self._written[NFPROTO_INET].rules, *self._rules_of(chains)))
             return
         # Another program changed the ruleset meanwhile. That only matters if it changed docker-fw's table.
         now = self._fingerprint()
-        if not _only_added(self._written, now, chains, rate_chains.rule_count(rates)):
+        if _only_added(self._written, now, chains, optional_chains.rule_count(names)):
+            self._written = now
+        elif not HOOKS.keys() >= {*names}:
             raise NftError("another program changed the rules")
-        self._written = now
 
-    def _drop_rates(self, gone: Iterable[Element]) -> None:
-        """Remove chains and sets of rates that no element leads to any more. A failure is retried later."""
-        left = _rates(gone)
-        for name, elements in left.items():
-            self._rates.get(name, set()).difference_update(elements)
-        unused = [name for name, elements in self._rates.items() if not elements] if left else []
+    def _drop_chains(self) -> None:
+        """Remove chains, and their sets, that no element needs any more. A failure is retried later."""
+        unused = [name for name, elements in self._chains.items() if not elements]
         if not unused:
             return
         try:
             self._seen_unchanged()
-            removed = {*self._rules_of(name for rate in unused for name in rate_chains.limit(rate).chains)}
-            self._client.run_again(named(rate_chains.removed(unused), self._name))
+            chains = (chain for name in unused for chain in optional_chains.parts(name).chains)
+            removed = {*self._rules_of(chains)}
+            self._client.run_again(named(optional_chains.removed(unused), self._name))
         except (NftError, OSError) as error:
-            log.warning("could not remove unused rates from the table yet: %s", error)
+            log.warning("could not remove unused chains from the table yet: %s", error)
+            for name in HOOKS.keys() & {*unused}:  # it may be gone: the next element that needs it adds it again
+                del self._chains[name]
             return
         for name in unused:
-            del self._rates[name]
+            del self._chains[name]
         remaining = (rule for rule in self._written[NFPROTO_INET].rules if rule not in removed)
         self._written = _with_rules(self._written, remaining)
+
+    def _forget_elements(self, gone: Iterable[Element]) -> bool:
+        """Note that these elements need no chain any more. Return True if one needed any."""
+        left = _chains(gone)
+        for name, elements in left.items():
+            self._chains.get(name, set()).difference_update(elements)
+        return bool(left)
 
     def _seen_unchanged(self) -> int:
         """Return the count of other programs' changes.
@@ -359,10 +383,10 @@ def _only_added(before: _Fingerprint, now: _Fingerprint, chains: Collection[str]
     return not then - since and more.total() == count and all(ruleset.chain_of(rule) in chains for rule in more)
 
 
-def _rates(elements: Iterable[Element]) -> dict[str, set[Element]]:
-    """Return the chains of rates that elements need, each with these elements."""
+def _chains(*elements: Iterable[Element]) -> dict[str, set[Element]]:
+    """Return the chains that elements need, each with these elements."""
     found: dict[str, set[Element]] = {}
-    for element in elements:
-        for name in limiting(element):
+    for element in itertools.chain(*elements):
+        for name in chains_for(element):
             found.setdefault(name, set()).add(element)
     return found

@@ -200,12 +200,15 @@ class TableApplier:
         }
         try:
             self._nft.change(self.applied.change(less))
-            self._nft.change(bans, timed)
         except NftError as error:
             log.warning("could not apply the closing part of a change alone: %s", error)
         else:
             self.applied.write(less)
             self.cuts.later(list(less))
+        try:
+            self._nft.change(bans, timed)
+        except NftError as error:
+            log.warning("could not apply bans alone: %s", error)
 
     def whole(self, owners: Iterable[ElementOwner]) -> None:
         """Write the whole table with these owners' current elements; never raises NftError."""
@@ -248,7 +251,7 @@ class TableApplier:
         extra = {
             element
             for element in found.elements - should - found.leaving
-            if element not in timed and not spec_of(element.set).meter
+            if element not in timed and not (spec_of(element.set).meter or spec_of(element.set).stays)
         }
         late = {e: seconds for e, seconds in timed.items() if seconds > _LEAVING and e not in found.elements}
         if missing or extra or late:
@@ -265,4 +268,4 @@ class TableApplier:
     def _besides(self) -> tuple[set[Element], dict[Element, int]]:
         """Return the elements in addition to the recorded ones: permanent ones, and timed ones with their seconds."""
         lasting, timed = ban_elements(self._known.state.bans, time.time())
-        return lasting, timed | self.lease.left()
+        return lasting | self.cuts.gates(), timed | self.lease.left()

@@ -23,7 +23,7 @@ from plugin.model import Address, AddressPolicy, BridgeNetwork, Network, Prefix,
 from plugin.nftables import dump, sets
 from plugin.nftables.client import NftError
 from plugin.nftables.identity import FORMER_SETS
-from plugin.nftables.sets import QUARANTINE_SETS, Change, Element
+from plugin.nftables.sets import QUARANTINE_SETS, Change, Element, quarantine_gates
 from plugin.nftables.table import KernelTable
 from plugin.policy.facts import EGRESS, ElementOwner, Facts, Kind
 from plugin.policy.flows import Way, let_through
@@ -226,6 +226,10 @@ class FlowCutter:
         with self._quarantine_lock:
             self._forget_expired()
             yield dict.fromkeys(self._quarantined, sets.QUARANTINE_SECONDS)
+
+    def gates(self) -> set[Element]:
+        """Return the elements that lead packets to the quarantine: other programs may remove them."""
+        return {*quarantine_gates(list(self._quarantined))}
 
     def release(self, owners: Iterable[ElementOwner]) -> None:
         """Release flows that these owners allow again, and flows of the last owners of their addresses."""

@@ -259,7 +259,7 @@ class Running:
         blocks = re.sub(r" counter packets \d+ bytes \d+", "", self.table()).split("\n\t}\n")
         bridges = "unmanaged|dockers|protected_bridges|same_bridge"
         ports = "dockerd_ports|docker_proxy|proxy_unidentified|host_own[46]?"
-        hosts = re.compile(rf"set (lease|no_transit|{bridges}|{ports}|log_limit\w*|quarantine[46]\w*) ")
+        hosts = re.compile(rf"set (lease|no_transit|{bridges}|{ports}|log_limit\w*|quarantine\w*) ")
         return "\n".join(b for b in blocks if "elements = " in b and not hosts.search(b))
 
     def opens(self, address: str) -> set[str]:

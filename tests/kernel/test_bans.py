@@ -19,7 +19,7 @@ import pytest
 from plugin.fwctl.api.commands import AdminCommands
 from plugin.model import Address, Defaults, PolicySpec, Prefix, Rule
 from plugin.nftables.ban_elements import ban_change, ban_elements
-from plugin.nftables.sets import Change
+from plugin.nftables.sets import LOADING, Change
 from plugin.policy.facts import Facts
 from plugin.policy.saved import SavedState
 from plugin.state.reconciler import Reconciler
@@ -110,7 +110,7 @@ def test_a_ban_holds_while_the_table_is_loaded(site: Site, boxes: Boxes, version
         assert heard(site, ear, [(None, udp(source, to, 53, 9001))], ping(site.wan.V6, boxes.web.v6)) == [True]
         site.send([udp(to, source, 9001, 53)], boxes.web)
     load(site, boxes, bans(str(banned)))
-    site.run("nft", "add", "element", "inet", "docker-fw", "loading", "{ ipv4 timeout 60s, ipv6 timeout 60s }")
+    site.nft.change(Change(), dict.fromkeys(LOADING, 60))
     shots: list[tuple[NamedNetns | None, Packet]] = [
         (None, udp(banned, to, 53, 9001, b"more")),
         (None, udp(other, to, 53, 9001, b"more")),
@@ -343,9 +343,11 @@ def test_a_ban_cuts_established_flows(site: Site, boxes: Boxes, reconciler: Reco
 
 
 def test_thousands_of_bans_are_one_change(site: Site, boxes: Boxes, reconciler: Reconciler) -> None:
-    """A blocklist of thousands is added and removed in one transaction each."""
-    many = {ip_network((IPv4Address((11 << 24) + 7 * n), 32)): 0.0 for n in range(5000)}
+    """A blocklist of thousands is added and removed in one transaction each. (The first ban adds rules, too.)"""
+    one: dict[Prefix, float] = {ip_network("203.0.113.99"): 0.0}
+    many = one | {ip_network((IPv4Address((11 << 24) + 7 * n), 32)): 0.0 for n in range(5000)}
     with site.inside():
+        reconciler.edit_state(lambda state: dataclasses.replace(state, bans=one))
         generation = site.nft.generation()
         reconciler.edit_state(lambda state: dataclasses.replace(state, bans=many))
         assert site.nft.generation() == generation + 1
@@ -353,6 +355,6 @@ def test_thousands_of_bans_are_one_change(site: Site, boxes: Boxes, reconciler: 
         shots = [(None, new_flow("tcp", a, boxes.web.v4, 80, next(_ports))) for a in addresses]
         found = heard(site, site.sniffer(boxes.web), shots, ping(site.wan.V6, boxes.web.v6))
         assert found == [False, True, False, True]
-        reconciler.edit_state(lambda state: dataclasses.replace(state, bans={}))
+        reconciler.edit_state(lambda state: dataclasses.replace(state, bans=one))
         assert site.nft.generation() == generation + 2
         assert all(heard(site, site.sniffer(boxes.web), shots, ping(site.wan.V6, boxes.web.v6)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from plugin.nftables.sets import BANNING
+from plugin.nftables.sets import LOADING, Change
 from tests.kernel.packets import Packet, arrived, icmp, packed
 from tests.kernel.site import BR_DOCKER, Box, Site, site_of_module
 from tests.lab import NamedNetns
@@ -26,9 +26,9 @@ def guest(site: Site) -> Box:
 @pytest.fixture
 def loading(site: Site, guest: Box) -> Box:
     """Return it; the table is being loaded."""
-    site.load(more={*site.docker_elements(guest, BR_DOCKER), *BANNING})
+    site.load(more=site.docker_elements(guest, BR_DOCKER))
     site.forget_flows()
-    site.run("nft", "add", "element", "inet", "docker-fw", "loading", "{ ipv4 timeout 60s, ipv6 timeout 60s }")
+    site.nft.change(Change(), dict.fromkeys(LOADING, 60))
     return guest
 
 

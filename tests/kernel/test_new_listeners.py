@@ -16,7 +16,7 @@ from plugin.kernel.names import AF
 from plugin.kernel.sock_diag import Listeners, listening
 from plugin.model import Published
 from plugin.nftables.elements import proxied_element
-from plugin.nftables.sets import BANNING, WATCHED, Element
+from plugin.nftables.sets import LOADING, WATCHED, Change, Element
 from tests.kernel.resets import resetting, served
 from tests.kernel.running import Running
 from tests.kernel.site import Site
@@ -152,11 +152,11 @@ def test_a_retry_after_a_reset_is_treated_as_a_new_connection(site: Site, closes
         assert served(site, host, 7001, 2, sport) == 2
     closes, _, one = closes.partition(" ")
     ports = [Published("tcp", every, 7001, 80) for every in ((Site.HOST4, Site.HOST6) if one else (ANY4, ANY6))]
-    more = set(PROXY_UNIDENTIFIED) if closes == "unknown" else set(BANNING)
+    more = set(PROXY_UNIDENTIFIED) if closes == "unknown" else set[Element]()
     more |= {proxied_element(port, closes) for port in ports if closes in ("host_closed", "host_open")}
     site.load(more=more if closes == "host_open" else {*more, *WATCHED})
     if closes == "loading":
-        site.run("nft", "add", "element", "inet", "docker-fw", "loading", "{ ipv4 timeout 60s, ipv6 timeout 60s }")
+        site.nft.change(Change(), dict.fromkeys(LOADING, 60))
     with resetting(site.host, host, 7001):
         assert served(site, host, 7001, 1, sport) == 0
 

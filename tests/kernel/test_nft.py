@@ -129,11 +129,11 @@ def test_every_kind_of_set_is_written_alike_both_ways(host: NamedNetns, nft: Ker
         for name, spec in WRITTEN.items()
     }
     nft.replace(one.values())
-    by_text = listed(host)
+    by_text = blocks(host)
     nft.replace(())
     assert elements_in(host) == set()
     nft.change(Change(add=tuple(one.values())))
-    assert listed(host) == by_text
+    assert blocks(host) == by_text
     nft.change(Change(remove=tuple(one.values())))
     assert elements_in(host) == set()
 

@@ -13,7 +13,7 @@ import pytest
 
 from plugin.labels.parser import parse
 from plugin.model import PolicySpec, Rule
-from plugin.nftables.sets import BANNING, Element
+from plugin.nftables.sets import LOADING, Change, Element
 from tests.kernel.packets import arrived, icmp, icmp_error, new_flow, ping, portless, tcp, udp
 from tests.kernel.resets import was_reset
 from tests.kernel.site import BR_DOCKER, BRIDGED_FRAMES_UNTRACKED, Box, Site, site_of_module
@@ -45,9 +45,9 @@ def test_a_retry_after_a_reset_needs_an_open_port(site: Site, boxes: dict[str, B
     for address in (box.v4, box.v6):
         client, sport = was_reset(site.wan, box, address, 8080)
         tries.append(tcp(client, address, 8080, sport))
-    load(site, boxes, *([OPEN] if meanwhile == "loading" else []), more=BANNING)
+    load(site, boxes, *([OPEN] if meanwhile == "loading" else []))
     if meanwhile == "loading":
-        site.run("nft", "add", "element", "inet", "docker-fw", "loading", "{ ipv4 timeout 60s, ipv6 timeout 60s }")
+        site.nft.change(Change(), dict.fromkeys(LOADING, 60))
     assert site.deliver(tries, box, last=icmp(site.OUT6, box.v6, 135)) == set()
     load(site, boxes, OPEN)
     assert site.deliver(tries, box) == set(tries)

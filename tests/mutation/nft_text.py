@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from plugin.nftables.document import skeleton
+from plugin.nftables.hooks import HOOKS
 
 _FIELD = (
     r"(?:meta \w+|ct \w+|[io]if(?:name|group)?|ip6? \w+|th [sd]port|tcp flags|icmp(?:v6)? type|igmp type|ether \w+"
@@ -42,8 +43,6 @@ _RATE = re.compile(r"\d+/(second|minute|hour|day) burst \d+ packets")
 
 #: Chains of rates of each form, as elements name them.
 RATES = (
-    "rate_hook",
-    "rate_hook_host",
     "limit4__10.1.0.2__100_second_5",
     "limit4__10.1.0.2__1_day_5",
     "limit6__2001-db8-1--2__100_second_5",
@@ -186,6 +185,8 @@ def changes(rule: str) -> dict[str, str]:
 
 
 _LATER = {
+    "filter - 3": "filter + 10",
+    "filter - 2": "filter + 10",
     "filter - 1": "filter + 10",
     "priority filter;": "priority filter + 10;",
     "-101": "-50",
@@ -297,7 +298,7 @@ def counting(text: str) -> str:
 
 def whole_text() -> str:
     """Return the tables with all chains, those of rates too."""
-    return skeleton(0x08000000, rates=RATES)
+    return skeleton(0x08000000, chains=(*HOOKS, *RATES))
 
 
 def places(text: str) -> Iterator[tuple[str, str, str, str]]:

@@ -21,7 +21,7 @@ from weakref import WeakSet
 
 import pytest
 
-from plugin.nftables import document, rate_chains, table
+from plugin.nftables import document, optional_chains, table
 from plugin.nftables.client import NftClient, NftError
 from tests import waiting
 from tests.kernel import packets
@@ -51,7 +51,7 @@ class Text:
     def __init__(self) -> None:
         self.change: Callable[[str], str] | None = None
         document.skeleton = self._changed(document.skeleton)
-        rate_chains.added = self._changed(rate_chains.added)
+        optional_chains.added = self._changed(optional_chains.added)
 
     def _changed(self, make: Callable[..., str]) -> Callable[..., str]:
         def text(*args: Any, **named: Any) -> str:

@@ -13,7 +13,7 @@ from plugin.kernel import conntrack
 from plugin.labels.parser import parse
 from plugin.model import Container, FwError, Published
 from plugin.nftables.client import NftError
-from plugin.nftables.sets import Change, Element, limiting
+from plugin.nftables.sets import Change, Element, limits
 from plugin.policy.saved import SavedState
 from plugin.state import closed_flows
 
@@ -51,7 +51,7 @@ class Kernel:
         return []
 
     def rate_chains(self) -> frozenset[str]:
-        return frozenset(chain for element in self.table or () for chain in limiting(element)[1:])
+        return frozenset(chain for element in self.table or () for chain in limits(element))
 
     def intact(self) -> bool:
         return self.table is not None

@@ -31,7 +31,8 @@ from plugin.labels.parser import parse
 from plugin.model import Defaults, FwError
 from plugin.nftables.document import document, element_text
 from plugin.nftables.features import Features
-from plugin.nftables.sets import Element
+from plugin.nftables.hooks import HOOKS
+from plugin.nftables.sets import Element, chains_for
 from plugin.policy.facts import Facts
 from plugin.policy.saved import SavedState
 from plugin.policy.view import PolicyView, evaluated
@@ -155,7 +156,10 @@ def test_names_from_outside_are_in_no_command(data: st.DataObject) -> None:
         assert re.fullmatch(ELEMENT_TEXT, element_text(element)), element
     # As `fwctl export` writes it.
     kept = [element for element in host.kernel.table if element.set != "unmanaged"]
-    assert skeletons(document(MARK, kept, Features(cgroups=False)))[0] == document(MARK, (), Features(cgroups=False))
+    chains = {name for element in kept for name in chains_for(element)}
+    text = document(MARK, (), Features(cgroups=False), chains=chains)
+    assert skeletons(document(MARK, kept, Features(cgroups=False)))[0] == text
+    assert all(name in HOOKS or re.fullmatch(r"limit[\w.-]*", name) for name in chains)
 
 
 @given(st.lists(names, max_size=6), st.lists(names, max_size=6))

@@ -1,7 +1,6 @@
 """A packet's way through the rules' text and the sets' elements, as the kernel evaluates them.
 
-Only the output of `plugin.nftables.lookups` is understood: keys of sets, `jump`, `goto`, `return`, docker-fw's bit of
-the mark.
+Only the output of `plugin.nftables.lookups` is understood: keys of sets, `jump`, `goto`, `accept`.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
 from plugin.nftables.document import skeleton
+from plugin.nftables.hooks import HOOKS
 from plugin.nftables.sets import Element
 from plugin.protocols import PROTOCOLS
 
@@ -114,10 +114,8 @@ class Table:
         return [line.to for line in map(_line, lines) if self._finds(line.key, line.set, packet)]
 
     def verdict(self, chain: str, packet: Packet) -> str:
-        """Return the chain in which a packet that enters this one ends, or "mark" if its bit of the mark was set; or
-        ""."""
-        self._marked = False
-        return self._run(chain, packet) or ("mark" if self._marked else "")
+        """Return the chain in which a packet that enters this one ends, or "accept", or "" if the chain returns."""
+        return self._run(chain, packet)
 
     def _run(self, chain: str, packet: Packet) -> str:
         if chain in _ENDS:
@@ -127,9 +125,8 @@ class Table:
                 continue
             if line.key and not self._finds(line.key, line.set, packet):
                 continue
-            if line.word == "meta":  # the mark is set, and the chain returns
-                self._marked = True
-                return ""
+            if line.word == "accept":
+                return "accept"
             found = self._run(line.to, packet)
             if found or line.word == "goto":
                 return found
@@ -140,5 +137,7 @@ _ENDS = ("permit", "accept_host", "deny", "deny_host")
 #: Every chain's rules, without comments and the hook's line.
 CHAINS = {
     name: [line.strip() for line in body.splitlines() if line.strip() and not line.strip().startswith(("#", "type "))]
-    for name, body in re.findall(r"chain (\w+) \{\n(.*?)^\t\}", skeleton(0x08000000), re.DOTALL | re.MULTILINE)
+    for name, body in re.findall(
+        r"chain (\w+) \{\n(.*?)^\t\}", skeleton(0x08000000, chains=HOOKS), re.DOTALL | re.MULTILINE
+    )
 }

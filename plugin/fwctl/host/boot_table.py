@@ -68,7 +68,7 @@ def nft_text(
     return f"""{_HEAD}{text}
 # Networks created after this file was written: a packet whose destination is routed by the link it came from stays
 # within one bridge (Linux 5.19 or newer); and no other link opens connections with a container's source address.
-{neighbours}insert rule inet {TABLE} reverse_path fib saddr oifname "br-*"{others} fib saddr . iif oif missing goto deny
+{neighbours}insert rule inet {TABLE} reverse_path_elsewhere fib saddr oifname "br-*"{others} goto deny
 {untils}"""
 
 

@@ -38,7 +38,7 @@ from plugin.nftables.compile import ElementCompiler, compiled
 from plugin.nftables.document import USUAL, document
 from plugin.nftables.features import Features
 from plugin.nftables.fields import CGROUP, TARGET
-from plugin.nftables.sets import RATED, WATCHED, Element, limiting
+from plugin.nftables.sets import LOADING, RATED, WATCHED, Element, chains_for, limits, quarantine_gates
 from plugin.policy.facts import BridgeFacts, Facts, ProxyFacts
 from plugin.policy.saved import SavedState
 from tests.pure import strategies
@@ -70,8 +70,8 @@ class Case(NamedTuple):
     @property
     def text(self) -> str:
         """The tables as text."""
-        chains = {chain for element in self.elements for chain in limiting(element)}
-        text = document(MARK, self.features.loadable(self.elements), self.features, rates=chains)
+        chains = {chain for element in self.elements for chain in chains_for(element)}
+        text = document(MARK, self.features.loadable(self.elements), self.features, chains=chains)
         return text + "".join(f"{line}\n" for line in self.lines)
 
     @property
@@ -176,12 +176,12 @@ def momentary(flags: dict[str, bool], random: Random) -> set[Element]:
     """
     found: set[Element] = set(WATCHED) if flags["watched"] else set()
     if flags["loading"]:
-        found |= {Element(name, (family,)) for name in ("loading", "ban_families") for family in (2, 10)}
-        found.add(Element("loading_ports", (1,)))
+        found |= {*LOADING}
     if flags["cut"]:
         for inside, outside in (("172.18.0.2", "203.0.113.7"), ("2001:db8:1::2", "2001:db8:9::9")):
             found |= _quarantined(ip_address(inside), ip_address(outside), random)
             found |= _quarantined(ip_address(outside), ip_address(inside), random)
+        found |= {*quarantine_gates(list(found))}
     return found
 
 
@@ -203,7 +203,7 @@ def known_sources(elements: Iterable[Element], random: Random) -> tuple[str, ...
     found = []
     for element in sorted(each for each in elements if each.set in RATED):
         proto, port = element.key[-2:]
-        sets = rate_chains.limit(str(element.data[0])).sets if limiting(element)[1:] else {}
+        sets = rate_chains.limit(str(element.data[0])).sets if limits(element) else {}
         for name in (each for each in sets if not each.startswith("networks") and random.randrange(2)):
             source = "2001:db8:9::" if "6" in name.partition("__")[0] else "203.0.113.7"
             found.append(f"add element inet docker-fw {name} {{ {proto} . {port} . {source} }}")
@@ -615,7 +615,8 @@ class Packets:
             packet = replace(packet, oif=None)
         if hook == "output" or (hook == "postrouting" and self._one_in(3)):
             packet = replace(packet, iif=None)
-        if hook == "forward" and self._one_in(8):
+        same = packet.iif and packet.oif and packet.iif.name == packet.oif.name  # and so of one kind
+        if hook == "forward" and (same or self._one_in(8)):
             packet = replace(packet, oif=packet.iif)
         if hook != "input":
             packet = replace(packet, socket=None)

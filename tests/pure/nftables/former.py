@@ -27,7 +27,7 @@ from tests.pure.nftables.path import Outcome, Tables
 #: Random tables, in addition to the golden ones.
 COUNT = 60
 #: Differences that are shown in full.
-SHOWN = 5
+SHOWN = 2
 
 
 _LENGTH = re.compile(r"\| \d+ \. (ip6? \w+)( & \S+)?")
@@ -42,6 +42,18 @@ class Difference(NamedTuple):
     packet: Packet
     former: Outcome
     later: Outcome
+
+    @property
+    def kind(self) -> str:
+        """What the later text does otherwise; the worst comes first in the report."""
+        was, now = self.former.lasting[0], self.later.lasting[0]
+        if was == now:
+            return (
+                "4 leaves other traces of a drop"
+                if now != "accept"
+                else "3 accepts with another mark, label or address"
+            )
+        return "1 OPENS" if now == "accept" else "2 closes" if was == "accept" else "4 drops in another way"
 
     def __str__(self) -> str:
         ways = []
@@ -106,18 +118,21 @@ def write(path: Path) -> None:
 def compare(path: Path, count: int) -> int:
     """Compare the texts of a file with those of this commit; return the number of differences."""
     now = {case.name: case for case in cases(COUNT)}
-    seen, found = Seen(), 0
+    seen, found = Seen(), Counter[str]()
     for number, entry in enumerate(json.loads(path.read_text())):
         case = now.get(entry["name"])
         if case is None or case.digest != entry["facts"]:
             sys.exit(f"{entry['name']} has other facts at this commit: write {path} again with this drawn.py")
         for difference in differences(case.name, tables(entry), tables(saved(case)), number, count, seen):
-            found += 1
-            if found <= SHOWN:
+            kind = f"{difference.kind}, at {difference.later.matched[-1] if difference.later.matched else 'no rule'}"
+            found[kind] += 1
+            if found[kind] <= SHOWN:
                 print(difference)
     _report(seen)
-    print(f"{found} differences")
-    return found
+    print(f"{found.total()} differences")
+    for kind, times in sorted(found.items()):
+        print(f"{times:8} {kind}")
+    return found.total()
 
 
 def _report(seen: Seen) -> None:

@@ -72,8 +72,8 @@ class Table:
     chains: dict[str, Chain] = field(default_factory=dict)
 
     def base(self, hook: str) -> list[Chain]:
-        """Return the chains of a hook, in their order."""
-        found = [chain for chain in self.chains.values() if chain.hook == hook]
+        """Return the chains of a hook, in their order: of one priority, the one that was added last comes first."""
+        found = [chain for chain in reversed(self.chains.values()) if chain.hook == hook]
         return sorted(found, key=lambda chain: chain.priority)
 
     def check(self) -> None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from plugin.model import FwError, Prefix
 from plugin.nftables.ban_elements import ban_elements
-from plugin.nftables.sets import Element
+from plugin.nftables.hooks import HOOKS
+from plugin.nftables.sets import BAN_HOOK, BAN_HOOK_HOST, Element, chains_for
 from plugin.policy.bans import BAN_LENGTHS, MAX_PIECES, WIDEST, as_data, holding, pieces, read, written
 from tests.pure.strategies import examples, prefixes4, prefixes6
 from tests.pure.tracer import CHAINS, Packet, Table
@@ -187,10 +188,12 @@ def test_a_banned_address_is_dropped_in_both_directions(
 def test_bans_come_before_everything() -> None:
     """Bans apply in both directions, before established flows and before the host's own rules; only loopback is
     exempt."""
-    for chain, at in (("forward", 1), ("input", 1)):
-        assert CHAINS[chain][at] == "meta nfproto @ban_families jump banned"
-    assert CHAINS["forward"][0].startswith("meta mark set")
-    assert CHAINS["input"][0] == 'iifname "lo" accept'
+    look_up = "meta nfproto @ban_families jump banned"
+    assert CHAINS[BAN_HOOK] == [look_up]
+    assert CHAINS[BAN_HOOK_HOST] == ['iifname "lo" accept', look_up]
+    for name, hook in ((BAN_HOOK, "forward"), (BAN_HOOK_HOST, "input")):
+        assert (HOOKS[name].hook, HOOKS[name].priority) == (hook, "filter - 3")
+        assert name in chains_for(Element("ban_families", (2,)))
 
 
 def test_only_families_with_a_ban_are_looked_up() -> None:

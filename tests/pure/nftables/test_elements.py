@@ -34,7 +34,7 @@ from plugin.model import (
     Rate,
     Rule,
 )
-from plugin.nftables import rate_chains
+from plugin.nftables import optional_chains, rate_chains
 from plugin.nftables.compile import compiled
 from plugin.nftables.document import document, element_text, replace, skeleton
 from plugin.nftables.elements import (
@@ -48,6 +48,7 @@ from plugin.nftables.elements import (
     rule_elements,
 )
 from plugin.nftables.features import Features
+from plugin.nftables.hooks import HOOKS
 from plugin.nftables.rules_forward import PORT_0
 from plugin.nftables.sets import RATED, SETS, Element, spec_of
 from plugin.policy.decide import covers, of, passes, prefix_of
@@ -168,14 +169,14 @@ def test_the_egress_sets_decide_as_the_policy_does(
     assert not {name for name in table.sets if name.startswith(("egress_all4", "egress_all6", "allow", "from"))}
     for proto, port, peer in _flows(listed, address, drawn, peers):
         found = table.verdict(f"egress_allow{address.version}", Packet(address, peer, NUMBERS[proto], port or 40001))
-        assert found == ("mark" if passes(listed, proto, port, peer) else ""), (proto, port, peer)
+        assert found == ("accept" if passes(listed, proto, port, peer) else ""), (proto, port, peer)
 
 
 def test_a_rule_to_host_matches_the_host_only() -> None:
     """`8125/udp to host` matches packets to the host, and not packets that leave it."""
     spec = parse({"fw.egress": "8125/udp to host, 53/udp to host 203.0.113.7"}).spec
     table = Table(address_elements("br0", V4, Policy(egress=spec.egress, known=True)))
-    for port, host, out in ((8125, "mark", ""), (53, "mark", "mark"), (80, "", "")):
+    for port, host, out in ((8125, "accept", ""), (53, "accept", "accept"), (80, "", "")):
         packet = Packet(V4, OUT4, 17, port)
         assert _to_host(table, packet) == host
         assert table.verdict("egress_allow4", packet) == out
@@ -185,7 +186,7 @@ def test_a_rule_to_host_matches_the_host_only() -> None:
 def _to_host(table: Table, packet: Packet) -> str:
     """Return the result of chain `egress_allow_host`; its first rules are about connection tracking and port 0."""
     assert CHAINS["egress_allow_host"][:2] == ["ct state invalid return", f"{PORT_0} return"]
-    return "mark" if table.found(CHAINS["egress_allow_host"][2:], packet) else ""
+    return "accept" if table.found(CHAINS["egress_allow_host"][2:], packet) else ""
 
 
 def test_a_known_unrestricted_container_is_free() -> None:
@@ -290,7 +291,7 @@ def test_a_rate_counts_exactly_its_ports(listed: list[Rate], address: Address, p
     for line in CHAINS[f"rate_limit{v}"]:
         key, _, name = line.partition(" vmap @")
         chain_ = chains.get((name, tuple(value(part, packet) for part in key.split(" . "))), "")  # type: ignore[arg-type]
-        text = rate_chains.inside([chain_]) if chain_ else ""
+        text = optional_chains.inside([chain_]) if chain_ else ""
         found |= set(re.findall("limit rate ([0-9]+/[a-z]+ burst [0-9]+)", text))
     about = [rate for rate in listed if rate.proto == proto and rate.first <= port <= rate.last]
     assert found == {f"{rate.count}/{rate.unit} burst {rate.burst}" for rate in about}
@@ -305,7 +306,11 @@ def test_the_rates_of_an_address_are_its_own() -> None:
         elements = set(address_elements("br0", address, Policy(rates=(rate,))))
         (chain_,) = {str(element.data[0]) for element in elements if element.set in RATED}
         names.add(chain_)
-        added, whole, removed = rate_chains.added([chain_]), document(MARK, elements), rate_chains.removed([chain_])
+        added, whole, removed = (
+            optional_chains.added([chain_]),
+            document(MARK, elements),
+            optional_chains.removed([chain_]),
+        )
         own = re.findall(r"\t(set|chain) (\S+) \{", added)
         assert len(own) == 5
         for kind, name in own:
@@ -333,7 +338,7 @@ def test_only_a_proven_source_is_kept_for_long(rate: str, short: int, kept: int)
 def test_no_network_fills_a_set_alone() -> None:
     """A /24 or /48 may add at most a quarter of the sources in the time for which they are remembered."""
     for rate in ("1_second_5", "5_minute_10", "1_day_2", "60_second_1"):
-        text = rate_chains.inside([f"limit6__2001-db8--1__{rate}"])
+        text = optional_chains.inside([f"limit6__2001-db8--1__{rate}"])
         seconds = int(re.findall("timeout ([0-9]+)s", text)[0])
         found = re.findall(r"(@wide.*)? limit rate over ([0-9]+)/second burst ([0-9]+) packets(?: \})? goto", text)
         one, every = (int(burst) + int(count) * seconds for _, count, burst in found[-2:])
@@ -497,7 +502,7 @@ def test_no_set_is_an_interval_set_or_reserves_memory() -> None:
     """Plain hash sets only, without `flags interval`. Elements that packets add expire, and the kernel bounds their
     number: 65,535, or less in a rate's sets, which have a `size` for which it allocates buckets at once."""
     chain_ = "limit4__172.18.0.2__5_minute_10"
-    text, own = skeleton(MARK, rates=["rate_hook", chain_]), rate_chains.limit(chain_).sets
+    text, own = skeleton(MARK, chains=[*HOOKS, chain_]), rate_chains.limit(chain_).sets
     assert "interval" not in text
     for _, name, body in re.findall(r"\t(set|map) (\S+) \{\n(.*?)\n\t\}", text, re.DOTALL):
         filled = name in own or bool(spec_of(name).meter)
@@ -518,7 +523,7 @@ def test_every_way_to_a_container_ends_in_a_drop() -> None:
         todo += [t for r in found[name] for t in re.findall(r"goto (\w+)", r) if t not in final]
         asked |= {t for r in found[name] for t in re.findall(r"jump (\w+)", r)}
     ends = {"deny", "deny_inbound", "deny_egress", "permit"}
-    icmp = {"icmp_in", "icmp6_in", "to_known_address", "to_unknown_address", "to_unknown_limited"}
+    icmp = {"inbound_icmp", "icmp_in", "icmp6_in", "to_known_address", "to_unknown_address", "to_unknown_limited"}
     assert final == {"inbound", "inbound4", "inbound6", *icmp, *ends}
     for name in final - ends - {"to_known_address"}:
         assert found[name][-1] == "goto deny"
@@ -532,11 +537,11 @@ def test_every_way_to_a_container_ends_in_a_drop() -> None:
         "accept",
     ]
     assert [name for name in found if any("goto to_known_address" in r for r in found[name])] == [
-        "inbound",
+        "inbound_icmp",
         "icmp_in",
         "icmp6_in",
     ]
-    assert asked == {"peer_ports4", "peer_ports6", "from_container"}
+    assert asked == {"peer_ports4", "peer_ports6", "from_container", "inbound_published"}
     for rule in chain.from_iterable(
         found[name] for name in found if name.startswith(("inbound", "peer_ports", "from"))
     ):
@@ -550,19 +555,17 @@ def test_every_way_to_a_container_ends_in_a_drop() -> None:
 
 def test_packets_to_a_container_bridge_are_inbound() -> None:
     """A packet that opens a connection to a container bridge is judged as inbound, whatever its source, whether the
-    network is known or not; a mark set by another program is not trusted. Before that come only: banned addresses,
-    established flows (except a new SYN), forged sources, quarantined flows and restricted egress."""
-    first, banned, established, forged, expected, quarantine, egress_restricted, *verdicts = CHAINS["forward"]
-    assert first == "meta mark set meta mark & 0xf7ffffff"
-    assert banned == "meta nfproto @ban_families jump banned"
+    network is known or not; a mark set by another program is not trusted. Before that come only established flows
+    (except a new SYN), forged sources and quarantined flows."""
+    established, unmarked, forged, expected, quarantine, *verdicts = CHAINS["forward"]
     assert established == "ct state established jump established"
+    assert unmarked == "meta mark set meta mark & 0xf7ffffff"
     first, *_, last = CHAINS["established"]
-    assert first == "ct state established ct direction original tcp flags & (fin | syn | rst | ack) == syn return"
-    assert last == "accept"
-    assert forged == "ct state != related jump reverse_path"
-    assert expected == "ct state related meta l4proto != { icmp, ipv6-icmp } jump reverse_path"
-    assert quarantine == "ct state new jump quarantine"
-    assert egress_restricted == "iifname @egress_restricted jump egress"
+    assert first == "tcp flags & (fin | syn | rst | ack) == syn ct direction original return"
+    assert last == f"{unmarked} accept"
+    assert forged == "ct state != related jump reverse_path_forward"
+    assert expected == "ct state related meta l4proto != { icmp, ipv6-icmp } jump reverse_path_forward"
+    assert quarantine == "meta nfproto @quarantine_families ct state new jump quarantine"
     assert verdicts[0] == "oifgroup 0x66770001 meta mark set meta mark | 0x08000000 goto inbound"
 
 
@@ -571,16 +574,20 @@ def test_chains_that_run_first_accept_nothing() -> None:
     for name in (
         "banned",
         "banned_prefixes",
-        "egress",
-        "egress_allow",
-        "egress_allow4",
-        "egress_allow6",
         "from_container",
         "quarantine",
         "quarantine4",
         "quarantine6",
         "reverse_path",
         "reverse_path_bridge",
+        "reverse_path_elsewhere",
+        "reverse_path_forward",
+        "reverse_path_own",
+        *(
+            name
+            for name, hook in HOOKS.items()
+            if hook.hook == "forward" and not name.startswith(("internal", "egress", "rate"))
+        ),
     ):
         assert not [rule for rule in CHAINS[name] if "accept" in rule or "goto permit" in rule], name
 
@@ -599,12 +606,11 @@ def test_the_mark_is_exactly_one_bit(mark: int) -> None:
     """Only docker-fw's bit is cleared and set; the other 31 belong to other programs."""
     text = skeleton(mark)
     found = chains(text)
-    assert found["forward"][0] == f"meta mark set meta mark & {0xFFFFFFFF - mark:#010x}"
+    assert found["forward"][1] == f"meta mark set meta mark & {0xFFFFFFFF - mark:#010x}"
     assert found["accept_marked"] == [f"meta mark set meta mark | {mark:#010x} accept"]
     assert set(re.findall(r"meta mark (?:set meta mark )?([&|] 0x[0-9a-f]+)", text)) == {
         f"& {0xFFFFFFFF - mark:#010x}",
         f"| {mark:#010x}",
-        f"& {mark:#010x}",
     }
 
 

@@ -57,8 +57,8 @@ def test_a_container_waiting_for_quota_delays_no_other(monkeypatch: pytest.Monke
     """A container that needs more than the remaining quota may have thousands of ports with a rate: while it waits,
     other containers join and leave without a check of each of these ports."""
     checked: list[str] = []
-    known, limited = Quota(), rate_quota.limiting
-    monkeypatch.setattr(rate_quota, "limiting", lambda element: checked.append(str(element.key[0])) or limited(element))
+    known, limited = Quota(), rate_quota.limits
+    monkeypatch.setattr(rate_quota, "limits", lambda element: checked.append(str(element.key[0])) or limited(element))
 
     def wants(address: str, *chains: str) -> frozenset[Element]:
         ports = enumerate(chains * 100, 1)

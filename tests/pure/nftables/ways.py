@@ -17,7 +17,7 @@ from plugin.model import Address, BridgeNetwork, Container, Defaults, Endpoint, 
 from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.compile import ElementCompiler, compiled
 from plugin.nftables.document import document
-from plugin.nftables.sets import WATCHED, Element, limiting
+from plugin.nftables.sets import WATCHED, Element, chains_for
 from plugin.policy.facts import BridgeFacts, Facts, ProxyFacts
 from plugin.policy.saved import SavedState
 from tests.pure.nftables.examples import MARK, dual_network, labels
@@ -100,8 +100,8 @@ def elements(compiler: ElementCompiler) -> set[Element]:
 def tables(feature: str) -> Tables:
     """Return the tables of the host above."""
     made = elements(facts(feature))
-    chains = {chain for element in made for chain in limiting(element)}
-    return Tables(document(MARK, made, rates=chains), more=[e for e in made if e.set == "docker_proxy"])
+    chains = {chain for element in made for chain in chains_for(element)}
+    return Tables(document(MARK, made, chains=chains), more=[e for e in made if e.set == "docker_proxy"])
 
 
 # --- ways ---------------------------------------------------------------------------------------------------------

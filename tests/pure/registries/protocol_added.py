@@ -51,7 +51,7 @@ def leaves(made: Policy, address: Address, port: int) -> bool:
     table = Table(address_elements(NETWORK.bridge, address, made))
     if (NETWORK.bridge, address) in table.sets.get(f"egress_all{address.version}", set()):
         return True
-    return table.verdict(f"egress_allow{address.version}", Packet(address, OUT[address], NUMBER, port)) == "mark"
+    return table.verdict(f"egress_allow{address.version}", Packet(address, OUT[address], NUMBER, port)) == "accept"
 
 
 def stays(made: Policy, address: Address, port: int, *, outbound: bool = False) -> bool:

@@ -168,7 +168,7 @@ class Rules:
         hosts = [line for line in CHAINS["egress_allow_host"] if line.startswith("ip saddr")]
         if to_host and self._table.found(hosts, packet):
             return True
-        return self._table.verdict("egress_allow4", packet) == "mark"
+        return self._table.verdict("egress_allow4", packet) == "accept"
 
     def _enters_host(self, packet: Packet) -> bool:
         """True if the host port, on which docker-proxy listens, accepts the packet from outside."""

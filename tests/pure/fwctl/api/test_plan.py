@@ -136,7 +136,7 @@ def test_missing_and_unknown_sets_are_shown(site: Site) -> None:
 
 def test_every_rule_of_the_real_table_has_its_text() -> None:
     """The text of each chain has one line for each rule, so that a line describes the right rule."""
-    found = drift._by_chain(skeleton(MARK, rates=["rate_hook", "limit4__10.0.0.2__5_minute_10"]))
+    found = drift._by_chain(skeleton(MARK, chains=["rate_hook", "limit4__10.0.0.2__5_minute_10"]))
     assert set(found) >= {
         "forward",
         "input",
