@@ -154,14 +154,23 @@ def _aims_at(
     local: set[bytes],
     stays: Callable[[Published, Address], bool] | None,
 ) -> bool:
-    """True if the flow was opened to one of these host ports, by a client that may not continue to use it."""
-    if flow.addressed not in local:
-        return False
-    there = wanted.get((flow.proto, flow.addressed_port), ())
-    ports = [port for port in there if port.host_ip.is_unspecified or port.host_ip.packed == flow.addressed]
-    if not ports or stays is None:
-        return bool(ports)
-    return flow.source not in local and not any(stays(port, ip_address(flow.source)) for port in ports)
+    """True if the flow leads to one of these host ports, from a client that may not continue to use it.
+
+    Nothing opens a flow from such a port. If one was opened there all the same, it was the answer to a flow that the
+    kernel had forgotten, at a moment without rules; the client's packets are established in it.
+    """
+    ways = (
+        (flow.addressed, flow.addressed_port, flow.source),
+        (flow.source, flow.source_port, flow.addressed),
+    )
+    for host, number, client in ways:
+        there = wanted.get((flow.proto, number), ()) if host in local else ()
+        ports = [port for port in there if port.host_ip.is_unspecified or port.host_ip.packed == host]
+        if not ports:
+            continue
+        if stays is None or (client not in local and not any(stays(port, ip_address(client)) for port in ports)):
+            return True
+    return False
 
 
 def local_addresses() -> set[bytes]:

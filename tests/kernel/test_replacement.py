@@ -264,6 +264,28 @@ def test_flows_from_a_time_without_rules_are_cut_at_docker_proxys_ports_too(
         assert talks.going("the host's own") == {"the host's own"}
 
 
+def test_a_flow_that_docker_proxys_answer_opened_is_cut_too(site: Site, web: Box, reconciler: Reconciler) -> None:
+    """A flow that a client opened may be forgotten while there are no rules (Docker itself deletes UDP flows).
+
+    Then docker-proxy's next answer opens one in the other direction. The repair ends that too, and the next answer
+    opens none. A flow from a port that is not published is left alone.
+    """
+    with Talks() as talks, site.inside():
+        site.run("nft", "flush ruleset")
+        site.run("nft", "table inet other { chain c { type filter hook input priority 0; ct state new; }; }")
+        talks.open("IPv4", "udp", site.wan, site.host, site.HOST4, PORT, source=site.OUT4)
+        talks.open("IPv6", "udp", site.wan, site.host, site.HOST6, PORT, source=site.OUT6)
+        talks.open("the host's own", "udp", site.wan, site.host, site.HOST4, PORT + 1, source=site.OUT4)
+        site.forget_flows()
+        for talk in talks.all.values():
+            talk.says(by_client=False, word=b"the answer to a question that is forgotten")
+        assert talks.going("the host's own") == set(talks.all)
+        assert reconciler.repair()
+        for talk in talks.all.values():
+            talk.says(by_client=False, word=b"one more")
+        assert talks.going("the host's own") == {"the host's own"}
+
+
 def refuses_all(nft: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def no(*_: Any) -> None:
         raise NftError("Cannot allocate memory")
