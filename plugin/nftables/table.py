@@ -66,6 +66,9 @@ class KernelTable:
         self._written: _Fingerprint = {}
         #: Those of the chains that do not always exist which are in the table, and the elements that need each.
         self._chains: dict[str, set[Element]] = {}
+        #: Base chains that may be missing, because the answer to a transaction was an error, or none came: they are
+        #: added again when an element needs them.
+        self._doubtful: frozenset[str] = frozenset()
         #: The count of other programs' changes when the table was last seen unchanged.
         self._seen = -1
 
@@ -85,7 +88,7 @@ class KernelTable:
                 self._find_features()
             elements = self.features.loadable(elements)
             elements += quarantine_gates((*elements, *timed))
-            self.incomplete = True
+            self.incomplete, self._doubtful = True, frozenset(HOOKS)
             if closed:
                 rest = tuple(element for element in elements if spec_of(element.set).raw)
                 self._write(elements, timed, loading=bool(rest))
@@ -99,7 +102,7 @@ class KernelTable:
             if rest or not closed:
                 self._fill(rest, {} if closed else timed)
             self._written = self._fingerprint()  # last: a table that is not complete is not intact
-            self.incomplete = False
+            self.incomplete, self._doubtful = False, frozenset()
             self._drop_chains()
 
     def change(self, change: Change, timed: Mapping[Element, int] = MappingProxyType({})) -> None:
@@ -113,7 +116,7 @@ class KernelTable:
         change = Change(change.remove, (*change.add, *quarantine_gates((*change.add, *timed))))
         with self._exclusive():
             chains = _chains(change.add, timed)
-            if new := chains.keys() - self._chains.keys():
+            if new := chains.keys() - (self._chains.keys() - self._doubtful):
                 self._add_chains(new)
             for name, elements in chains.items():  # first: they may be in the kernel even if its answer is lost
                 self._chains[name] |= elements
@@ -310,7 +313,9 @@ class KernelTable:
             if not HOOKS.keys() >= {*names}:
                 raise
         self._client.run_again(named(optional_chains.added(names), self._name))
-        self._chains |= {name: set() for name in names}
+        self._chains = {name: set[Element]() for name in names} | self._chains
+        if not self.incomplete:
+            self._doubtful -= {*names}
         if before is None:
             return
         chains = [chain for name in sorted(names) for chain in optional_chains.parts(name).chains]
@@ -327,7 +332,7 @@ class KernelTable:
     def _drop_chains(self) -> None:
         """Remove chains, and their sets, that no element needs any more. A failure is retried later."""
         unused = [name for name, elements in self._chains.items() if not elements]
-        if not unused:
+        if not unused or self.incomplete:
             return
         try:
             self._seen_unchanged()
@@ -336,8 +341,7 @@ class KernelTable:
             self._client.run_again(named(optional_chains.removed(unused), self._name))
         except (NftError, OSError) as error:
             log.warning("could not remove unused chains from the table yet: %s", error)
-            for name in HOOKS.keys() & {*unused}:  # it may be gone: the next element that needs it adds it again
-                del self._chains[name]
+            self._doubtful |= HOOKS.keys() & {*unused}
             return
         for name in unused:
             del self._chains[name]

@@ -102,7 +102,8 @@ class Reconciler:
     def should(self) -> tuple[Facts, list[Element], dict[Element, int]]:
         """Return the facts, the elements that the kernel should have (without bans), and the lease's seconds left."""
         with self._lock:
-            return self._view.facts, list(self._writer.applied), self._writer.lease.left()
+            elements = [*self._writer.applied, *self._writer.cuts.gates()]
+            return self._view.facts, elements, self._writer.lease.left()
 
     # --- changes --------------------------------------------------------------------------------------------------
 

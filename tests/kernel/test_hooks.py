@@ -205,6 +205,29 @@ def test_elements_of_a_transaction_whose_answer_is_lost_keep_their_chain(
     assert {*NEEDING["internal"].hooks} <= there(host)
 
 
+def test_a_load_whose_answer_is_lost_leaves_no_chain_to_chance(
+    host: NamedNetns, nft: KernelTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel may have the new table, without a chain that the former one had: the next element adds it."""
+    first, second = Element("internal", ("br-a",)), Element("internal", ("br-b",))
+    nft.change(Change(add=(first,)))
+    run = nft._client.run
+
+    def lost(text: str) -> None:
+        run(text)
+        raise NftError("netlink: timed out")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(nft._client, "run", lost)
+        with pytest.raises(NftError):
+            nft.replace([])
+    nft.change(Change(add=(second,)))
+    assert there(host) == {*NEEDING["internal"].hooks}
+    nft.replace([second])
+    nft.change(Change(remove=(second,)))
+    assert there(host) == set()
+
+
 def test_a_chain_whose_removal_failed_is_added_again(
     host: NamedNetns, nft: KernelTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
