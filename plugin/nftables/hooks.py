@@ -3,9 +3,9 @@
 `sets.SetSpec.hooks` names those of a set. `nftables.table` adds a base chain before the first such element, in a
 transaction of its own: without elements its rules match nothing. It removes it after the last one.
 
-All are before the chains of Docker and of other programs (priority filter), which see no packet that docker-fw drops.
-Of two base chains with one priority, the kernel runs the one first that was added last: such two must not depend on
-each other.
+All but those of rates are before the chains of Docker and of other programs (priority filter), which see no packet that
+these drop. Of two base chains with one priority, the kernel runs the one first that was added last: such two must not
+depend on each other.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from plugin.nftables import sets
 
 #: Before the chains `forward`, `input` and `output_filter`, which accept established packets at once.
 _EARLY = "filter - 3"
-#: After them: their rules apply to packets that these accept. Quarantined flows are found in these.
+#: After them: a packet that these three accept still meets the rules here. `forward` renews a quarantine before.
 _LATE = "filter - 1"
 #: After all others: a packet that any of them drops does not count.
 _LAST = "filter"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
@@ -133,6 +133,21 @@ def test_a_table_as_a_file_has_the_chains_that_its_elements_need(host: NamedNetn
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def failing(nft: KernelTable, call: str, *, committed: bool = False) -> Iterator[None]:
+    """Let a call of `nftables.client` fail: refused, or `committed` by the kernel with a lost answer."""
+    real = getattr(nft._client, call)
+
+    def fails(*arguments: Any) -> None:
+        if committed:
+            real(*arguments)
+        raise NftError("netlink: timed out" if committed else "No buffer space available")
+
+    with pytest.MonkeyPatch.context() as broken:
+        broken.setattr(nft._client, call, fails)
+        yield
+
+
 def test_what_closes_is_added_though_another_program_changed_the_rules(host: NamedNetns, nft: KernelTable) -> None:
     """A ban, an internal network or restricted egress does not wait for the repair of the rules."""
     if nft.features.owned:
@@ -144,83 +159,47 @@ def test_what_closes_is_added_though_another_program_changed_the_rules(host: Nam
     assert not nft.intact()
 
 
-def test_a_load_that_fails_half_way_forgets_the_former_chains(
-    host: NamedNetns, nft: KernelTable, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_load_that_fails_half_way_forgets_the_former_chains(host: NamedNetns, nft: KernelTable) -> None:
     """The next element that closes gets its chain again: what the former table had does not count."""
     first, second = Element("internal", ("br-a",)), Element("internal", ("br-b",))
     nft.change(Change(add=(first,)))
     host.run(["nft", "delete table inet docker-fw"], check=False)
-
-    def refused(*_: object) -> None:
-        raise NftError("No buffer space available")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(nft._client, "run_again", refused)
-        with pytest.raises(NftError):
-            nft.replace([first])
+    with failing(nft, "run_again"), pytest.raises(NftError):
+        nft.replace([first])
     assert there(host) == {*NEEDING["loading"].hooks}
     with suppress(NftError):
         nft.change(Change(add=(second,)))
     assert {*NEEDING["internal"].hooks} <= there(host)
 
 
-def test_a_load_that_fails_half_way_stays_shut(
-    host: NamedNetns, nft: KernelTable, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_load_that_fails_half_way_stays_shut(host: NamedNetns, nft: KernelTable) -> None:
     """While elements that close are missing, no new flow passes, whatever other elements come and go."""
     proxies, ban = Element("docker_proxy", (1 << 50,)), one("ban_families", NEEDING["ban_families"])
-
-    def refused(*_: object) -> None:
-        raise NftError("No buffer space available")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(nft._client, "send", refused)
-        with pytest.raises(NftError):
-            nft.replace([proxies, ban])
+    with failing(nft, "send"), pytest.raises(NftError):
+        nft.replace([proxies, ban])
     nft.change(Change(remove=(ban,)))
     assert {*NEEDING["loading"].hooks} <= there(host)
     nft.replace([proxies])
     assert there(host) == set()
 
 
-def test_elements_of_a_transaction_whose_answer_is_lost_keep_their_chain(
-    host: NamedNetns, nft: KernelTable, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_elements_of_a_transaction_whose_answer_is_lost_keep_their_chain(host: NamedNetns, nft: KernelTable) -> None:
     """The kernel may have committed it."""
     first, second = Element("internal", ("br-a",)), Element("internal", ("br-b",))
     nft.change(Change(add=(first,)))
-    send = nft._client.send
-
-    def lost(*arguments: Any) -> None:
-        send(*arguments)
-        raise NftError("netlink: timed out")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(nft._client, "send", lost)
-        with pytest.raises(NftError):
-            nft.change(Change(add=(second,)))
+    with failing(nft, "send", committed=True), pytest.raises(NftError):
+        nft.change(Change(add=(second,)))
     with suppress(NftError):
         nft.change(Change(remove=(first,)))
     assert {*NEEDING["internal"].hooks} <= there(host)
 
 
-def test_a_load_whose_answer_is_lost_leaves_no_chain_to_chance(
-    host: NamedNetns, nft: KernelTable, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_load_whose_answer_is_lost_leaves_no_chain_to_chance(host: NamedNetns, nft: KernelTable) -> None:
     """The kernel may have the new table, without a chain that the former one had: the next element adds it."""
     first, second = Element("internal", ("br-a",)), Element("internal", ("br-b",))
     nft.change(Change(add=(first,)))
-    run = nft._client.run
-
-    def lost(text: str) -> None:
-        run(text)
-        raise NftError("netlink: timed out")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(nft._client, "run", lost)
-        with pytest.raises(NftError):
-            nft.replace([])
+    with failing(nft, "run", committed=True), pytest.raises(NftError):
+        nft.replace([])
     nft.change(Change(add=(second,)))
     assert there(host) == {*NEEDING["internal"].hooks}
     nft.replace([second])
@@ -228,20 +207,11 @@ def test_a_load_whose_answer_is_lost_leaves_no_chain_to_chance(
     assert there(host) == set()
 
 
-def test_a_chain_whose_removal_failed_is_added_again(
-    host: NamedNetns, nft: KernelTable, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_chain_whose_removal_failed_is_added_again(host: NamedNetns, nft: KernelTable) -> None:
     """It may be gone: the next element that needs it does not rely on it."""
     element = Element("internal", ("br-a",))
     nft.change(Change(add=(element,)))
-    run = nft._client.run_again
-
-    def lost(text: str) -> None:
-        run(text)
-        raise NftError("netlink: timed out")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(nft._client, "run_again", lost)
+    with failing(nft, "run_again", committed=True):
         nft.change(Change(remove=(element,)))
     assert there(host) == set()
     nft.change(Change(add=(element,)))

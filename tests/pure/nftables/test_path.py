@@ -79,8 +79,11 @@ def test_an_accepted_packet_of_a_docker_fw_network_has_the_mark() -> None:
         ("inet", "ct state new jump x", "ct bitwise cmp immediate"),
         ("inet", "ct state != related jump x", "ct cmp immediate"),
         ("inet", "iifname . oifname @x accept", "meta meta lookup immediate"),
-        ("inet", "ip6 daddr . meta l4proto . th dport & 0xfff0 | 0x8 @x accept",
-         "meta cmp payload meta payload bitwise lookup immediate"),
+        (
+            "inet",
+            "ip6 daddr . meta l4proto . th dport & 0xfff0 | 0x8 @x accept",
+            "meta cmp payload meta payload bitwise lookup immediate",
+        ),
         ("inet", "meta nfproto ipv6 icmpv6 type nd-redirect accept", "meta cmp meta cmp payload cmp immediate"),
         ("inet", "tcp flags & (fin | syn | rst | ack) != syn return", "meta cmp payload bitwise cmp immediate"),
         ("inet", "th dport 0 meta l4proto { tcp, udp } drop", "payload cmp meta lookup immediate"),
@@ -89,12 +92,12 @@ def test_an_accepted_packet_of_a_docker_fw_network_has_the_mark() -> None:
         ("inet", "fib saddr oifname @x fib saddr . iif oif missing drop", "fib lookup fib cmp immediate"),
         ("inet", "meta mark set meta mark | 0x08000000 accept", "meta bitwise meta immediate"),
         ("inet", "ct label set 92", "immediate ct"),
-        ("inet", "iifgroup 0x1 counter name \"c\" reject with tcp reset", "meta cmp meta cmp objref reject"),
+        ("inet", 'iifgroup 0x1 counter name "c" reject with tcp reset', "meta cmp meta cmp objref reject"),
         ("inet", "socket mark >= 0x0 return", "socket byteorder cmp immediate"),
         ("bridge", "arp htype != 1 drop", "payload cmp payload cmp immediate"),
         ("bridge", "ip6 saddr :: accept", "meta cmp payload cmp immediate"),
     ],
-)  # fmt: skip
+)
 def test_a_rule_becomes_the_expressions_that_nft_lists(family: str, text: str, kinds: str) -> None:
     """A rule has the expressions of `nft --debug=netlink`, with the matches that nft adds."""
     assert compiled(family, text).kinds == tuple(kinds.split())
@@ -113,13 +116,13 @@ def test_every_rule_is_understood() -> None:
         "th dport 22-80 accept",
         "meta mark set 1",
         "ct state != { new, invalid } drop",
-        "iifname != \"fw*\" drop",
+        'iifname != "fw*" drop',
         "counter packets 0 bytes 0",
         "limit rate 5/second accept queue",
         "tcp dport 22 accept",
         "accept accept x",
     ],
-)  # fmt: skip
+)
 def test_unknown_text_is_an_error(text: str) -> None:
     """A rule that the model does not know stops the test, and is never taken for one that matches nothing."""
     with pytest.raises(UnknownText):
@@ -128,10 +131,15 @@ def test_unknown_text_is_an_error(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["table inet x {\n\tchain c {\n\t\tjump d\n\t}\n}\n", "table inet x {\n\tchain c {\n\t\tip saddr @s drop\n\t}\n}\n",
-     "table inet x {\n\tset s {\n\t\ttypeof ip saddr\n\t\tflags interval\n\t}\n}\n", "table inet x {\n\tchain c {\n",
-     "table inet x {\n\tchain c {\n\t\ttype filter hook forward priority 5; policy drop;\n\t}\n}\n", "flush ruleset\n"],
-)  # fmt: skip
+    [
+        "table inet x {\n\tchain c {\n\t\tjump d\n\t}\n}\n",
+        "table inet x {\n\tchain c {\n\t\tip saddr @s drop\n\t}\n}\n",
+        "table inet x {\n\tset s {\n\t\ttypeof ip saddr\n\t\tflags interval\n\t}\n}\n",
+        "table inet x {\n\tchain c {\n",
+        "table inet x {\n\tchain c {\n\t\ttype filter hook forward priority 5; policy drop;\n\t}\n}\n",
+        "flush ruleset\n",
+    ],
+)
 def test_an_unknown_table_is_an_error(text: str) -> None:
     """A chain or set that does not exist stops it too, and so does text that is no table of docker-fw."""
     with pytest.raises(UnknownText):
@@ -169,7 +177,7 @@ _TCP = Packet(OUTSIDE[6], WEB[6], 6, tcp(40000, 80), ETH0, OURS)
         (("limit rate over 5/second burst 5 packets drop",), "drop", Cost(2)),
         (("update @d { oifname limit rate 5/second burst 5 packets } accept", "drop"), "drop", Cost(2 + 1, 1)),
     ],
-)  # fmt: skip
+)
 def test_work_and_verdict_are_those_counted_by_hand(rules: tuple[str, ...], verdict: str, cost: Cost) -> None:
     """A rule costs its expressions up to the first that fails; the next rule follows."""
     packet = Packet(OUTSIDE[6], WEB[6], 6, tcp(40000, 80), ETH0, OURS, over=255)
@@ -180,9 +188,15 @@ def test_work_and_verdict_are_those_counted_by_hand(rules: tuple[str, ...], verd
 def test_a_packet_without_a_field_matches_no_rule_about_it() -> None:
     """A later fragment has no ports, a packet without a flow no direction, and one to the host no outgoing link."""
     later = Packet(OUTSIDE[6], WEB[6], 6, b"", ETH0, None, Flow("invalid"), fragment=185)
-    for rule in ("th dport != 1 drop", "ct direction original drop", "ct status & assured == 0x0 drop",
-                 "oifgroup != 0x7 drop", "tcp flags & (fin | syn | rst | ack) != syn drop", "socket transparent 0 drop",
-                 'meta iifkind "bridge" drop'):  # fmt: skip
+    for rule in (
+        "th dport != 1 drop",
+        "ct direction original drop",
+        "ct status & assured == 0x0 drop",
+        "oifgroup != 0x7 drop",
+        "tcp flags & (fin | syn | rst | ack) != syn drop",
+        "socket transparent 0 drop",
+        'meta iifkind "bridge" drop',
+    ):
         assert _table(rule).walk("inet", "forward", later).verdict == "accept", rule
     assert _table('oifname != "lo" drop').walk("inet", "forward", later).verdict == "drop"
 
