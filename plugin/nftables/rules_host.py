@@ -18,6 +18,21 @@ _SERVED_PORT = """\
 	}
 
 """
+#: Where sockets can be matched.
+_NO_LISTENER = """\
+	# The kernel would refuse the packet a moment later, unless docker-proxy begins to listen in that moment. A socket
+	# that is bound to a link in a VRF is not found here.
+	chain no_listener {
+		socket transparent >= 0 return
+		meta iifkind "vrf" return
+		meta l4proto tcp reject with tcp reset
+		meta pkttype host reject
+		drop
+	}
+
+"""
+#: The priority of the chain that looks for the socket of a packet.
+_AFTER_IPVS = 150
 #: The protocols that docker-proxy serves.
 _PUBLISHABLE = ", ".join(each.nft for each in PROTOCOLS if each.socket)
 
@@ -31,6 +46,7 @@ def host(features: Features, *, log: str, unknown: str, no_in: str) -> str:
     checked = "\t\tct state new,invalid,untracked jump reverse_path\n" if features.late_fib else ""
     labelled = "\t\tct state new,related jump label_elsewhere\n" if features.labels else ""
     refused = f"\t\t{ELSEWHERE} jump elsewhere\n" if features.labels else ""
+    refusing = _NO_LISTENER if features.listeners else ""
     former = _SERVED_PORT if features.cgroups and features.listeners else ""
     return f"""\
 	# A frame to a reserved bridge address (IEEE 802.1D table 7-10) arrives from the bridge port, not from the bridge,
@@ -46,6 +62,13 @@ def host(features: Features, *, log: str, unknown: str, no_in: str) -> str:
 		meta nfproto . meta l4proto . th dport @host_closed goto host_closed
 		ip daddr . meta l4proto . th dport @host_closed4 goto host_closed
 		ip6 daddr . meta l4proto . th dport @host_closed6 goto host_closed
+	}}
+
+	# After IP Virtual Server (priorities 98 and 99): it takes packets to addresses and ports that no socket has.
+	chain input_new {{
+		type filter hook input priority {_AFTER_IPVS}; policy accept;
+		{features.flows}ct state established jump host_established
+		iifname "lo" accept
 		ct state new goto new_to_host
 		{NEW_SYN} goto new_to_host
 		ct state invalid,untracked tcp flags & (fin | syn | rst | ack) == syn goto new_to_host
@@ -55,7 +78,7 @@ def host(features: Features, *, log: str, unknown: str, no_in: str) -> str:
 		meta nfproto != @lease jump lease_expired
 {unknown}	}}
 
-	# A container is not a router for the host, so it may not send redirects or router advertisements.
+{refusing}	# A container is not a router for the host, so it may not send redirects or router advertisements.
 	chain container_to_host {{
 {refused}		icmp type redirect goto deny
 		icmpv6 type {{ nd-router-advert, nd-redirect }} goto deny

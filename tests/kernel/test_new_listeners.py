@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -348,3 +349,79 @@ def test_docker_proxy_is_known_by_a_group_of_any_level(site: Site, group: Path, 
     finally:
         process.kill()
         process.communicate(timeout=30)
+
+
+#: A server that listens for a tenth of a millisecond again and again, over TCP and UDP, until its standard input ends.
+#: It prints how many datagrams arrived.
+BLINKS = """
+import select, socket, sys, time
+family, port = int(sys.argv[1]), int(sys.argv[2])
+print("ready", flush=True)
+got = 0
+while not select.select([sys.stdin], [], [], 0)[0]:
+    stream, datagrams = socket.socket(family, socket.SOCK_STREAM), socket.socket(family, socket.SOCK_DGRAM)
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    stream.bind(("", port))
+    datagrams.bind(("", port))
+    datagrams.setblocking(False)
+    stream.listen()
+    time.sleep(.0001)
+    try:
+        while datagrams.recv(9):
+            got += 1
+    except BlockingIOError:
+        pass
+    stream.close()
+    datagrams.close()
+    time.sleep(.0001)
+print(got)
+"""
+#: A client that tries a TCP and a UDP port without pause, each time from another port of its own. It prints how many of
+#: its connections were open, how many refused, and how many it tried. On one link all happens within the call.
+TRIES = """
+import errno, socket, sys, time
+family, host, port, seconds = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+datagrams = socket.socket(family, socket.SOCK_DGRAM)
+opened = refused = tries = 0
+end = time.monotonic() + seconds
+while time.monotonic() < end:
+    stream = socket.socket(family, socket.SOCK_STREAM)
+    stream.setblocking(False)
+    stream.connect_ex((host, port))
+    tries += 1
+    error = stream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    refused += error == errno.ECONNREFUSED
+    try:
+        stream.getpeername()
+        opened += 1
+    except OSError:
+        pass
+    stream.close()
+    datagrams.sendto(b"x", (host, port))
+print(opened, refused, tries)
+"""
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["by its group", "not known"])
+@pytest.mark.parametrize("host", HOSTS)
+def test_no_packet_outruns_docker_proxy(site: Site, group: Path, host: str, known: bool) -> None:
+    """A packet that is judged just before docker-proxy begins to listen does not reach docker-proxy.
+
+    The rules find no socket then, and a microsecond later the kernel would find one.
+    """
+    proxy = Element("docker_proxy", (group.stat().st_ino,))
+    site.load(more=[proxy] if known else PROXY_UNIDENTIFIED)
+    family = str(int(socket.AF_INET6 if ":" in host else socket.AF_INET))
+    argv = [sys.executable, "-c", BLINKS, family, "7001"]
+    grouped = ["sh", "-ec", 'echo $$ > "$0/cgroup.procs"; exec "$@"', str(group), *argv]
+    server = site.host.popen(grouped, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout.readline() == "ready\n"
+        out = site.wan.run([sys.executable, "-c", TRIES, family, host, "7001", "2"]).stdout
+        arrived, _ = server.communicate(timeout=30)
+    finally:
+        server.kill()
+        server.communicate(timeout=30)
+    opened, refused, tries = map(int, out.split())
+    assert 0 < refused < tries, "it listened part of the time"
+    assert (opened, int(arrived)) == (0, 0)

@@ -30,7 +30,7 @@ _STATEMENT = re.compile(
     r"|limit rate (?:over )?\S+(?: burst \d+ packets)?|log group \d+ snaplen \d+"
 )
 _VERDICT = re.compile(
-    rf"(?:accept|drop|return|continue|masquerade|goto \S+|jump \S+|reject with tcp reset|dnat ip6? to .*"
+    rf"(?:accept|drop|return|continue|masquerade|goto \S+|jump \S+|reject(?: with tcp reset)?|dnat ip6? to .*"
     rf"|{_KEY} vmap @\S+)$"
 )
 #: Chains that end in a drop.
@@ -195,9 +195,9 @@ _LATER = {
 
 
 def head_changes(head: str) -> dict[str, str]:
-    """Return what can be done to the head of a base chain: it loses its hook, or is asked later."""
-    later = next(head.replace(old, new) for old, new in _LATER.items() if old in head)
-    return {"not hooked": "", "later": later}
+    """Return what can be done to the head of a base chain: it loses its hook, or is asked later (if others follow)."""
+    later = [head.replace(old, new) for old, new in _LATER.items() if old in head]
+    return {"not hooked": "", **dict(zip(["later"], later, strict=False))}
 
 
 #: Look-ups by a prefix differ in its length only: the shortest, one between and the longest; for blocks of ports one.

@@ -109,7 +109,7 @@ _PROTOCOLS = {"icmp": 1, "ipv6-icmp": 58, "igmp": 2, **{each.nft: each.number fo
 _FAMILIES = {"ipv4": 2, "ipv6": 10}
 #: `fib type`: RTN_ of linux/rtnetlink.h.
 _ROUTES = {"unicast": 1, "local": 2}
-_PACKETS = {"unicast": 0, "broadcast": 1, "multicast": 2}
+_PACKETS = {"host": 0, "broadcast": 1, "multicast": 2}
 
 
 class Field(NamedTuple):
@@ -433,7 +433,8 @@ def _compare(rule: _Builder, field: Field, op: str, value: str) -> None:
         add("bitwise", _masking(int(prefix.netmask), 0))
         rule.compare(op, int(prefix.network_address))
     elif op == ">=":
-        rule.add("byteorder", lambda _: True)
+        if field is not FIELDS["socket transparent"]:  # one byte has no order
+            rule.add("byteorder", lambda _: True)
         rule.compare(op, field.value(value))
     elif "," in value:
         raise UnknownText(value)
@@ -525,7 +526,7 @@ def _verdict(rule: _Builder, text: str) -> None:
         rule.add("immediate", _deciding(word, rest))
     elif text == "masquerade":
         rule.add("masq", _deciding("nat", text))
-    elif text == "reject with tcp reset":
+    elif text in ("reject", "reject with tcp reset"):
         rule.add("reject", _deciding("reject"))
     elif found := _VMAP.fullmatch(text):
         rule.key(found[1])
@@ -571,7 +572,7 @@ _ADD = {"match": _match, "statement": _statement, "verdict": _verdict}
 def compiled(family: str, text: str) -> Rule:
     """Return a rule of a table of this family (inet, bridge). Raises UnknownText."""
     rule = _Builder(family)
-    if "reject with tcp reset" in text:
+    if "reject with tcp reset" in text and not text.startswith("meta l4proto tcp "):
         rule.need("tcp")  # nft puts this match first
     try:
         for part in parts(text):

@@ -19,7 +19,7 @@ from tests.pure.nftables.packets import Packet
 
 Key = tuple[Any, ...]
 _PRIORITIES = {"filter": 0, "srcnat": 100}
-_HEAD = re.compile(r"type (filter|nat) hook (\w+) priority (?:(\w+)(?: - (\d+))?|(-\d+)); policy accept;")
+_HEAD = re.compile(r"type (filter|nat) hook (\w+) priority (?:([a-z]+)(?: - (\d+))?|(-?\d+)); policy accept;")
 _ELEMENTS = re.compile(r"(add|delete) element (inet|bridge) \S+ (\S+) \{ (.*) \}")
 
 

@@ -233,8 +233,8 @@ def _through_host(v: int) -> Iterator[Way]:
 
 
 def _host(v: int) -> Iterator[Way]:
-    sshd = Socket((17, 99))
-    syn = dataclasses.replace(_packet(OUTSIDE[v], HOST[v], tcp(40000, 22), ETH0, None), socket=sshd)
+    program = Socket((17, 99))
+    syn = dataclasses.replace(_packet(OUTSIDE[v], HOST[v], tcp(40000, 22), ETH0, None), socket=program)
     yield Way("new TCP connection to the host's own program", tuple(_to_host(syn, ETH0)))
     data = dataclasses.replace(syn, header=tcp(40000, 22, "ack"), flow=_OPEN)
     yield Way("established TCP to the host's own program", tuple(_to_host(data, ETH0)))
@@ -248,8 +248,10 @@ def _host(v: int) -> Iterator[Way]:
         "new TCP connection of the host to a container",
         tuple(_from_host(_packet(GATEWAY[v], WEB[v], _SYN, None, OURS))),
     )
-    asked = _packet(WEB[v], GATEWAY[v], ports(40000, 53), OURS, None)
+    asked = dataclasses.replace(_packet(WEB[v], GATEWAY[v], ports(40000, 53), OURS, None), socket=program)
     yield Way("new UDP flow of a container to the host", tuple(_to_host(asked, OURS)))
+    nobody = _packet(OUTSIDE[v], HOST[v], tcp(40000, 23), ETH0, None)
+    yield Way("new TCP connection to a port of the host without a listener", tuple(_to_host(nobody, ETH0)), "reject")
     local = _packet(HOST[v], HOST[v], tcp(40000, 22), LO, None)
     yield Way("new TCP connection within the host", tuple(_to_host(local, LO)))
 
