@@ -261,9 +261,14 @@ class Sniffer:
 
 
 class Listener:
-    """Receive every packet that a network namespace accepts for itself: those that its input rules accept."""
+    """Receive every packet that a network namespace accepts for itself: those that its input rules accept.
+
+    A packet to a port without a socket is refused: so `expect` opens one where there is none, until `arrived` returns.
+    """
 
     def __init__(self, netns: str) -> None:
+        self._netns = netns
+        self._bound: dict[tuple[int, int], socket.socket | None] = {}
         others = (6, 17, 47, 50, 51, 132, 253)
         of = {socket.AF_INET: (ICMP, *others), socket.AF_INET6: (ICMP6, *others)}
         self._socks: list[tuple[socket.socket, int]] = []
@@ -290,10 +295,53 @@ class Listener:
                     elif packet := Packet.read(data):
                         yield packet
 
+    def expect(self, packets: Iterable[Packet]) -> None:
+        """Open a socket for both families on each TCP and UDP port to which one of these packets is sent here."""
+        wanted = {(each.dst, each.proto, int.from_bytes(each.data[2:4], "big")) for each in packets}
+        wanted = {each for each in wanted if each[1] in (6, 17) and each[1:] not in self._bound and each[2]}
+        if wanted:
+            with inside(self._netns):
+                here = {dst for dst in {dst for dst, _, _ in wanted} if _is_local(written(dst))}
+                for proto, port in {(proto, port) for dst, proto, port in wanted if dst in here}:
+                    self._bound[proto, port] = _bound(proto, port)
+
+    def release(self) -> None:
+        """Close the sockets that `expect` has opened."""
+        for sock in filter(None, self._bound.values()):
+            sock.close()
+        self._bound.clear()
+
     def close(self) -> None:
+        self.release()
         self._ready.close()
         for sock, _ in self._socks:
             sock.close()
+
+
+def _is_local(address: str) -> bool:
+    """True if this namespace has the address."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.bind((address, 0))
+        except OSError:
+            return False
+        return True
+
+
+def _bound(proto: int, port: int) -> socket.socket | None:
+    """Return a socket that listens on this port, None if one does already."""
+    sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM if proto == 6 else socket.SOCK_DGRAM)
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    try:
+        sock.bind(("::", port))
+        if proto == 6:
+            sock.listen()
+    except OSError as error:
+        sock.close()
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return None
+    return sock
 
 
 def arrived(sniffers: Collection[Sniffer | Listener], last: Packet, seconds: float = 5) -> list[set[Packet]]:
@@ -304,6 +352,9 @@ def arrived(sniffers: Collection[Sniffer | Listener], last: Packet, seconds: flo
         for sniffer, packets in zip(sniffers, seen, strict=True):
             packets.update(sniffer.read())
         if any(last in packets for packets in seen):
+            for sniffer in sniffers:
+                if isinstance(sniffer, Listener):
+                    sniffer.release()
             return seen
         left = end - time.monotonic()
         assert left > 0, f"the last packet, to {written(last.dst)}, which must always pass, did not arrive"

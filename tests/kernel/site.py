@@ -348,6 +348,9 @@ class Site:
 
     def send(self, packets: Iterable[Packet], source: NamedNetns | None = None) -> None:
         """Send packets from the outsider, or from `source`."""
+        packets = list(packets)
+        if self._listener:
+            self._listener.expect(packets)
         netns = (source or self.wan).path
         if netns not in self._senders:
             self._senders[netns] = Sender(netns)

@@ -116,8 +116,9 @@ def test_a_published_ports_old_flows_are_cut(site: Site, boxes: tuple[Box, Box])
     box, _ = boxes
     site.run("nft", "add table inet track; add chain inet track i { type filter hook input priority 0; }")
     for out, host in ((Site.OUT4, Site.HOST4), (Site.OUT6, Site.HOST6)):
-        site.send([udp(out, host, port, 6001) for port in (5353, 5354)])
-        site.wan.probe.ping(str(host))
+        with site.host.probe.serve(udp=[5353, 5354]):
+            site.send([udp(out, host, port, 6001) for port in (5353, 5354)])
+            site.wan.probe.ping(str(host))
         before = {f for f in flows(site) if f[0] == "udp" and f[2] == str(host)}
         assert {f[3] for f in before} == {"5353", "5354"}
         any_ = IPv4Address("0.0.0.0") if host.version == 4 else IPv6Address("::")
@@ -134,9 +135,10 @@ def test_only_the_hosts_own_port_of_that_protocol_and_family(site: Site, boxes: 
     site.run("nft", "add table inet track; add chain inet track i { type filter hook input priority 0; }")
     to = [(out, a) for out, a in ((Site.OUT4, box.v4), (Site.OUT6, box.v6))]
     to += [(Site.OUT4, Site.HOST4), (Site.OUT6, Site.HOST6)]
-    for out, address in to:
-        site.send([new_flow(proto, out, address, 53, 7000) for proto in ("tcp", "udp")])
-        site.wan.probe.ping(str(address))
+    with site.host.probe.serve(udp=[53]):
+        for out, address in to:
+            site.send([new_flow(proto, out, address, 53, 7000) for proto in ("tcp", "udp")])
+            site.wan.probe.ping(str(address))
     before = {(proto, dst) for proto, _, dst, port, _ in flows(site) if port == "53"}
     assert before >= {(proto, str(a)) for proto in ("tcp", "udp") for _, a in to[:2]}
     assert ("udp", str(Site.HOST4)) in before
@@ -160,9 +162,10 @@ def test_a_port_of_one_address_is_not_that_of_another(site: Site, boxes: tuple[B
         return {f[2] for f in flows(site) if f[3] == "5355"}
 
     def talk() -> None:
-        for out, host in ways:
-            site.send([udp(out, host, 5355, 6002)])
-            site.wan.probe.ping(str(host))
+        with site.host.probe.serve(udp=[5355]):
+            for out, host in ways:
+                site.send([udp(out, host, 5355, 6002)])
+                site.wan.probe.ping(str(host))
         assert talked_to() == {str(host) for _, host in ways}
 
     talk()

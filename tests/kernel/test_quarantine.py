@@ -280,7 +280,9 @@ def test_the_host_reopens_no_cut_flow(site: Site, boxes: Boxes, fw: Firewall, ve
     fw.set_labels(boxes.web, egress="all")
     host = Site.HOST4 if version == 4 else Site.HOST6
     mine, port = boxes.web.address(version), next(PORTS)
-    site.send([udp(mine, host, 5353, port)], boxes.web)
+    with site.host.probe.serve(udp=[5353]):
+        site.send([udp(mine, host, 5353, port)], boxes.web)
+        boxes.web.probe.ping(str(host))
 
     def says(packet: Packet) -> bool:
         try:

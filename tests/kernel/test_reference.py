@@ -530,6 +530,8 @@ class Gun:
         proto, port = flow or (self._pick(likely), self._pick(self.ports))
         if proto not in PROTOS:
             return self._without_ports(source, src, dst, proto, host=host)
+        if host and not port and proto in ("tcp", "udp"):
+            return None  # the host refuses it: no program can have port 0
         packet = new_flow(proto, src, dst, port, next(_ports))
         if what < 0.06 and src.version == 6 and not host:  # AH is a protocol over IPv6 too, whatever it carries
             packet = pk.authenticated(packet)
