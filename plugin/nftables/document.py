@@ -61,15 +61,16 @@ def _unknown_owner(features: Features) -> str:
     if features.listeners:
         text += "\t\tmeta l4proto @unfound_protocols goto new_listener\n"
         text += "\t\tmeta l4proto { tcp, udp } jump no_listener\n"
+    if features.cgroups and features.listeners:
+        # Before the groups: when such a connection is forgotten in between, the listener's group is looked at.
+        for key, version in (("meta nfproto", ""), ("ip daddr", "4"), ("ip6 daddr", "6")):
+            text += f"\t\t{key} . meta l4proto . th dport @served_ports{version} jump served_port\n"
     if features.cgroups:
         levels = (f"{CGROUP[:-1]}{level}" for level in CGROUP_LEVELS)
         text += "".join(f"\t\t{level} @docker_proxy goto unlisted_proxy\n" for level in levels)
     if features.listeners:
         only = "meta nfproto @proxy_unidentified " if features.cgroups else ""
         text += f"\t\t{only}socket transparent 0 goto new_listener\n"
-    if features.cgroups and features.listeners:
-        for key, version in (("meta nfproto", ""), ("ip daddr", "4"), ("ip6 daddr", "6")):
-            text += f"\t\t{key} . meta l4proto . th dport @served_ports{version} goto served_port\n"
     return text
 
 

@@ -20,14 +20,17 @@ _SERVED_PORT = """\
 """
 #: Where sockets can be matched.
 _NO_LISTENER = """\
-	# The kernel would refuse the packet a moment later, unless docker-proxy begins to listen in that moment. A socket
-	# that is bound to a link in a VRF is not found here.
+	# The kernel would refuse the packet a moment later, unless docker-proxy begins to listen in that moment. Packets to
+	# the address of an ipvlan (mode l3s) are not for the host. A socket that is bound to a link in a VRF is not found
+	# here. A reset to a link-local address would leave by any link.
 	chain no_listener {
 		socket transparent >= 0 return
 		meta iifkind "vrf" return
+		fib daddr type unicast return
+		meta pkttype != host drop
+		ip6 saddr fe80::/10 reject
 		meta l4proto tcp reject with tcp reset
-		meta pkttype host reject
-		drop
+		reject
 	}
 
 """
@@ -184,12 +187,16 @@ def host(features: Features, *, log: str, unknown: str, no_in: str) -> str:
 	}}
 
 {former}	# docker-proxy is identified by its control group before it is known which container it serves.
+	# The chain `input` has accepted a source of a list only, and the list is asked again.
 	chain unlisted_proxy {{
 		meta nfproto . meta l4proto . th dport @host_open accept
 		ip daddr . meta l4proto . th dport @host_open4 accept
 		ip6 daddr . meta l4proto . th dport @host_open6 accept
 {_neighbours("accept")}
 		meta l4proto . th dport @dockerd_ports accept
+		meta nfproto . meta l4proto . th dport @host_closed goto host_closed
+		ip daddr . meta l4proto . th dport @host_closed4 goto host_closed
+		ip6 daddr . meta l4proto . th dport @host_closed6 goto host_closed
 		goto deny_host
 	}}
 

@@ -15,9 +15,11 @@ import pytest
 
 from plugin.kernel.names import AF
 from plugin.kernel.sock_diag import Listeners, listening
+from plugin.labels.parser import parse
 from plugin.model import Published
 from plugin.nftables.elements import proxied_element
 from plugin.nftables.sets import LOADING, WATCHED, Change, Element
+from tests.kernel.netns import inside
 from tests.kernel.resets import resetting, served
 from tests.kernel.running import Running
 from tests.kernel.site import Site
@@ -330,25 +332,73 @@ def group() -> Iterator[Path]:
             each.rmdir()
 
 
+@contextmanager
+def in_group(site: Site, group: Path, *argv: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a Python program on the host in this control group; it prints a line when it is ready."""
+    grouped = ["sh", "-ec", 'echo $$ > "$0/cgroup.procs"; exec "$@"', str(group), sys.executable, "-c", *argv]
+    process = site.host.popen(grouped, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline()
+        yield process
+    finally:
+        process.kill()
+        process.communicate(timeout=30)
+
+
+#: A server for both families on a port, over TCP.
+SERVES = "import socket, sys; s = socket.create_server(('::', int(sys.argv[1])), family=10, dualstack_ipv6=True)"
+SERVES += "; print(s, flush=True); input()"
+
+
 @pytest.mark.parametrize("level", ["", "b", "b/c", "b/c/d"])
 def test_docker_proxy_is_known_by_a_group_of_any_level(site: Site, group: Path, level: str) -> None:
     """openrc.docker is at the top, docker.service in a slice; listeners in another group are not matched."""
     place = group / level
-    server = "import socket; s = socket.create_server(('::', 7001), family=10); print(s, flush=True); input()"
-    command = ["sh", "-ec", 'echo $$ > "$0/cgroup.procs"; exec "$@"', str(place), sys.executable, "-c", server]
-    process = site.host.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout.readline()
-        six = HOSTS[1]
+    six = HOSTS[1]
+    with in_group(site, place, SERVES, "7001"):
         site.load(more=[Element("docker_proxy", (place.stat().st_ino + 1,))])
         assert site.wan.probe.tcp(six, 7001, timeout=0.3) == "open"
         site.load(more=[Element("docker_proxy", (place.stat().st_ino,))])
         assert site.wan.probe.tcp(six, 7001, timeout=0.3) == "silent"
         site.load(more=[Element("docker_proxy", (place.stat().st_ino,)), Element("dockerd_ports", (6, 7001))])
         assert site.wan.probe.tcp(six, 7001, timeout=0.3) == "open"
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["by its group", "not known"])
+def test_a_list_of_sources_opens_a_port_of_docker_proxy_for_them(site: Site, group: Path, known: bool) -> None:
+    """`from` applies to docker-proxy's socket too, however it is identified: the list's addresses reach it alone."""
+    web = site.docker_box("br-000000000001", 101)
+    ports = [Published("tcp", address, 7001, 80) for address in (ANY4, ANY6)]
+    proxy = {Element("docker_proxy", (group.stat().st_ino,))} if known else PROXY_UNIDENTIFIED
+    try:
+        for sources, verdict in ((f"{site.wan.V4} {site.wan.V6}", "open"), ("192.0.2.9 2001:db8:9::9", "silent")):
+            spec = parse({"fw.allow": f"80 from {sources}"}).spec
+            site.load(more={*proxy, *site.docker_elements(web, "br-000000000001", published=tuple(ports), spec=spec)})
+            with in_group(site, group, SERVES, "7001"):
+                assert {*site.wan.probe(on_all_addresses(7001, protos=("tcp",)), timeout=0.3).values()} == {verdict}
     finally:
-        process.kill()
-        process.communicate(timeout=30)
+        site.host.ip("link del br-000000000001")
+
+
+def test_a_refusal_leaves_by_the_link_that_the_packet_came_by(site: Site) -> None:
+    """A port without a listener is refused at the host's link-local address too, on each of its links."""
+    site.load(more=WATCHED)
+    beyond = site.lan_box(9)
+    try:
+        for client, link in ((site.wan, "eth0"), (beyond, "lan9")):
+            shown = site.run("ip", "-6", "-o", "addr", "show", "dev", link, "scope", "link").stdout
+            address = shown.split("inet6 ")[1].split("/")[0]
+            until(
+                lambda link=link: "tentative" not in site.run("ip", "-6", "addr", "show", "dev", link).stdout,
+                "an address",
+            )
+            with inside(client.path), socket.socket(socket.AF_INET6) as sock:
+                sock.settimeout(2)
+                there = (address, 7001, 0, socket.if_nametoindex("lan" if client is site.wan else "eth0"))
+                with pytest.raises(ConnectionRefusedError):
+                    sock.connect(there)
+    finally:
+        site.host.ip("link del lan9")
 
 
 #: A server that listens for a tenth of a millisecond again and again, over TCP and UDP, until its standard input ends.
@@ -412,16 +462,9 @@ def test_no_packet_outruns_docker_proxy(site: Site, group: Path, host: str, know
     proxy = Element("docker_proxy", (group.stat().st_ino,))
     site.load(more=[proxy] if known else PROXY_UNIDENTIFIED)
     family = str(int(socket.AF_INET6 if ":" in host else socket.AF_INET))
-    argv = [sys.executable, "-c", BLINKS, family, "7001"]
-    grouped = ["sh", "-ec", 'echo $$ > "$0/cgroup.procs"; exec "$@"', str(group), *argv]
-    server = site.host.popen(grouped, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        assert server.stdout.readline() == "ready\n"
+    with in_group(site, group, BLINKS, family, "7001") as server:
         out = site.wan.run([sys.executable, "-c", TRIES, family, host, "7001", "2"]).stdout
         arrived, _ = server.communicate(timeout=30)
-    finally:
-        server.kill()
-        server.communicate(timeout=30)
     opened, refused, tries = map(int, out.split())
     assert 0 < refused < tries, "it listened part of the time"
     assert (opened, int(arrived)) == (0, 0)

@@ -71,6 +71,22 @@ def test_status_names_a_container_that_bypasses_the_host(fw: MachineFw, driver: 
         fw.vm.try_docker("network", "rm", "lan")
 
 
+def test_a_container_on_an_ipvlan_of_mode_l3s_answers_as_before(fw: MachineFw) -> None:
+    """Its packets pass the host's rules for input, though they are not for the host: no rule refuses them."""
+    options = ("-o", "parent=eth0", "-o", "ipvlan_mode=l3s", "--subnet", "10.88.0.0/24")
+    fw.vm.docker("network", "create", "-d", "ipvlan", *options, "lan")
+    fw.wan.ip(f"route add 10.88.0.0/24 via {fw.vm.v4}")
+    try:
+        name = fw.run("lan")
+        address = fw.vm.inspect(name)["NetworkSettings"]["Networks"]["lan"]["IPAddress"]
+        with fw.vm.serve(name, tcp=[8088], udp=[8088]):
+            assert verdicts(fw, [("tcp", address, 8088), ("udp", address, 8088)]) == ["open", "open"]
+        fw.remove(name)
+    finally:
+        fw.wan.ip("route del 10.88.0.0/24")
+        fw.vm.try_docker("network", "rm", "lan")
+
+
 @pytest.mark.parametrize("jump", [2 * DAY, -2 * DAY], ids=["forward", "back"])
 def test_a_clock_that_jumps_changes_no_port(fw: MachineFw, jump: int) -> None:
     """No port opens or closes, and events of Docker are still followed: a new container has its own ports."""
