@@ -41,6 +41,13 @@ def each(request: pytest.FixtureRequest) -> Iterator[Sidecar]:
         yield Sidecar.up(engine)
 
 
+@pytest.fixture(params=DEEP)
+def alone(request: pytest.FixtureRequest) -> Iterator[Sidecar]:
+    """Yield a sidecar for a test that removes it."""
+    with Engine(request.param, data=with_image(request.param)) as engine:
+        yield Sidecar.up(engine)
+
+
 # --- started with one command -------------------------------------------------------------------------------------
 
 
@@ -296,34 +303,34 @@ def test_never_over_a_boot(each: Sidecar) -> None:
 # --- upgraded, and away again -------------------------------------------------------------------------------------
 
 
-def test_an_upgrade_opens_nothing_and_the_end_leaves_nothing(each: Sidecar) -> None:
+def test_an_upgrade_opens_nothing_and_the_end_leaves_nothing(alone: Sidecar) -> None:
     """With the README's commands: over an upgrade closed ports never answer, and open ones still do.
 
     When the sidecar is removed, nothing is left on the host but forwarding.
     """
     (_, *upgrade), *_ = commands("Upgrading")[1:]
     *_, away = commands("As a sidecar")
-    each.host.run(["mkdir", "-p", "/run/systemd/system"])
-    with each.network() as net:
-        app = each.run(net, "--label", "fw.allow=8080", command=("sh", "-c", "httpd -p 9090; exec httpd -f -p 8080"))
-        opened: Targets = [("tcp", a, 8080) for a in each.addresses(app, net)]
-        until(lambda: set(each.wan.probe(opened).values()) == {"open"}, "its label opens it")
+    alone.host.run(["mkdir", "-p", "/run/systemd/system"])
+    with alone.network() as net:
+        app = alone.run(net, "--label", "fw.allow=8080", command=("sh", "-c", "httpd -p 9090; exec httpd -f -p 8080"))
+        opened: Targets = [("tcp", a, 8080) for a in alone.addresses(app, net)]
+        until(lambda: set(alone.wan.probe(opened).values()) == {"open"}, "its label opens it")
         with (
-            each.wan.probe.hammer(*(("tcp", a, 9090) for _, a, _ in opened), every=0.004) as hammer,
-            each.wan.probe.hammer(*opened, every=0.02, timeout=2) as steady,
+            alone.wan.probe.hammer(*(("tcp", a, 9090) for _, a, _ in opened), every=0.004) as hammer,
+            alone.wan.probe.hammer(*opened, every=0.02, timeout=2) as steady,
         ):
-            before = each.container
-            each.engine.docker("commit", "--change", "LABEL newer=1", before, IMAGE)
+            before = alone.container
+            alone.engine.docker("commit", "--change", "LABEL newer=1", before, IMAGE)
             for command in upgrade:
-                each.user(command.replace("compose-examples/", ""))
-            assert each.container != before
-            until(each.answers, "the new version answers")
+                alone.user(command.replace("compose-examples/", ""))
+            assert alone.container != before
+            until(alone.answers, "the new version answers")
         assert not hammer.result.opened
         assert not steady.result.failed
     for command in away:
-        each.user(command.replace("compose-examples/", "").replace(" && systemctl daemon-reload", ""))
-    each.host.run(["rm", "-r", "/run/systemd"])
-    remains = left(each.before, state_of(each.engine))
+        alone.user(command.replace("compose-examples/", "").replace(" && systemctl daemon-reload", ""))
+    alone.host.run(["rm", "-r", "/run/systemd"])
+    remains = left(alone.before, state_of(alone.engine))
     rules = {line for what in ("nftables", "iptables") for line in remains.pop(what, ())}
     assert not [line for line in rules if "fw" in line or "8000000" in line]  # Docker's own are others after a boot
     assert remains.keys() <= {"sysctls", "routes"}, remains
