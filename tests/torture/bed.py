@@ -268,6 +268,8 @@ class Bed:
         except (AssertionError, LabError) as error:
             trouble = f"{trouble} {error}: {left}".strip()
         back = time.monotonic() - struck
+        if trouble:
+            trouble = f"{trouble}\n{self._dockers_view()}"
         shots = self.outsider.shots() - first
         self._judged = len(self.outsider.answers)
         unlawful = [a for a in self.outsider.answers[position : self._judged] if not self.outsider.lawful(a)]
@@ -282,6 +284,12 @@ class Bed:
         if self.recorder:
             self.recorder.end(row.blow, wrong)
         return row
+
+    def _dockers_view(self) -> str:
+        """Return whether Docker has the plugin enabled, and what it wrote about plugins."""
+        listed = self.fw.engine.try_docker("plugin", "ls").stdout
+        lines = [line for line in self.fw.engine.log_tail(2000).splitlines() if "plugin" in line]
+        return "\n".join([listed, *(line[:300] for line in lines[-40:])])
 
     @contextmanager
     def created(self) -> Iterator[Bed]:
