@@ -75,7 +75,7 @@ def test_status_names_a_container_that_bypasses_the_host(fw: MachineFw, driver: 
 def test_an_ipvlan_of_mode_l3s_is_reached_as_before(fw: MachineFw) -> None:
     """Its packets pass the host's rules for input, though they are not for the host: no rule refuses them.
 
-    Docker 20.10 creates none, but Incus does by default.
+    It is made by hand: Docker 20.10 creates none.
     """
     script = """
         ip netns add lan
