@@ -176,7 +176,7 @@ class Driver:
             ):
                 raise _unknown(endpoint.id, network.id)
         except FwError:
-            self._links.delete(host_side(endpoint.id))
+            self._links.detach(network, endpoint)
             raise
         self._changed()
         if container is None:
@@ -283,7 +283,7 @@ class Driver:
         try:
             self._ports.release(endpoint.id)
         finally:
-            self._links.delete(host_side(endpoint.id))
+            self._links.detach(self._state.networks.get(endpoint.network_id), endpoint)
 
     def _forget_others(self, endpoint: Endpoint) -> None:
         """Forget other endpoints that are obsolete.

@@ -19,7 +19,7 @@ from typing import Any
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from plugin.kernel import conntrack
+from plugin.kernel import conntrack, neighbours
 from plugin.kernel.names import CONTAINER_PREFIX, GROUP, PORT_PREFIX, container_side, host_side
 from plugin.kernel.sysctl import Sysctl
 from plugin.model import Endpoint, FwError, Network
@@ -142,6 +142,12 @@ class Links:
                 ) from error
             raise FwError(f"could not connect the container to {network.bridge}: {error}") from error
 
+    def detach(self, network: Network | None, endpoint: Endpoint) -> None:
+        """Delete the endpoint's veth pair, and the host's entries for its addresses."""
+        self.delete(host_side(endpoint.id))
+        if network and (bridge := _index(network.bridge)) is not None:
+            neighbours.remove(bridge, endpoint)
+
     def hairpin(self, endpoint: Endpoint) -> None:
         """Let the bridge send a frame back to the port that it arrived on.
 
@@ -176,6 +182,8 @@ class Links:
             self._ipr.fdb("replace", ifindex=index, lladdr=endpoint.mac, state=_NUD_NOARP, flags=_NTF_MASTER)
         self._ipr.brport("set", index=index, learning=0, unicast_flood=0, IFLA_BRPORT_LOCKED=1)
         self._ipr.link("set", index=index, state="up")
+        if bridge is not None:
+            neighbours.add(bridge, endpoint)
 
     @_os_errors()
     def sweep(self, keep: set[str]) -> None:

@@ -13,18 +13,20 @@ import socket
 import subprocess
 import time
 from collections import defaultdict
+from ipaddress import ip_network
 from pathlib import Path
 
 from tests.bench.bed import LABEL, Bed
 from tests.bench.table import Table, median, say
 from tests.bench.traffic import within
 from tests.lab import Engine
+from tests.waiting import until
 
 _VARIANTS: dict[str, tuple[str, ...]] = {
     "plain": (),
     "-p 80 and a label": ("-p", "80", "--label", f"fw.allow={LABEL}"),
 }
-_FW, _BRIDGE = "run-fw", "run-bridge"
+_FW, _BRIDGE, _ROUTED = "run-fw", "run-bridge", "run-routed"
 #: The docker-fw network; Docker's bridge without docker-fw; Docker's bridge, protected.
 _KINDS = ("fw", "bridge", "protected")
 #: A difference due to noise alone is no miss.
@@ -40,6 +42,7 @@ def measure(bed: Bed, table: Table) -> None:
     bed.network(bed.fw.driver, _FW)
     for engine in (bed.bare, bed.engine):
         bed.network("bridge", _BRIDGE, engine=engine)
+        bed.network("bridge", _ROUTED, *bed.routed, engine=engine)
     times: Times = defaultdict(list)
     cpu: dict[str, list[float]] = defaultdict(list)
     for turn in range(bed.scale.runs + 1):
@@ -54,6 +57,7 @@ def measure(bed: Bed, table: Table) -> None:
                 _run(bed, times, kind, variant, options)
             cpu[kind].append((_cpu(bed) - before) / len(_VARIANTS))
             times["first answer", "on a published port", kind].append(_first_answer(bed, kind))
+            times["first answer", "at an IPv6 address that was tried before", kind].append(_first_direct(bed, kind))
     for (what, variant, kind), values in times.items():
         base = 1e3 * median(times[what, variant, "bridge"])
         if kind == "fw":
@@ -64,8 +68,8 @@ def measure(bed: Bed, table: Table) -> None:
     table.add("run: the plugin's CPU time for one run and rm", 1e3 * median(cpu["fw"]), "ms")
     table.add("run: the plugin's CPU time for one run and rm, on Docker's bridge", 1e3 * median(cpu["protected"]), "ms")
     table.note("run, packets: Docker's bridge without docker-fw is on a second engine of the same version")
-    bed.engine.docker("network", "rm", _FW, _BRIDGE)
-    bed.bare.docker("network", "rm", _BRIDGE)
+    bed.engine.docker("network", "rm", _FW, _BRIDGE, _ROUTED)
+    bed.bare.docker("network", "rm", _BRIDGE, _ROUTED)
 
 
 def _place(bed: Bed, kind: str) -> tuple[Engine, str]:
@@ -111,6 +115,28 @@ def _first_answer(bed: Bed, kind: str) -> float:
 
     try:
         return within(engine.wan.path, outsider)
+    finally:
+        engine.try_docker("rm", "-f", name)
+        time.sleep(_SETTLE)
+
+
+def _first_direct(bed: Bed, kind: str) -> float:
+    """Return the seconds from `docker run` to the first answer at the container's own address.
+
+    An outsider tries the address all the while, also before, so the host has looked for it in vain.
+    """
+    engine, network = bed.bare if kind == "bridge" else bed.engine, _FW if kind == "fw" else _ROUTED
+    subnets = [ip_network(each["Subnet"]) for each in engine.api("GET", f"/networks/{network}")["IPAM"]["Config"]]
+    address = next(str(subnet[0x50]) for subnet in subnets if subnet.version == 6)
+    name = f"run{next(_numbers)}"
+    options = ("--network", network, "--ip6", address, "-p", "80", "busybox", "httpd", "-f", "-p", "80")
+    try:
+        with engine.wan.probe.hammer(("tcp", address, 80), every=0.004) as hammer:
+            time.sleep(_SETTLE)
+            began = time.monotonic()
+            engine.docker("run", "-d", "--name", name, *options)
+            until(lambda: engine.wan.probe.tcp(address, 80) == "open", f"{name} answers at {address}", _PATIENCE)
+        return min(shot.at for shot in hammer.result.opened) - began
     finally:
         engine.try_docker("rm", "-f", name)
         time.sleep(_SETTLE)

@@ -68,6 +68,30 @@ def test_addresses_mac_mtu_and_names_are_as_chosen(fw: Fw) -> None:
         assert fw.engine.netns(app).probe.ping(fw.wan.FAR_V6) == "open"
 
 
+def test_the_first_packet_to_a_container_waits_for_no_answer(deep: Fw) -> None:
+    """The host knows a container's MAC for its addresses as long as it runs, and for no address without a container.
+
+    So an address that outsiders tried before it existed answers as soon as its program listens.
+    """
+
+    def known() -> set[str]:
+        listed = deep.host.run(["ip", "neigh", "show", "nud", "permanent"]).stdout
+        return {line.split()[0] for line in listed.splitlines()}
+
+    with deep.network() as net:
+        app = deep.run(net)
+        addresses = {*deep.addresses(app, net)}
+        assert addresses <= known()
+        deep.engine.docker("restart", "-t", "0", app)
+        assert addresses <= known()
+        deep.engine.docker("network", "disconnect", net.name, app)
+        assert not addresses & known()
+        deep.engine.docker("network", "connect", net.name, app)
+        assert {*deep.addresses(app, net)} <= known()
+        deep.remove(app)
+        assert not addresses & known()
+
+
 def test_a_mac_address_is_one_containers_on_its_network(deep: Fw) -> None:
     """For a `--mac-address` of a neighbour, or of the bridge itself, Docker prints the reason.
 

@@ -342,6 +342,33 @@ def test_a_port_may_hairpin(site: Site, links: Links) -> None:
     links.hairpin(dataclasses.replace(ENDPOINT, id="9" * 64))  # removed meanwhile
 
 
+def neighbours(site: Site) -> dict[str, str]:
+    """Return the host's entries on the bridge: the MAC and the state for each address."""
+    listed = shown(site, "neigh", "show", "dev", NETWORK.bridge).splitlines()
+    return {line.split()[0]: line.partition("lladdr ")[2].strip() for line in listed if "lladdr" in line}
+
+
+def test_the_host_knows_where_a_container_is(site: Site, links: Links) -> None:
+    """Its first packet to a container waits for no answer: both addresses have their MAC, for as long as it is there.
+
+    A former entry of an address does not remain, and no advertisement changes the new one.
+    """
+    links.make_bridge(NETWORK)
+    site.host.ip(f"neigh replace {ENDPOINT.addr4} lladdr 02:00:00:00:00:99 dev {NETWORK.bridge} nud stale")
+    links.attach(NETWORK, ENDPOINT)
+    known = {str(address): f"{ENDPOINT.mac} PERMANENT" for address in (ENDPOINT.addr4, ENDPOINT.addr6)}
+    assert neighbours(site) == known
+    other = dataclasses.replace(
+        ENDPOINT, id="9" * 64, addr4=IPv4Address("10.1.0.9"), addr6=None, mac="02:42:0a:01:00:09"
+    )
+    links.attach(NETWORK, other)
+    links.detach(NETWORK, ENDPOINT)
+    assert neighbours(site) == {"10.1.0.9": "02:42:0a:01:00:09 PERMANENT"}
+    links.detach(NETWORK, ENDPOINT)
+    links.detach(None, other)
+    assert not {host_side(ENDPOINT.id), host_side(other.id)} & names(site)
+
+
 @pytest.mark.parametrize(
     ("addr4", "addr6", "mac"),
     [("172.18.0.2", None, "02:42:ac:12:00:02"), ("172.18.0.2", "2001:db8::2", "02:42:ac:12:00:02")],

@@ -132,8 +132,8 @@ class Links(Bridges):
     def attach(self, _: Network, endpoint: Endpoint) -> None:
         self.links.add(host_side(endpoint.id))
 
-    def delete(self, name: str) -> None:
-        self.links.discard(name)
+    def detach(self, _: Network | None, endpoint: Endpoint) -> None:
+        self.links.discard(host_side(endpoint.id))
 
 
 class Api(NoLinks):
