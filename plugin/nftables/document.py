@@ -60,7 +60,6 @@ def _unknown_owner(features: Features) -> str:
     text = ""
     if features.listeners:
         text += "\t\tmeta l4proto @unfound_protocols goto new_listener\n"
-        text += "\t\tmeta l4proto { tcp, udp } jump no_listener\n"
     if features.cgroups and features.listeners:
         # Before the groups: when such a connection is forgotten in between, the listener's group is looked at.
         for key, version in (("meta nfproto", ""), ("ip daddr", "4"), ("ip6 daddr", "6")):

@@ -18,7 +18,7 @@ from plugin.nftables import sets
 _EARLY = "filter - 3"
 #: After them: a packet that these three accept still meets the rules here. `forward` renews a quarantine before.
 _LATE = "filter - 1"
-#: After these: a packet that any of them drops does not count. `input_new` alone is later.
+#: After these: a packet that any of them drops does not count. `input_last` alone is later.
 _LAST = "filter"
 _NO_SYN = "ct state new tcp flags & (fin | syn | rst | ack) != syn"
 

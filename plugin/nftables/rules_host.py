@@ -19,23 +19,34 @@ _SERVED_PORT = """\
 
 """
 #: Where sockets can be matched.
-_NO_LISTENER = """\
-	# The kernel would refuse the packet a moment later, unless docker-proxy begins to listen in that moment. Packets to
-	# the address of an ipvlan (mode l3s) are not for the host. A socket that is bound to a link in a VRF is not found
-	# here. A reset to a link-local address would leave by any link.
-	chain no_listener {
+_INPUT_LAST = """\
+	# The kernel looks the socket up after the rules. Without this chain docker-proxy could open its socket in between.
+	# It is after IP Virtual Server (priorities 98 and 99), which takes packets to addresses and ports without a socket.
+	chain input_last {{
+		type filter hook input priority 150; policy accept;
+		{flows}ct state established jump host_established
+		iifname "lo" accept
+{new}	}}
+
+	chain new_to_host_last {{
+		meta l4proto {{ tcp, udp }} jump no_listener
+		goto new_to_host
+	}}
+
+	# The kernel would refuse the packet a moment later. Packets to the address of an ipvlan (mode l3s) are not for the
+	# host. A socket that is bound to a link in a VRF is not found here. A reset to a link-local address would leave by
+	# any link.
+	chain no_listener {{
 		socket transparent >= 0 return
 		meta iifkind "vrf" return
-		fib daddr type unicast return
+		fib daddr type != {{ local, broadcast, anycast, multicast }} return
 		meta pkttype != host drop
 		ip6 saddr fe80::/10 reject
 		meta l4proto tcp reject with tcp reset
 		reject
-	}
+	}}
 
 """
-#: The priority of the chain that looks for the socket of a packet.
-_AFTER_IPVS = 150
 #: The protocols that docker-proxy serves.
 _PUBLISHABLE = ", ".join(each.nft for each in PROTOCOLS if each.socket)
 
@@ -49,7 +60,7 @@ def host(features: Features, *, log: str, unknown: str, no_in: str) -> str:
     checked = "\t\tct state new,invalid,untracked jump reverse_path\n" if features.late_fib else ""
     labelled = "\t\tct state new,related jump label_elsewhere\n" if features.labels else ""
     refused = f"\t\t{ELSEWHERE} jump elsewhere\n" if features.labels else ""
-    refusing = _NO_LISTENER if features.listeners else ""
+    last = _INPUT_LAST.format(flows=features.flows, new=_new("new_to_host_last")) if features.listeners else ""
     former = _SERVED_PORT if features.cgroups and features.listeners else ""
     return f"""\
 	# A frame to a reserved bridge address (IEEE 802.1D table 7-10) arrives from the bridge port, not from the bridge,
@@ -65,23 +76,13 @@ def host(features: Features, *, log: str, unknown: str, no_in: str) -> str:
 		meta nfproto . meta l4proto . th dport @host_closed goto host_closed
 		ip daddr . meta l4proto . th dport @host_closed4 goto host_closed
 		ip6 daddr . meta l4proto . th dport @host_closed6 goto host_closed
-	}}
+{_new("new_to_host")}	}}
 
-	# After IP Virtual Server (priorities 98 and 99): it takes packets to addresses and ports that no socket has.
-	chain input_new {{
-		type filter hook input priority {_AFTER_IPVS}; policy accept;
-		{features.flows}ct state established jump host_established
-		iifname "lo" accept
-		ct state new goto new_to_host
-		{NEW_SYN} goto new_to_host
-		ct state invalid,untracked tcp flags & (fin | syn | rst | ack) == syn goto new_to_host
-	}}
-
-	chain new_to_host {{
+{last}	chain new_to_host {{
 		meta nfproto != @lease jump lease_expired
 {unknown}	}}
 
-{refusing}	# A container is not a router for the host, so it may not send redirects or router advertisements.
+	# A container is not a router for the host, so it may not send redirects or router advertisements.
 	chain container_to_host {{
 {refused}		icmp type redirect goto deny
 		icmpv6 type {{ nd-router-advert, nd-redirect }} goto deny
@@ -186,8 +187,8 @@ def host(features: Features, *, log: str, unknown: str, no_in: str) -> str:
 		goto unlisted_proxy
 	}}
 
-{former}	# docker-proxy is identified by its control group before it is known which container it serves.
-	# The chain `input` has accepted a source of a list only, and the list is asked again.
+{former}	# docker-proxy is identified by its control group before it is known which container it serves. A list of
+	# sources is asked in `input_last`; the chain `input` has asked it before.
 	chain unlisted_proxy {{
 		meta nfproto . meta l4proto . th dport @host_open accept
 		ip daddr . meta l4proto . th dport @host_open4 accept
@@ -262,6 +263,15 @@ def host(features: Features, *, log: str, unknown: str, no_in: str) -> str:
 		ip saddr . ip daddr @hairpin4 masquerade
 		ip6 saddr . ip6 daddr @hairpin6 masquerade
 	}}
+"""
+
+
+def _new(chain: str) -> str:
+    """Return the rules for packets that may open a flow."""
+    return f"""\
+		ct state new goto {chain}
+		{NEW_SYN} goto {chain}
+		ct state invalid,untracked tcp flags & (fin | syn | rst | ack) == syn goto {chain}
 """
 
 

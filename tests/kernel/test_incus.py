@@ -86,6 +86,7 @@ def test_cve_2025_52889_no_service_of_the_host_is_open_to_a_forged_sender(
     forged.append(icmp(near.v6, gateways[1], 135, body=bytes(4) + packed(gateways[1])))
     true = [udp(hostile.v4, gateways[0], 53, next(_ports)), udp(hostile.v6, gateways[1], 53, next(_ports))]
     list(site.listener.read())
+    site.listener.expect([*forged, *true])
     for packet in forged:
         frame(hostile.path, own, bridge, packet)
     for packet in true:

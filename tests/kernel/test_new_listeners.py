@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -350,6 +350,17 @@ SERVES = "import socket, sys; s = socket.create_server(('::', int(sys.argv[1])),
 SERVES += "; print(s, flush=True); input()"
 
 
+@contextmanager
+def watched(site: Site, rule: str) -> Iterator[Callable[[], int]]:
+    """Yield a function that returns how many such packets the host's other chains (priority filter) have seen."""
+    chain = f"chain i {{\n type filter hook input priority filter\n {rule} counter\n }}"
+    site.run("nft", "-f", "-", input=f"table inet watch {{\n{chain}\n}}\n")
+    try:
+        yield lambda: int(site.run("nft", "list", "table", "inet", "watch").stdout.split("packets ")[1].split()[0])
+    finally:
+        site.run("nft", "delete", "table", "inet", "watch")
+
+
 @pytest.mark.parametrize("level", ["", "b", "b/c", "b/c/d"])
 def test_docker_proxy_is_known_by_a_group_of_any_level(site: Site, group: Path, level: str) -> None:
     """openrc.docker is at the top, docker.service in a slice; listeners in another group are not matched."""
@@ -359,7 +370,9 @@ def test_docker_proxy_is_known_by_a_group_of_any_level(site: Site, group: Path, 
         site.load(more=[Element("docker_proxy", (place.stat().st_ino + 1,))])
         assert site.wan.probe.tcp(six, 7001, timeout=0.3) == "open"
         site.load(more=[Element("docker_proxy", (place.stat().st_ino,))])
-        assert site.wan.probe.tcp(six, 7001, timeout=0.3) == "silent"
+        with watched(site, "tcp dport 7001") as seen:
+            assert site.wan.probe.tcp(six, 7001, timeout=0.3) == "silent"
+            assert seen() == 0, "another program's chain could accept it: a SYNPROXY, for example"
         site.load(more=[Element("docker_proxy", (place.stat().st_ino,)), Element("dockerd_ports", (6, 7001))])
         assert site.wan.probe.tcp(six, 7001, timeout=0.3) == "open"
 
@@ -378,6 +391,49 @@ def test_a_list_of_sources_opens_a_port_of_docker_proxy_for_them(site: Site, gro
                 assert {*site.wan.probe(on_all_addresses(7001, protos=("tcp",)), timeout=0.3).values()} == {verdict}
     finally:
         site.host.ip("link del br-000000000001")
+
+
+#: A server that has joined two groups. It prints what each datagram contains.
+HEARS = """
+import socket
+s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+s.bind(("::", 7001))
+link = socket.if_nametoindex("eth0")
+group = socket.inet_pton(socket.AF_INET6, "ff02::4242") + link.to_bytes(4, "little")
+s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group)
+four = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+four.bind(("", 7002))
+four.setsockopt(0, socket.IP_ADD_MEMBERSHIP, socket.inet_aton("224.0.0.42") + socket.inet_aton("198.51.100.1"))
+print("ready", flush=True)
+for sock, count in ((s, 1), (four, 3)):
+    for _ in range(count):
+        print(sock.recv(99).decode(), flush=True)
+"""
+#: A client that sends to groups, and to all.
+CALLS = """
+import socket
+link = socket.if_nametoindex("lan")
+s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+s.sendto(b"group, IPv6", ("ff02::4242", 7001, 0, link))
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lan")
+for host, word in (("224.0.0.42", b"group, IPv4"), ("198.51.100.255", b"subnet"), ("255.255.255.255", b"all")):
+    s.sendto(word, (host, 7002))
+"""
+
+
+def test_datagrams_to_groups_and_to_all_reach_the_hosts_programs(site: Site) -> None:
+    """A program of the host that has joined a group receives its datagrams, and those to the whole link."""
+    site.load(more=WATCHED)
+    server = site.host.popen([sys.executable, "-c", HEARS], stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout.readline() == "ready\n"
+        site.wan.run([sys.executable, "-c", CALLS])
+        assert server.communicate(timeout=10)[0].splitlines() == ["group, IPv6", "group, IPv4", "subnet", "all"]
+    finally:
+        server.kill()
+        server.communicate(timeout=30)
 
 
 def test_a_refusal_leaves_by_the_link_that_the_packet_came_by(site: Site) -> None:

@@ -381,7 +381,7 @@ def test_a_related_error_of_any_other_type_passes(site: Site, web: Box) -> None:
 
 
 def watch_input(site: Site, *rules: str) -> None:
-    """Count on the host, after docker-fw's table: the rules' packets, and pings of both families."""
+    """Count on the host, after the chain `input`: the rules' packets, and pings of both families."""
     lines = "\n".join([*rules, "icmpv6 type echo-request counter", "icmp type echo-request counter"])
     text = f"table inet watch {{\nchain i {{\ntype filter hook input priority 10;\n{lines}\n}}\n}}\n"
     site.run("nft", "-f", "-", input=text)

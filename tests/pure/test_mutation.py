@@ -92,14 +92,14 @@ def test_a_mutant_is_a_place_in_a_chain() -> None:
 def test_a_rule_that_leads_to_a_chain_meets_the_tests_of_its_rarest_rules() -> None:
     """Every test reaches the rule, and quick ones are first otherwise; the test that is about the chain finds more."""
     here, common, rare = (
-        "inet input_new: ct state new goto new_to_host",
+        "inet input: ct state new goto new_to_host",
         "inet new_to_host: meta nfproto != @lease jump lease_expired",
         "inet lease_expired: ip daddr . meta l4proto . th dport @host_open4 goto deny_host",
     )
     covered = {f"m::quick{n}": [here, common] for n in range(3)} | {"m::of_the_lease": [here, common, rare]}
     coverage = {test: {"reached": them, "matched": them} for test, them in covered.items()}
     order = Order(coverage, {test: 1.0 if "quick" in test else 9.0 for test in coverage}, 1)
-    mutant = Mutant("inet", "input_new", "ct state new goto new_to_host", "removed")
+    mutant = Mutant("inet", "input", "ct state new goto new_to_host", "removed")
     assert order.likeliest(mutant, "m") == ["m::of_the_lease"]
     other = Mutant("inet", "new_to_host", "meta nfproto != @lease jump lease_expired", "removed")
     assert order.likeliest(other, "m") == ["m::of_the_lease"]

@@ -28,7 +28,7 @@ BESIDE = (LabError, FwError, OSError, ValueError, AssertionError)
 FLUSHES = (
     f"flush chain inet {TABLE} forward",
     f"flush chain inet {TABLE} input",
-    f"flush chain inet {TABLE} input_new",
+    f"flush chain inet {TABLE} input_last",
     f"flush chain inet {TABLE} ban_hook_host",
     f"flush chain bridge {TABLE} frames",
     f"flush set inet {TABLE} egress_restricted",

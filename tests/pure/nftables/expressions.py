@@ -108,7 +108,7 @@ _ICMP6 = {
 _PROTOCOLS = {"icmp": 1, "ipv6-icmp": 58, "igmp": 2, **{each.nft: each.number for each in PROTOCOLS}}
 _FAMILIES = {"ipv4": 2, "ipv6": 10}
 #: `fib type`: RTN_ of linux/rtnetlink.h.
-_ROUTES = {"unicast": 1, "local": 2}
+_ROUTES = {"unicast": 1, "local": 2, "broadcast": 3, "anycast": 4, "multicast": 5}
 _PACKETS = {"host": 0, "broadcast": 1, "multicast": 2}
 
 
