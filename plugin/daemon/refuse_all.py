@@ -25,6 +25,8 @@ from plugin.nftables.table import KernelTable
 from plugin.settings import Settings
 
 log = logging.getLogger(__name__)
+#: Seconds in which a table is loaded, also on a slow machine; dockerd waits ten for a plugin to end.
+_LOADED = 8.0
 
 
 class RefusingPlugin:
@@ -35,6 +37,7 @@ class RefusingPlugin:
         self._why = why
         self._nft = KernelTable(settings.mark, identity.free_name())
         self._stop = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, name="keep", daemon=True)
 
     def app(self) -> Flask:
         """Build a Flask application that answers every request with the reason."""
@@ -46,11 +49,17 @@ class RefusingPlugin:
 
     def start(self, _: Callable[[], bool]) -> None:
         """Keep the closing table in place from now on."""
-        threading.Thread(target=self._keep, name="keep", daemon=True).start()
+        self._keeper.start()
 
     def stop(self) -> None:
-        """Stop keeping the closing table; the table remains."""
+        """Stop keeping the closing table; the table remains.
+
+        A table that is being loaded is completed first: an incomplete one drops pings, too, for a minute
+        (`sets.LOADING_SECONDS`).
+        """
         self._stop.set()
+        if self._keeper.is_alive():
+            self._keeper.join(_LOADED)
 
     def _keep(self) -> None:
         logged = ""

@@ -16,7 +16,7 @@ import pytest
 from plugin.kernel.names import AF
 from plugin.kernel.sock_diag import Listeners, listening
 from plugin.labels.parser import parse
-from plugin.model import Published
+from plugin.model import Address, Published
 from plugin.nftables.elements import proxied_element
 from plugin.nftables.sets import LOADING, WATCHED, Change, Element
 from tests.kernel.netns import inside
@@ -377,11 +377,14 @@ def test_docker_proxy_is_known_by_a_group_of_any_level(site: Site, group: Path, 
         assert site.wan.probe.tcp(six, 7001, timeout=0.3) == "open"
 
 
+@pytest.mark.parametrize("hosts", [(ANY4, ANY6), (Site.HOST4, Site.HOST6)], ids=["every address", "one address"])
 @pytest.mark.parametrize("known", [True, False], ids=["by its group", "not known"])
-def test_a_list_of_sources_opens_a_port_of_docker_proxy_for_them(site: Site, group: Path, known: bool) -> None:
+def test_a_list_of_sources_opens_a_port_of_docker_proxy_for_them(
+    site: Site, group: Path, known: bool, hosts: tuple[Address, Address]
+) -> None:
     """`from` applies to docker-proxy's socket too, however it is identified: the list's addresses reach it alone."""
     web = site.docker_box("br-000000000001", 101)
-    ports = [Published("tcp", address, 7001, 80) for address in (ANY4, ANY6)]
+    ports = [Published("tcp", address, 7001, 80) for address in hosts]
     proxy = {Element("docker_proxy", (group.stat().st_ino,))} if known else PROXY_UNIDENTIFIED
     try:
         for sources, verdict in ((f"{site.wan.V4} {site.wan.V6}", "open"), ("192.0.2.9 2001:db8:9::9", "silent")):
