@@ -29,9 +29,12 @@ class Connection:
     """
 
     def __init__(self, path: str, reconnected: Callable[[], None] = lambda: None) -> None:
-        self._url, self._version = f"unix://{path}", ""
+        self._url = f"unix://{path}"
         self._reconnected = reconnected
         self._local = threading.local()
+        #: For the two below: the version, "" if unknown, and how often it was forgotten.
+        self._lock = threading.Lock()
+        self._version, self._losses = "", 0
         #: The known properties of the daemon that answered last.
         self.engine = Engine()
 
@@ -46,8 +49,10 @@ class Connection:
             raise
 
     def lost(self) -> None:
-        """Forget the version: the next daemon may have another one."""
-        self._version = ""
+        """Forget the version: the next daemon may have another one. So may the one that is being asked for now."""
+        with self._lock:
+            self._version = ""
+            self._losses += 1
 
     def client(self, timeout: Any) -> docker.APIClient:
         """Return this thread's client with this time-out for each read, in seconds."""
@@ -70,16 +75,23 @@ class Connection:
         return client
 
     def _negotiated(self, timeout: Any) -> str:
-        if not self._version:
-            client = self._made(_FIRST, timeout)
-            try:
-                versions = client.version(api_version=False)
-                self.engine = checked(_engine(client, versions), self.engine)
-            finally:
-                client.close()
-            self._reconnected()
-            self._version = request.version(versions)
-        return self._version
+        with self._lock:
+            known, losses = self._version, self._losses
+        if known:
+            return known
+        client = self._made(_FIRST, timeout)
+        try:
+            versions = client.version(api_version=False)
+            engine = _engine(client, versions)
+        finally:
+            client.close()
+        self._reconnected()
+        found = request.version(versions)
+        with self._lock:
+            if losses == self._losses:  # otherwise this may be the former daemon's answer
+                self.engine = checked(engine, self.engine)
+                self._version = found
+        return found
 
 
 class _OneConnection(UnixHTTPAdapter):

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import docker as docker_py
 import pytest
 from requests.exceptions import RequestException
 
@@ -123,6 +125,40 @@ def test_a_daemon_that_restarts_is_asked_over_a_new_connection(docker: FakeDocke
         docker.end_connections()
         until(lambda: not docker.connections, "the connections ended")
     assert request.one(client, "/networks/{0}", NETWORKS[5])["Id"] == NETWORKS[5]
+
+
+def test_the_former_daemons_late_answer_does_not_replace_the_new_ones_version(
+    docker: FakeDocker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an upgrade of Docker the new version counts, though a thread still has the former daemon's answer.
+
+    Otherwise networks could be refused until docker-fw restarts, because of a version that does not run any more.
+    """
+    connection, ask = Connection(str(docker.path)), docker_py.APIClient.version
+    answered, proceed = threading.Event(), threading.Event()
+
+    def held(client: docker_py.APIClient, *, api_version: bool) -> Any:
+        answer = ask(client, api_version)
+        if not answered.is_set():
+            answered.set()
+            assert proceed.wait(20)
+        return answer
+
+    monkeypatch.setattr(docker_py.APIClient, "version", held)
+    docker.version = "29.0.2"
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(lambda: connection.client(5.0))
+        assert answered.wait(20)
+        connection.lost()
+        docker.version = "29.0.3"
+        connection.client(5.0)
+        assert connection.engine.version == "29.0.3"
+        proceed.set()
+        late.result(20)
+    assert connection.engine.version == "29.0.3"
+    connection.lost()
+    connection.client(5.0)
+    assert connection.engine.version == "29.0.3"
 
 
 def test_an_ended_event_stream_leaves_no_connection(docker: FakeDocker) -> None:
