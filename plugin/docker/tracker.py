@@ -229,10 +229,16 @@ class EndpointTracker:
         newer = {k: network for k, network in facts.networks.items() if since.get(k, 0) > asked}
         there = {**newer, **{k: network for k, network in listed.items() if not self._clock.has_left(k, "", asked)}}
         # An endpoint that was just connected is not listed yet, nor is one that was reported meanwhile.
-        stay = (g for k, g in facts.guests.items() if not g.listed or self._since.get(k, 0) > asked)
+        # A container that was renamed meanwhile is listed by its old name.
+        stay = (
+            guest
+            for key, guest in facts.guests.items()
+            if not guest.listed or self._since.get(key, 0) > asked or self._has_other_name(guest.endpoint, asked)
+        )
         reported = _Reported(Guests(guest for guest in stay if guest.endpoint.network_id in there), self._since)
         for endpoint in found:
-            if endpoint.network_id in there and not self._has_left(endpoint, asked):
+            current = not self._has_left(endpoint, asked) and not self._has_other_name(endpoint, asked)
+            if endpoint.network_id in there and current:
                 reported.put(endpoint, asked, now, listed=True, sure=endpoint.id not in unsure)
         guests = {guest.endpoint.id: guest for guest in reported.guests}
         new = {k: guest for k, guest in guests.items() if facts.guests.get(k) != guest}

@@ -290,6 +290,23 @@ def test_a_name_is_not_taken_back_by_a_late_answer(table: Table, tracker: Endpoi
     assert tracker.put(None, [new], listed=True, asked=tracker.now())
 
 
+def test_a_name_is_not_taken_back_by_a_late_list(table: Table, tracker: EndpointTracker) -> None:
+    """A list from before a container was renamed, which arrives after the answer about it, changes nothing about it.
+
+    Otherwise peers that are named by the old name would be open to it once more.
+    """
+    old, other = endpoint("a", 2, WEB), endpoint("b", 3, DB)
+    new = dataclasses.replace(old, container=dataclasses.replace(WEB, name="new"))
+    tracker.replace([NETWORK], [old], asked=tracker.now())
+    asked = tracker.now()
+    tracker.renamed(WEB.id)
+    assert tracker.put(None, [new], listed=True, asked=tracker.now())
+    assert tracker.replace([NETWORK], [old, other], asked=asked)
+    assert {guest.endpoint.container for guest in tracker.guests} == {new.container, DB}
+    assert tracker.replace([NETWORK], [new, other], asked=tracker.now())
+    assert {guest.endpoint.container for guest in tracker.guests} == {new.container, DB}
+
+
 def test_a_container_reported_during_a_listing_stays(table: Table, tracker: EndpointTracker) -> None:
     """A container that joins while a full listing is in progress is not in the list, and stays, with its network."""
     asked = tracker.now()
