@@ -135,7 +135,7 @@ class Loops:
         """Start one thread for each loop."""
         follow = (self._follower.listen, self._follower.look_loop, self._follower.place_loop, self._follow_links)
         keep = (self._keep_table, self._keep_elements, self._keep_docker_user, self._answer_neighbours)
-        others = (self._worker.loop, self._end_overrides)
+        others = (self._worker.loop, self._end_overrides, self._keep_saved)
         drops = (self._drops.drop_loop,) if self._drops else ()
         boot = (self._boot.boot_loop,) if self._boot else ()
         for loop in (*follow, *keep, *others, *drops, *boot):
@@ -155,6 +155,7 @@ class Loops:
         self._elements_due.set()
         self._changed.set()
         self._overrides_changed.set()
+        self._state.unflushed.set()
 
     def changed(self) -> None:
         """Report that an endpoint was added or removed."""
@@ -247,6 +248,12 @@ class Loops:
         while not self._stop.is_set():
             self._overrides_changed.wait(self._end_expired())
             self._overrides_changed.clear()
+
+    def _keep_saved(self) -> None:
+        # This loop does nothing else: a slow disk may take seconds.
+        while not self._stop.is_set():
+            self._state.unflushed.wait()
+            self._state.flush()
 
     def _follow_links(self) -> None:
         with closing(link_monitor.Changes()) as changes:

@@ -2,7 +2,8 @@
 
 Every change is made here, under one lock: first the state file, then the kernel. A crash between the two can leave
 more closed than the file says, never less, because the start replaces the whole table from the file. The owners whose
-elements a change affects follow from comparing the facts before and after it; callers do not name them.
+elements a change affects follow from comparing the facts before and after it; callers do not name them. What must
+survive a power cut is flushed to the disk after the lock is released: a slow disk delays no other change.
 
 Lock order: the lock here is the first, then those of `FlowCutter`, `KernelTable` and `Bridges`, which call only the
 kernel. No module calls this one while it holds a lock of its own. The tracker, the driver and the loops have no lock:
@@ -63,6 +64,10 @@ class Reconciler:
         #: The view's facts after the last complete change: for readers without the lock.
         self._facts = self._view.facts
         self._writer = TableApplier(nft, self._view, later)
+        #: Set while the disk may lack what must survive a power cut. `flush` clears it.
+        self.unflushed = threading.Event()
+        #: The change in progress must survive a power cut.
+        self._to_flush = False
         #: True after an unexpected error: the facts may lack what `_settle` derives.
         self._unsettled = False
         self._behind = Behind(self._writer, self._lock, self._catch_up, later)
@@ -132,13 +137,16 @@ class Reconciler:
         Raises FwError when the disk or the kernel refuses the edit; both then keep the old facts. An edit that only
         closes does not wait for a full disk: the next save writes the whole state and so includes it. An endpoint that
         leaves is closed before anything is computed or saved, and a refusal does not open it again. `then` runs when
-        the kernel has the change and before the flows of endpoints that left are cut, even after an error.
+        the kernel has the change and before the flows of endpoints that left are cut, even after an error. Returns when
+        the disk has what must survive a power cut, or has failed, which is logged and tried again.
         """
         ends: list[Callable[[], Cut | None]] = []
         cut = Cut()
         try:
             with self._lock:
+                self._to_flush = False
                 self._change(edit, ends, observed=False)
+                to_flush = self._to_flush
         finally:
             try:
                 if then:
@@ -146,6 +154,8 @@ class Reconciler:
             finally:
                 for end in ends:
                     cut += end() or Cut()
+        if to_flush:
+            self.flush()
         return cut
 
     def observe(self, edit: Edit) -> None:
@@ -268,7 +278,8 @@ class Reconciler:
         self._unsettled = True
         self._behind.retry()
         try:
-            self._store.save(self._view.state, flush=True)
+            self._store.save(self._view.state)
+            self.unflushed.set()
         except FwError as error:
             log.error("%s; the state file has the current state after the next save", error)
         try:
@@ -313,8 +324,10 @@ class Reconciler:
         if not differing:
             return
         keys = frozen(after.endpoints).differing(before.endpoints) if differing == ["endpoints"] else ()
-        flush = any(name in _FLUSHED for name in differing)
-        self._store.save(after, flush=flush, endpoint=next(iter(keys)) if len(keys) == 1 else "")
+        self._store.save(after, endpoint=next(iter(keys)) if len(keys) == 1 else "")
+        if any(name in _FLUSHED for name in differing):
+            self._to_flush = True
+            self.unflushed.set()
 
     def _save_or_log(self, before: SavedState, after: SavedState) -> None:
         try:
@@ -327,11 +340,22 @@ class Reconciler:
         """Why the current state is not on the disk; "" if it is."""
         return self._store.unsaved_reason
 
+    def flush(self) -> None:
+        """Wait until the disk has what must survive a power cut. A failure is logged, and `save_again` repeats it."""
+        self.unflushed.clear()
+        try:
+            self._store.flush()
+        except FwError as error:
+            log.error("%s; what is not on the disk is lost at a power cut", error)
+
     def save_again(self) -> None:
         """Save again what the disk refused. Raises FwError if it still refuses."""
+        if not self._store.unsaved_reason:
+            return
         with self._lock:
-            if self._store.unsaved_reason:
-                self._store.save(self.state, flush=True)
+            self._store.save(self.state)
+        # A file that could not be flushed once may pass for flushed later (fsync(2)), so a new one is written.
+        self._store.flush()
 
     # --- edits that several callers make --------------------------------------------------------------------------
 

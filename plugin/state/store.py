@@ -1,10 +1,10 @@
 """State that must survive a restart and that Docker does not report again, in one atomic JSON file.
 
 Format: {"version": 2, "boot": BOOT_ID, "networks": {id: {...}}, "endpoints": {id: {...}}}, one record a line.
-The file is written under a temporary name and renamed. A change of networks is flushed to the disk (fsync), because
-networks must survive a power cut. Endpoints end with the host, so their changes need to survive only docker-fw's own
-process, and a change of one endpoint is a line in `FILE.log` (`plugin.state.journal`). Before the first unflushed write
-after a flushed one, the flushed file is kept as `FILE~`, as a fallback.
+The file is written under a temporary name and renamed. A change of networks is flushed to the disk (fsync) afterwards,
+because networks must survive a power cut. Endpoints end with the host, so their changes need to survive only
+docker-fw's own process, and a change of one endpoint is a line in `FILE.log` (`plugin.state.journal`). The file that
+was flushed last is kept as `FILE~`, as a fallback, when a newer one takes its place.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import dataclasses
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_network
@@ -54,17 +55,32 @@ V = TypeVar("V")
 
 
 class Store:
-    """The file at `path`; its directory is created (0700) if missing."""
+    """The file at `path`; its directory is created (0700) if missing.
+
+    `save` is not thread-safe; `flush` is, and runs beside `save`.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
         self._backup = Path(path + "~")
+        self._new, self._flushing = Path(path + ".new"), Path(path + ".flush")
         self._journal = Journal(Path(path + ".log"))
         self._lines: dict[tuple[type, str], tuple[Network | Endpoint, str]] = {}
         self._bans: tuple[Mapping[Prefix, float] | None, str] = (None, "")
-        self._flushed = False
-        #: Why the current state is not on the disk; "" if it is.
-        self.unsaved_reason = ""
+        #: Held while files get another name, and never during an fsync.
+        self._names = threading.Lock()
+        #: One fsync at a time.
+        self._one_flush = threading.Lock()
+        #: How many files were written, and the number of the last flushed one.
+        self._written = self._flushed = 0
+        #: The file at `path` itself is flushed.
+        self._is_flushed = False
+        self._not_saved = self._not_flushed = ""
+
+    @property
+    def unsaved_reason(self) -> str:
+        """Why the current state is not on the disk; "" if it is."""
+        return self._not_saved or self._not_flushed
 
     def load(self) -> SavedState:
         """Return the last state; an empty one if there is no file. A corrupt file is kept aside, the fallback is read.
@@ -92,7 +108,7 @@ class Store:
                 continue
             if path == self._backup:
                 log.warning("read the last flushed state from %s", path)
-            self._flushed = path == self._path  # it has every network, so the next write keeps it aside
+            self._is_flushed = path == self._path  # it has every network, so the next write keeps it aside
             return self._replayed(state, serial)
         return SavedState()
 
@@ -135,30 +151,81 @@ class Store:
                 endpoints.pop(key, None)
         return dataclasses.replace(state, endpoints=endpoints)
 
-    def save(self, state: SavedState, *, flush: bool, endpoint: str = "") -> None:
+    def save(self, state: SavedState, *, endpoint: str = "") -> None:
         """Write the state. Raises FwError if the disk refuses it: then the old state remains there.
 
-        `endpoint`: only this one has changed since the last save.
+        `endpoint`: only this one has changed since the last save. A power cut may undo the save until `flush`.
         """
         room = self._journal.begun and self._journal.length < max(100, len(state.endpoints) // 2)
-        little = endpoint and not flush and room
+        little = bool(endpoint and room)
         try:
             if little:
                 item = state.endpoints.get(endpoint)
                 self._journal.append({"endpoint": endpoint, "is": _plain(item) if item else None})
             else:
-                self._replace(state, flush=flush)
+                self._replace(state)
         except OSError as error:
             self._journal.begin("")  # the next save writes the whole state, whatever this one was to write
-            self.unsaved_reason = (
-                f"could not write the state file {self._path}{'.log' * bool(little)}: {error.strerror}"
-            )
-            raise FwError(self.unsaved_reason) from error
-        if self.unsaved_reason:
-            self.unsaved_reason = ""
+            self._not_saved = f"could not write the state file {self._path}{'.log' * little}: {error.strerror}"
+            raise FwError(self._not_saved) from error
+        if self._not_saved:
+            self._not_saved = ""
             log.warning("the state file %s can be written again", self._path)
 
-    def _replace(self, state: SavedState, *, flush: bool) -> None:
+    def flush(self) -> None:
+        """Wait until the disk has every network that was saved before. Raises FwError if the disk refuses it.
+
+        A slow disk may take seconds: hold no lock that others need. Several callers share one fsync.
+        """
+        wanted = self._written
+        with self._one_flush:
+            if self._flushed >= wanted:
+                return
+            try:
+                self._flush_file()
+            except OSError as error:
+                self._not_flushed = f"could not flush the state file {self._path} to the disk: {error.strerror}"
+                raise FwError(self._not_flushed) from error
+            if self._not_flushed:
+                self._not_flushed = ""
+                log.warning("the state file %s can be flushed to the disk again", self._path)
+
+    def _flush_file(self) -> None:
+        with self._names:
+            written = self._written
+            self._flushing.unlink(missing_ok=True)
+            # A second name (hard link) for the file of now: newer ones may take its place meanwhile.
+            os.link(self._path, self._flushing)
+        _fsync(self._flushing)
+        with self._names:
+            self._is_flushed = written == self._written
+            if self._is_flushed:
+                self._flushing.unlink()
+            else:
+                self._flushing.replace(self._backup)
+        _fsync(self._path.parent)
+        self._flushed = written
+
+    def _replace(self, state: SavedState) -> None:
+        serial = os.urandom(8).hex()
+        document = self._document(state, serial)
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(self._new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(fd, "w", encoding="utf-8") as file:
+            file.write(document)
+        with self._names:
+            if self._is_flushed:
+                # A second name, so that a file exists at every moment.
+                with contextlib.suppress(FileNotFoundError):
+                    self._backup.unlink()
+                with contextlib.suppress(FileNotFoundError):  # another program removed it
+                    os.link(self._path, self._backup)
+            self._new.replace(self._path)
+            self._is_flushed = False
+            self._written += 1
+        self._journal.begin(serial)
+
+    def _document(self, state: SavedState, serial: str) -> str:
         # A record is frozen, so its line serves until another record replaces it.
         self._lines = {
             (key := (type(item), item.id)): known
@@ -166,7 +233,6 @@ class Store:
             else (item, _line(item))
             for item in _records(state)
         }
-        serial = os.urandom(8).hex()
         head = {"version": VERSION, "serial": serial, "boot": state.boot, "switched": sorted(state.switched)}
         head["foreign"] = sorted(state.unmanaged)
         head["proxied"] = {container: _plain(ports) for container, ports in state.proxied.items()}
@@ -176,7 +242,7 @@ class Store:
         head["overrides"] = _plain(state.overrides)
         if self._bans[0] is not state.bans:  # a blocklist is long and seldom changes
             self._bans = (state.bans, json.dumps({str(prefix): until for prefix, until in state.bans.items()}))
-        document = (
+        return (
             json.dumps(head)[:-1]
             + f', "bans": {self._bans[1]}'
             + ',\n"networks": {\n'
@@ -185,32 +251,14 @@ class Store:
             + ",\n".join(self._lines[Endpoint, key][1] for key in state.endpoints)
             + "\n}}\n"
         )
-        new = self._path.with_name(self._path.name + ".new")
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(fd, "w", encoding="utf-8") as file:
-            file.write(document)
-            if flush:
-                file.flush()
-                os.fsync(fd)
-        if self._flushed and not flush:
-            # A second name (hard link), so that a file exists at every moment.
-            with contextlib.suppress(FileNotFoundError):
-                self._backup.unlink()
-            with contextlib.suppress(FileNotFoundError):  # another program removed it
-                os.link(self._path, self._backup)
-        new.replace(self._path)
-        if flush:
-            self._sync_directory()
-        self._flushed = flush
-        self._journal.begin(serial)
 
-    def _sync_directory(self) -> None:
-        fd = os.open(self._path.parent, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+
+def _fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _records(state: SavedState) -> list[Network | Endpoint]:

@@ -28,7 +28,8 @@ class World:
     """The kernel and the other components, as far as the loops use them."""
 
     def __init__(self) -> None:
-        self.flushed = self.repaired = self.ensured = self.synced = self.woken = 0
+        self.flushed = self.repaired = self.ensured = self.synced = self.woken = self.saved = 0
+        self.unflushed = threading.Event()
         self.number = 1
         self.at_ensure: Callable[[], object] = lambda: None
         self.networks: dict[str, Any] = {}
@@ -64,6 +65,10 @@ class World:
 
     def mark_unknown(self, bridge: str | None = None) -> None:
         self.marked_unknown.append(bridge)
+
+    def flush(self) -> None:
+        self.unflushed.clear()
+        self.saved += 1
 
     def observe(self, edit: Callable[[Facts], Facts]) -> None:
         self.facts = edit(self.facts)
@@ -108,6 +113,13 @@ def watcher(world: World) -> Iterator[Loops]:
     made.start()
     yield made
     made.stop()
+
+
+def test_what_must_survive_a_power_cut_is_flushed_to_the_disk(world: World, watcher: Loops) -> None:
+    """Also after an event that no caller waits for."""
+    for number in range(1, 4):
+        world.unflushed.set()
+        until(lambda number=number: world.saved == number, "it is flushed")
 
 
 def test_flows_are_cut_once_for_each_new_subnet_of_a_bridge(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,7 @@ def test_it_is_kept_over_restarts(tmp_path: Path) -> None:
     """The label is written to the state file, and read back."""
     file = str(tmp_path / "state.json")
     network = Network("n" * 64, "fw-one", spec=parse({"fw.note": "kept"}).spec)
-    Store(file).save(SavedState({network.id: network}), flush=True)
+    Store(file).save(SavedState({network.id: network}))
     assert Store(file).load().networks[network.id] == network
 
 

@@ -41,21 +41,24 @@ steps = st.lists(
 def play(path: Path, done: list[tuple[str, Any]]) -> list[SavedState]:
     """Return every state that was saved, in order."""
     store, state = Store(str(path)), BASE
-    store.save(state, flush=True)
+    store.save(state)
+    store.flush()
     saved = [state]
     for what, value in done:
         if what == "put":
             state = state.with_endpoint(value)
-            store.save(state, flush=False, endpoint=value.id)
+            store.save(state, endpoint=value.id)
         elif what == "drop" and state.endpoints:
             key = list(state.endpoints)[value % len(state.endpoints)]
             state = state.without_endpoint(key)
-            store.save(state, flush=False, endpoint=key)
+            store.save(state, endpoint=key)
         elif what == "restart":
             store = Store(str(path))
             assert store.load() == state
         elif what in ("save", "flush"):
-            store.save(state, flush=what == "flush")
+            store.save(state)
+            if what == "flush":
+                store.flush()
         saved.append(state)
     return saved
 
@@ -88,7 +91,7 @@ def test_any_bytes_in_the_log_allow_the_start(content: bytes) -> None:
     """A damaged log does not affect the content of the state file."""
     with directory() as where:
         path = where / "state.json"
-        Store(str(path)).save(AFTER, flush=True)
+        Store(str(path)).save(AFTER)
         (where / "state.json.log").write_bytes(content)
         assert Store(str(path)).load() == AFTER
 
@@ -97,10 +100,11 @@ def logged(tmp_path: Path, *changes: Endpoint) -> Path:
     """Write a state file with a log of these endpoints."""
     path, state = tmp_path / "state.json", BASE
     store = Store(str(path))
-    store.save(state, flush=True)
+    store.save(state)
+    store.flush()
     for endpoint in changes:
         state = state.with_endpoint(endpoint)
-        store.save(state, flush=False, endpoint=endpoint.id)
+        store.save(state, endpoint=endpoint.id)
     return path
 
 
@@ -120,8 +124,9 @@ def test_a_damaged_log_is_kept(tmp_path: Path, line: int, damage: bytes) -> None
         assert list(state.endpoints) == [other(1).id, other(2).id][: max(0, line - 1)]
         (kept,) = tmp_path.glob("state.json.log.corrupt-*")
         assert kept.read_bytes() == b"\n".join(lines)
-    store.save(state, flush=True)
-    store.save(state.with_endpoint(other(3)), flush=False, endpoint=other(3).id)
+    store.save(state)
+    store.flush()
+    store.save(state.with_endpoint(other(3)), endpoint=other(3).id)
     assert Store(str(path)).load() == state.with_endpoint(other(3))
 
 
@@ -155,11 +160,12 @@ def test_a_wrong_record_ends_it(tmp_path: Path, line: str) -> None:
     before it apply."""
     path, state = tmp_path / "state.json", BASE.with_endpoint(other(1))
     store = Store(str(path))
-    store.save(BASE, flush=True)
-    store.save(state, flush=False, endpoint=other(1).id)
+    store.save(BASE)
+    store.flush()
+    store.save(state, endpoint=other(1).id)
     log = tmp_path / "state.json.log"
     after = log.read_text()
-    store.save(state.with_endpoint(other(2)), flush=False, endpoint=other(2).id)
+    store.save(state.with_endpoint(other(2)), endpoint=other(2).id)
     log.write_text(after + line + "\n" + log.read_text()[len(after) :])
     assert Store(str(path)).load() == state
 
@@ -169,11 +175,13 @@ def test_the_log_of_another_state_file_is_void(tmp_path: Path) -> None:
     file is ignored."""
     path = tmp_path / "state.json"
     store = Store(str(path))
-    store.save(BASE, flush=True)
+    store.save(BASE)
+    store.flush()
     old = path.read_bytes()
-    store.save(BASE.with_endpoint(other(1)), flush=False, endpoint=other(1).id)
+    store.save(BASE.with_endpoint(other(1)), endpoint=other(1).id)
     log = (tmp_path / "state.json.log").read_bytes()
-    store.save(BASE, flush=True)
+    store.save(BASE)
+    store.flush()
     (tmp_path / "state.json.log").write_bytes(log)
     assert Store(str(path)).load() == BASE
     path.write_bytes(old)
@@ -187,8 +195,9 @@ def test_a_full_disk_is_an_error_and_nothing_is_lost(
     """A change that the disk refuses, or writes partially, is refused; the next save includes everything."""
     path = tmp_path / "state.json"
     store, state = Store(str(path)), BASE.with_endpoint(other(1))
-    store.save(BASE, flush=True)
-    store.save(state, flush=False, endpoint=other(1).id)
+    store.save(BASE)
+    store.flush()
+    store.save(state, endpoint=other(1).id)
     write = os.write
 
     def full(fd: int, data: bytes) -> int:
@@ -199,12 +208,12 @@ def test_a_full_disk_is_an_error_and_nothing_is_lost(
     monkeypatch.setattr(journal.os, "write", full)
     refused = state.without_endpoint(other(1).id)
     with pytest.raises(FwError, match=r"state\.json\.log: No space left"):
-        store.save(refused, flush=False, endpoint=other(1).id)
+        store.save(refused, endpoint=other(1).id)
     monkeypatch.undo()
     assert Store(str(path)).load() == state
     # The change was applied anyway, because it only closes: the next save includes it too.
     later = refused.with_endpoint(other(2))
-    store.save(later, flush=False, endpoint=other(2).id)
+    store.save(later, endpoint=other(2).id)
     assert Store(str(path)).load() == later
 
 
@@ -213,15 +222,16 @@ def test_a_failed_full_save_is_repeated_by_the_next(tmp_path: Path) -> None:
     only; until then the store reports the reason."""
     path = logged(tmp_path, other(1))
     store, new = Store(str(path)), path.with_name("state.json.new")
-    store.save(store.load(), flush=True)
+    store.save(store.load())
+    store.flush()
     assert store.unsaved_reason == ""
     new.symlink_to("/dev/full")
     gone = SavedState({}, {}, "boot-2")
     with pytest.raises(FwError):
-        store.save(gone, flush=True)
+        store.save(gone)
     assert "No space left on device" in store.unsaved_reason
     new.unlink()
-    store.save(gone.with_endpoint(other(2)), flush=False, endpoint=other(2).id)
+    store.save(gone.with_endpoint(other(2)), endpoint=other(2).id)
     assert store.unsaved_reason == ""
     assert Store(str(path)).load() == gone.with_endpoint(other(2))
 
@@ -230,9 +240,10 @@ def test_the_log_does_not_grow_without_bound(tmp_path: Path) -> None:
     """One container that joins and leaves for years costs at most 150 kB."""
     path = tmp_path / "state.json"
     store = Store(str(path))
-    store.save(BASE, flush=True)
+    store.save(BASE)
+    store.flush()
     for _ in range(500):
-        store.save(BASE.with_endpoint(other(1)), flush=False, endpoint=other(1).id)
-        store.save(BASE, flush=False, endpoint=other(1).id)
+        store.save(BASE.with_endpoint(other(1)), endpoint=other(1).id)
+        store.save(BASE, endpoint=other(1).id)
     assert (tmp_path / "state.json.log").stat().st_size < 100 * 1500
     assert Store(str(path)).load() == BASE

@@ -335,10 +335,10 @@ def test_no_reader_sees_a_change_that_may_be_refused(web: tuple[Reconciler, Kern
     def read() -> None:
         seen.append((state.facts, state.state, state.networks) == (before, before.saved, before.saved.networks))
 
-    def save_and_read(kept: SavedState, *, flush: bool, endpoint: str = "") -> None:
+    def save_and_read(kept: SavedState, *, endpoint: str = "") -> None:
         read()
         disk.full = refused == "disk"
-        save(kept, flush=flush)
+        save(kept)
 
     def change_and_read(*arguments: Any) -> None:
         read()
@@ -358,6 +358,60 @@ def test_no_reader_sees_a_change_that_may_be_refused(web: tuple[Reconciler, Kern
     assert all(seen)
 
 
+def test_a_slow_disk_delays_no_other_change(web: tuple[Reconciler, Kernel, Disk]) -> None:
+    """While a new network waits for the disk, which may take seconds, a container that leaves is closed at once.
+
+    Docker gets its answer about the network only when the disk has it.
+    """
+    state, kernel, disk = web
+    state.put_endpoint(endpoint(2, 1, 3))
+    state.edit_endpoint(endpoint(2, 1, 3).id, lambda e: dataclasses.replace(e, joined=True))
+    began, proceed = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        began.set()
+        assert proceed.wait(20)
+
+    disk.flush = slow  # type: ignore[method-assign]
+
+    def is_known() -> bool:
+        return any("10.1.0.3" in map(str, element.key) for element in kernel.table or ())
+
+    assert is_known()
+    with ThreadPoolExecutor(2) as pool:
+        created = pool.submit(state.put_network, network(2))
+        assert began.wait(20)
+        pool.submit(state.drop_endpoint, endpoint(2, 1, 3).id).result(20)
+        assert not is_known()
+        assert not created.done()
+        proceed.set()
+        created.result(20)
+    assert network(2).id in state.networks
+
+
+def test_a_disk_that_cannot_be_flushed_is_reported_and_tried_again(
+    web: tuple[Reconciler, Kernel, Disk], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A change that the disk has written and cannot flush is in effect: the log says what a power cut would lose."""
+    state, _, disk = web
+    flush, flushed = disk.flush, list[bool]()
+
+    def fails() -> None:
+        disk.unsaved_reason = "could not flush the state file"
+        raise FwError(disk.unsaved_reason)
+
+    disk.flush = fails  # type: ignore[method-assign]
+    state.put_network(network(2))
+    assert network(2).id in state.networks
+    assert "could not flush the state file; what is not on the disk is lost at a power cut" in caplog.text
+    with pytest.raises(FwError):
+        state.save_again()
+    disk.flush = lambda: flushed.append(True) or flush()  # type: ignore[method-assign, func-returns-value]
+    state.save_again()
+    assert flushed
+    assert not state.unsaved_reason
+
+
 def test_a_refusing_kernel_and_a_full_disk_change_nothing(web: tuple[Reconciler, Kernel, Disk]) -> None:
     """Even if the rollback fails too, the facts and the kernel's table agree."""
     state, kernel, disk = web
@@ -366,8 +420,8 @@ def test_a_refusing_kernel_and_a_full_disk_change_nothing(web: tuple[Reconciler,
     kernel.refuses = 2
     save = disk.save
 
-    def full_after_the_first(kept: SavedState, *, flush: bool, endpoint: str = "") -> None:
-        save(kept, flush=flush)
+    def full_after_the_first(kept: SavedState, *, endpoint: str = "") -> None:
+        save(kept)
         disk.full = True
 
     disk.save = full_after_the_first  # type: ignore[method-assign]

@@ -7,6 +7,9 @@ import errno
 import json
 import os
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from pathlib import Path
 from typing import Any
@@ -84,7 +87,9 @@ def test_a_saved_state_is_loaded(saved: list[tuple[SavedState, bool]]) -> None:
     with directory() as where:
         store = Store(str(where / "state.json"))
         for state, flush in saved:
-            store.save(state, flush=flush)
+            store.save(state)
+            if flush:
+                store.flush()
             assert Store(str(where / "state.json")).load() == state
 
 
@@ -92,14 +97,15 @@ def test_a_missing_file_is_an_empty_state(path: Path) -> None:
     """The first start finds no file and needs none; the directory is created, for root only."""
     store = Store(str(path))
     assert store.load() == SavedState()
-    store.save(BEFORE, flush=True)
+    store.save(BEFORE)
+    store.flush()
     assert path.parent.stat().st_mode & 0o777 == 0o700
     assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_one_record_a_line(path: Path) -> None:
     """The file and its diffs are readable: JSON, one record a line."""
-    Store(str(path)).save(AFTER, flush=True)
+    Store(str(path)).save(AFTER)
     lines = path.read_text().splitlines()
     assert [line.partition(":")[0] for line in lines if line.startswith('"')] == [
         '"networks"',
@@ -115,8 +121,9 @@ def test_a_file_cut_anywhere_allows_the_start() -> None:
     with directory() as where:
         file = where / "state.json"
         store = Store(str(file))
-        store.save(BEFORE, flush=True)
-        store.save(SHORT, flush=False)
+        store.save(BEFORE)
+        store.flush()
+        store.save(SHORT)
         whole, flushed = file.read_bytes(), (where / "state.json~").read_bytes()
     with directory() as where:
         file = where / "state.json"
@@ -136,7 +143,7 @@ def test_a_file_cut_anywhere_allows_the_start() -> None:
 def test_a_cut_file_without_a_fallback_is_an_empty_state() -> None:
     """Everything stays closed without a readable file, the file is kept for inspection, and the start continues."""
     with directory() as where:
-        Store(str(where / "state.json")).save(SHORT, flush=True)
+        Store(str(where / "state.json")).save(SHORT)
         whole = (where / "state.json").read_bytes()
     for length in range(0, len(whole) - 1, 7):
         with directory() as where:
@@ -144,7 +151,8 @@ def test_a_cut_file_without_a_fallback_is_an_empty_state() -> None:
             store = Store(str(where / "state.json"))
             assert store.load() == SavedState()
             assert len(list(where.glob("state.json.corrupt-*"))) == 1
-            store.save(BEFORE, flush=True)
+            store.save(BEFORE)
+            store.flush()
             assert store.load() == BEFORE
 
 
@@ -178,10 +186,10 @@ def test_a_damaged_file_allows_the_start(data: st.DataObject) -> None:
     fails."""
     with directory() as where:
         file = where / "state.json"
-        Store(str(file)).save(AFTER, flush=True)
+        Store(str(file)).save(AFTER)
         document = _damaged(json.loads(file.read_text()), data)
         file.write_text(json.dumps(document))
-        Store(str(where / "other.json")).save(BEFORE, flush=True)
+        Store(str(where / "other.json")).save(BEFORE)
         (where / "other.json").rename(where / "state.json~")
         version = document.get("version") if isinstance(document, dict) else None
         if isinstance(version, int) and not isinstance(version, bool) and version > VERSION:
@@ -201,7 +209,7 @@ def test_a_damaged_file_allows_the_start(data: st.DataObject) -> None:
         assert state == BEFORE or not list(where.glob("state.json.corrupt-*"))
         for item in elements_of(state):
             assert re.fullmatch(ELEMENT_TEXT, element_text(item))
-        Store(str(file)).save(state, flush=True)
+        Store(str(file)).save(state)
 
 
 @given(st.binary(max_size=200) | json_values.map(lambda v: json.dumps(v).encode()))
@@ -222,7 +230,7 @@ def test_any_bytes_allow_the_start(content: bytes) -> None:
 
 def test_a_newer_versions_file_is_refused_and_unchanged(path: Path) -> None:
     """The start after a downgrade reports what to do, and the newer file stays unchanged."""
-    Store(str(path)).save(BEFORE, flush=True)
+    Store(str(path)).save(BEFORE)
     newer = path.read_text().replace('"version": 2', '"version": 3')
     path.write_text(newer)
     with pytest.raises(FwError, match=r"version 3, newer than this docker-fw \(version 2\); install the newer"):
@@ -234,7 +242,7 @@ def test_a_newer_versions_file_is_refused_and_unchanged(path: Path) -> None:
 def test_every_field_is_kept(path: Path) -> None:
     """Labels and their places, names, notices, overrides, bans and their ends are all restored, with the exact texts
     that users see."""
-    Store(str(path)).save(AFTER, flush=True)
+    Store(str(path)).save(AFTER)
     state = Store(str(path)).load()
     assert state == AFTER
     assert state.networks[NETWORK.id].spec.allow[0].origin == MORE.origin
@@ -248,7 +256,7 @@ def test_every_field_is_kept(path: Path) -> None:
 def test_all_egress_remains_all_when_a_protocol_is_added(path: Path) -> None:
     """`fw.egress: all` is saved as a rule for each protocol; an older file, with fewer of them, restricts no egress."""
     network = dataclasses.replace(NETWORK, spec=PolicySpec(egress=tuple(r for r in EVERYTHING if r.proto != "sctp")))
-    Store(str(path)).save(SavedState({network.id: network}), flush=True)
+    Store(str(path)).save(SavedState({network.id: network}))
     assert Store(str(path)).load().networks[network.id].spec.egress == EVERYTHING
 
 
@@ -297,7 +305,7 @@ def test_a_file_of_version_1_is_read(path: Path) -> None:
         frozenset({"virbr0"}),
         {web.id: (Published("tcp", IPv6Address("::"), 8443, 443),)},
     )
-    Store(str(path)).save(state, flush=True)
+    Store(str(path)).save(state)
     assert Store(str(path)).load() == state
     assert json.loads(path.read_text())["version"] == 2
 
@@ -339,7 +347,7 @@ WRONG: dict[str, Any] = {
 @pytest.mark.parametrize(("key", "value"), WRONG.values(), ids=WRONG)
 def test_records_outside_the_label_language_are_refused(path: Path, key: str, value: Any) -> None:
     """An edited file opens nothing that the label language could not express: it is set aside as a whole."""
-    Store(str(path)).save(AFTER, flush=True)
+    Store(str(path)).save(AFTER)
     document = json.loads(path.read_text())
     if key == "said":
         document["endpoints"][ENDPOINT.id]["container"]["said"].update(value)
@@ -364,7 +372,7 @@ def test_records_outside_the_label_language_are_refused(path: Path, key: str, va
 def test_records_that_no_link_could_have_are_refused(path: Path, kind: str, key: str, value: Any) -> None:
     """A record from which no link could be created is detected when the file is read, not when it is too late to
     start."""
-    Store(str(path)).save(AFTER, flush=True)
+    Store(str(path)).save(AFTER)
     document = json.loads(path.read_text())
     (record,) = document[kind].values()
     record[key] = value
@@ -385,40 +393,100 @@ def _full(step: str) -> Any:
     return fails
 
 
-@pytest.mark.parametrize("step", ["open", "fsync"])
-def test_a_full_disk_is_an_error_and_the_old_file_remains(
-    path: Path, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
+def test_a_full_disk_is_an_error_and_the_old_file_remains(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the disk refuses the new state, Docker gets an error, and the old state remains."""
     store = Store(str(path))
-    store.save(BEFORE, flush=True)
+    store.save(BEFORE)
+    store.flush()
     with monkeypatch.context() as patch:
-        patch.setattr(os, step, _full(step))
+        patch.setattr(os, "open", _full("open"))
         with pytest.raises(FwError, match=r"could not write the state file .*state\.json: No space left on device"):
-            store.save(AFTER, flush=True)
+            store.save(AFTER)
     assert Store(str(path)).load() == BEFORE
-    store.save(AFTER, flush=True)
+    store.save(AFTER)
     assert Store(str(path)).load() == AFTER
+
+
+def test_a_state_that_cannot_be_flushed_is_unsaved_until_it_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the disk has no room when a file is flushed, the store reports it, and the fallback is the old state.
+
+    A start reads the new state nevertheless, and the next flush writes it.
+    """
+    store = Store(str(path))
+    store.save(BEFORE)
+    store.flush()
+    store.save(AFTER)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", _full("fsync"))
+        for _ in range(2):
+            with pytest.raises(
+                FwError, match=r"could not flush the state file .*state\.json.*: No space left on device"
+            ):
+                store.flush()
+            assert "No space left on device" in store.unsaved_reason
+    assert Store(str(path)).load() == AFTER
+    store.save(AFTER)
+    store.flush()
+    assert store.unsaved_reason == ""
+    store.save(SHORT)
+    path.write_text("")
+    assert Store(str(path)).load() == AFTER
+    assert [each.name for each in path.parent.glob("*.flush")] == []
+
+
+def test_changes_are_saved_while_the_disk_is_slow(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a flush waits for the disk, further changes are saved; the fallback is then the flushed state.
+
+    Those who wait for the disk meanwhile share the next flush.
+    """
+    store, fsync = Store(str(path)), os.fsync
+    began, proceed, flushes = threading.Event(), threading.Event(), list[str]()
+
+    def slow(fd: int) -> None:
+        flushes.append(os.readlink(f"/proc/self/fd/{fd}"))
+        began.set()
+        assert proceed.wait(20)
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    store.save(BEFORE)
+    with ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(store.flush)]
+        assert began.wait(20)
+        store.save(SHORT)
+        store.save(AFTER)
+        waiting += [pool.submit(store.flush) for _ in range(3)]
+        assert Store(str(path)).load() == AFTER
+        proceed.set()
+        for each in waiting:
+            each.result(20)
+    assert [Path(each).name for each in flushes] == ["state.json.flush", path.parent.name] * 2
+    assert {each.name for each in path.parent.iterdir()} == {"state.json", "state.json~"}
+    assert json.loads(path.with_name("state.json~").read_text())["networks"].keys() == BEFORE.networks.keys()
+    path.unlink()
+    assert Store(str(path)).load() == BEFORE
 
 
 def test_a_partial_write_leaves_the_old_file(path: Path) -> None:
     """A write that fails in the middle (here: on a full /dev/full) leaves the old file intact."""
     store = Store(str(path))
-    store.save(BEFORE, flush=True)
+    store.save(BEFORE)
+    store.flush()
     new = path.with_name("state.json.new")
     new.symlink_to("/dev/full")
     with pytest.raises(FwError, match="No space left on device"):
-        store.save(AFTER, flush=False)
+        store.save(AFTER)
     assert Store(str(path)).load() == BEFORE
     new.unlink()
-    store.save(AFTER, flush=False)
+    store.save(AFTER)
     assert Store(str(path)).load() == AFTER
 
 
 def test_a_rename_that_fails_leaves_something_to_load(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the disk fails between keeping the old file and putting the new one in place, the old state is still read."""
     store = Store(str(path))
-    store.save(BEFORE, flush=True)
+    store.save(BEFORE)
+    store.flush()
     replace = Path.replace
 
     def fails(self: Path, target: Path) -> Path:
@@ -429,21 +497,25 @@ def test_a_rename_that_fails_leaves_something_to_load(path: Path, monkeypatch: p
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", fails)
         with pytest.raises(FwError):
-            store.save(AFTER, flush=False)
+            store.save(AFTER)
     assert Store(str(path)).load() == BEFORE
-    for flush in (False, True):
-        store.save(AFTER, flush=flush)
+    for flush in (lambda: None, store.flush):
+        store.save(AFTER)
+        flush()
         assert Store(str(path)).load() == AFTER
 
 
-@pytest.mark.parametrize("flush", [False, True])
-def test_a_removed_file_is_written_again(path: Path, flush: bool) -> None:
+def test_a_removed_file_is_written_again(path: Path) -> None:
     """If the state file (or its directory) is removed under a running plugin, nothing is lost: the next change writes
     it."""
     store = Store(str(path))
-    store.save(BEFORE, flush=True)
+    store.save(BEFORE)
+    store.flush()
     path.unlink()
-    store.save(AFTER, flush=flush)
+    with suppress(FwError):
+        store.flush()  # there is nothing to flush now
+    store.save(AFTER)
+    store.flush()
     assert Store(str(path)).load() == AFTER
 
 
@@ -451,7 +523,7 @@ def test_a_directory_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     """A state path below a file gives an error with the path, at the start or as the answer to a call."""
     (tmp_path / "file").write_text("")
     with pytest.raises(FwError, match="could not write the state file"):
-        Store(str(tmp_path / "file" / "state.json")).save(BEFORE, flush=True)
+        Store(str(tmp_path / "file" / "state.json")).save(BEFORE)
 
 
 def test_an_unreadable_place_is_an_empty_state(tmp_path: Path) -> None:
@@ -459,7 +531,8 @@ def test_an_unreadable_place_is_an_empty_state(tmp_path: Path) -> None:
     (tmp_path / "state.json").mkdir()
     store = Store(str(tmp_path / "state.json"))
     assert store.load() == SavedState()
-    store.save(BEFORE, flush=True)
+    store.save(BEFORE)
+    store.flush()
     assert store.load() == BEFORE
 
 
@@ -474,10 +547,13 @@ def test_networks_survive_a_power_cut(path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(os, "fsync", record_sync)
     store = Store(str(path))
-    store.save(AFTER, flush=False)
+    store.save(AFTER)
     assert synced == []
-    store.save(BEFORE, flush=True)
-    assert synced == [str(path.with_name("state.json.new")), str(path.parent)]
+    store.save(BEFORE)
+    store.flush()
+    assert synced == [str(path.with_name("state.json.flush")), str(path.parent)]
+    store.flush()
+    assert len(synced) == 2
 
 
 @given(st.lists(st.tuples(states, st.booleans()), min_size=1, max_size=4), states)
@@ -490,16 +566,18 @@ def test_the_fallback_is_always_the_last_flushed_state(
         store = Store(str(where / "state.json"))
         flushed = SavedState()
         for state, flush in saved:
-            store.save(state, flush=flush)
-            flushed = state if flush else flushed
-        store.save(unflushed, flush=False)
+            store.save(state)
+            if flush:
+                store.flush()
+                flushed = state
+        store.save(unflushed)
         (where / "state.json").write_text("")
         assert Store(str(where / "state.json")).load() == flushed
 
 
 def test_one_odd_name_removes_nothing_else(path: Path) -> None:
     """A bridge name that nft would have to quote is not kept; the bans and networks in the file stay."""
-    Store(str(path)).save(dataclasses.replace(AFTER, unmanaged=frozenset({"br+lan", "virbr0"})), flush=True)
+    Store(str(path)).save(dataclasses.replace(AFTER, unmanaged=frozenset({"br+lan", "virbr0"})))
     assert Store(str(path)).load() == AFTER
 
 
@@ -512,6 +590,8 @@ def test_an_egress_restriction_survives_a_power_cut(path: Path) -> None:
     state.start(Facts(SavedState()))
     shy = BridgeNetwork("n" * 64, "front", bridge, spec=PolicySpec(egress=()))
     state.observe(lambda facts: facts.with_networks({shy.id: shy}))
+    assert state.unflushed.is_set()  # its loop then does this:
+    state.flush()
     state.observe(lambda facts: facts.keeping(lambda known: known.with_foreign({"virbr0"})))  # one that is not flushed
     path.write_text("")  # as it may be on the disk then
     assert bridge in Store(str(path)).load().egress_restricted
