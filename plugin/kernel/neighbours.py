@@ -41,12 +41,15 @@ def remove(bridge: int, endpoint: Endpoint) -> None:
 
 def _each(kind: int, flags: int, bridge: int, endpoint: Endpoint, state: int = 0, more: bytes = b"") -> None:
     addresses = [address for address in (endpoint.addr4, endpoint.addr6) if address]
-    with nl.open_socket(nl.NETLINK_ROUTE) as sock:
-        for address in addresses:
-            try:
-                nl.request(sock, kind, nl.NLM_F_ACK | flags, _entry(bridge, address, state) + more)
-            except OSError as error:
-                log.debug("neighbour entry of %s: %s", address, error)
+    try:
+        with nl.open_socket(nl.NETLINK_ROUTE) as sock:
+            for address in addresses:
+                try:
+                    nl.request(sock, kind, nl.NLM_F_ACK | flags, _entry(bridge, address, state) + more)
+                except OSError as error:
+                    log.debug("neighbour entry of %s: %s", address, error)
+    except OSError as error:  # there are no file descriptors left
+        log.debug("neighbour entries of endpoint %s: %s", endpoint.id[:12], error)
 
 
 def _entry(bridge: int, address: IPv4Address | IPv6Address, state: int) -> bytes:

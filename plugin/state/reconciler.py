@@ -2,8 +2,8 @@
 
 Every change is made here, under one lock: first the state file, then the kernel. A crash between the two can leave
 more closed than the file says, never less, because the start replaces the whole table from the file. The owners whose
-elements a change affects follow from comparing the facts before and after it; callers do not name them. What must
-survive a power cut is flushed to the disk after the lock is released: a slow disk delays no other change.
+elements a change affects follow from comparing the facts before and after it; callers do not name them. A change
+that must survive a power cut is flushed to the disk after the lock is released: a slow disk delays no other change.
 
 Lock order: the lock here is the first, then those of `FlowCutter`, `KernelTable` and `Bridges`, which call only the
 kernel. No module calls this one while it holds a lock of its own. The tracker, the driver and the loops have no lock:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import re
 import socket
 import struct
@@ -13,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from plugin.kernel import link_monitor
+from plugin.kernel import link_monitor, netlink
 from plugin.kernel.links import Links, mac_of
 from plugin.kernel.names import GROUP, bridge_name, container_side, host_side
 from plugin.kernel.sysctl import Sysctl
@@ -367,6 +369,22 @@ def test_the_host_knows_where_a_container_is(site: Site, links: Links) -> None:
     links.detach(NETWORK, ENDPOINT)
     links.detach(None, other)
     assert not {host_side(ENDPOINT.id), host_side(other.id)} & names(site)
+
+
+def test_a_container_starts_and_ends_without_the_hosts_entries(
+    site: Site, links: Links, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If docker-fw cannot ask the kernel for them, because it has no file descriptor left, no call fails for that."""
+
+    def none_left(_: int) -> socket.socket:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(netlink, "open_socket", none_left)
+    links.make_bridge(NETWORK)
+    links.attach(NETWORK, ENDPOINT)
+    assert host_side(ENDPOINT.id) in names(site)
+    links.detach(NETWORK, ENDPOINT)
+    assert host_side(ENDPOINT.id) not in names(site)
 
 
 @pytest.mark.parametrize(
