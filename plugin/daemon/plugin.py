@@ -164,6 +164,7 @@ class Plugin:
         """Write the table with what was saved and is still true. Return the listening ports of the host."""
         settings = self._settings
         self._state = Reconciler(self._nft, store, settings.defaults, later)
+        store.sweep()
         saved = expired(store.load(), time.time())
         state = _survivors(saved)
         if saved.boot and saved.boot != state.boot:
@@ -222,6 +223,18 @@ class Plugin:
         self._tracker.end()
         self._state.suspend()
         self._relay.stop()
+        try:
+            self._links.release_addresses(self._joined())
+        except OSError as error:
+            log.error("the host's entries of containers' addresses remain: %s", error)
+
+    def _joined(self) -> dict[str, list[Endpoint]]:
+        """Return the joined endpoints by bridge."""
+        found: dict[str, list[Endpoint]] = {network.bridge: [] for network in self._state.networks.values()}
+        for endpoint in self._state.endpoints.values():
+            if endpoint.joined and (network := self._state.networks.get(endpoint.network_id)):
+                found[network.bridge].append(endpoint)
+        return found
 
     def _rebuild(self) -> None:
         """Restore missing bridges (after a reboot), bridge ports and host ports. One failure never stops the others."""
@@ -237,6 +250,10 @@ class Plugin:
             self._links.sweep({host_side(e.id) for e in self._state.endpoints.values() if e.joined})
         except OSError as error:
             log.error("could not remove links left by a crash: %s", error)
+        try:
+            self._links.restore_addresses(self._joined())
+        except OSError as error:
+            log.error("the host's entries of containers' addresses are not checked: %s", error)
         for endpoint in self._state.endpoints.values():
             if endpoint.joined and endpoint.published:
                 lost = self._ports.restore(endpoint.id, endpoint.published, addr4=endpoint.addr4, addr6=endpoint.addr6)

@@ -60,10 +60,11 @@ class DriverSync:
             missing |= {n.id: n for n in list(self._state.networks.values()) if n.id in empty and n.id not in networks}
         self._missing = {each: self._missing.get(each, now) for each in missing}
         for each, since in self._missing.items():
-            if now - since >= GONE and not (isinstance(missing[each], Endpoint) and lives(each)):
+            if now - since >= GONE:
                 try:
-                    self._forget(missing[each])
-                except FwError as error:  # it delays no other; it is retried with each full listing
+                    if not (isinstance(missing[each], Endpoint) and lives(each)):
+                        self._forget(missing[each])
+                except (FwError, OSError) as error:  # it delays no other; it is retried with each full listing
                     log.error("could not remove %s, which Docker does not list any more: %s", each[:12], error)
 
 

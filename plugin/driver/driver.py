@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from plugin.driver import protocol
 from plugin.driver.host_ports import HostPorts
 from plugin.driver.macs import settled
-from plugin.kernel.links import Links, exists
+from plugin.kernel.links import Links, exists, lives
 from plugin.kernel.names import bridge_name, container_side, host_side
 from plugin.kernel.sysctl import Sysctl
 from plugin.model import Container, DockerUnavailable, Endpoint, FwError, Network
@@ -176,7 +176,7 @@ class Driver:
             ):
                 raise _unknown(endpoint.id, network.id)
         except FwError:
-            self._links.detach(network, endpoint)
+            self._detach_or_log(network, endpoint)  # the reason for the refusal is what Docker must be told
             raise
         self._changed()
         if container is None:
@@ -285,6 +285,12 @@ class Driver:
         finally:
             self._links.detach(self._state.networks.get(endpoint.network_id), endpoint)
 
+    def _detach_or_log(self, network: Network, endpoint: Endpoint) -> None:
+        try:
+            self._links.detach(network, endpoint)
+        except OSError as error:
+            log.error("the link of endpoint %s is not removed: %s", endpoint.id[:12], error)
+
     def _forget_others(self, endpoint: Endpoint) -> None:
         """Forget other endpoints that are obsolete.
 
@@ -295,9 +301,29 @@ class Driver:
         for other in list(self._state.endpoints.values()):
             if other.network_id == endpoint.network_id and other.id != endpoint.id:
                 gone = other.joined and other.mac == endpoint.mac != "" and not exists(host_side(other.id))
-                if gone or mine & {other.addr4, other.addr6}:
+                if other.addr4 not in (None, endpoint.addr4) and other.addr6 in mine and lives(other.id):
+                    self._drop_addr6(other)
+                elif gone or mine & {other.addr4, other.addr6}:
                     _log_obsolete(other)
                     self._remove(other)
+
+    def _drop_addr6(self, endpoint: Endpoint) -> None:
+        """Take the IPv6 address from a running container, and leave the rest.
+
+        Docker 29 releases it without telling the driver if a sysctl of the endpoint disables IPv6 in the container
+        (moby's libnetwork/endpoint.go, releaseIPv6Address), and gives it to the next one.
+        """
+        log.warning("Docker gave %s of endpoint %s to another container", endpoint.addr6, endpoint.id[:12])
+
+        def release() -> None:
+            network = self._state.networks.get(endpoint.network_id)
+            self._links.forget_addresses(network, dataclasses.replace(endpoint, addr4=None))
+            if endpoint.published:  # the loopback relay must not lead to the other container
+                self._ports.release(endpoint.id)
+                self._ports.restore(endpoint.id, endpoint.published, endpoint.addr4, None)
+
+        self._state.edit_endpoint(endpoint.id, lambda e: dataclasses.replace(e, addr6=None), release)
+        self._changed()
 
     def _restore_bridge(self, network: Network) -> None:
         if not exists(network.bridge):
@@ -308,6 +334,8 @@ class Driver:
     def _remove(self, endpoint: Endpoint) -> None:
         if endpoint.joined or endpoint.published:
             self._close(endpoint)
+        else:  # its Leave may have failed half way
+            self._release(endpoint)
         self._state.drop_endpoint(endpoint.id)
 
     def _unpublish(self, endpoint: Endpoint) -> None:

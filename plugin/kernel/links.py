@@ -7,10 +7,12 @@ the moment it exists, whatever its name.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import logging
 import socket
-from collections.abc import Iterable, Iterator
+import struct
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
@@ -27,6 +29,8 @@ from plugin.model import Endpoint, FwError, Network
 _IFA_F_NODAD = 0x02
 _NUD_NOARP = 0x40  # a static entry of a bridge's table (linux/neighbour.h)
 _NTF_MASTER = 0x04
+#: linux/sockios.h, linux/if.h: the index of a link by its name, in struct ifreq.
+_SIOCGIFINDEX, _IFNAMSIZ, _IFREQ = 0x8933, 16, "16si20x"
 log = logging.getLogger(__name__)
 
 
@@ -40,12 +44,12 @@ def mac_of(addr4: IPv4Address | None, addr6: IPv6Address | None) -> str:
 
 
 def exists(name: str) -> bool:
-    """True if this network namespace has a link of that name."""
+    """True if this network namespace has a link of that name. Raises OSError if the kernel cannot be asked."""
     return _index(name) is not None
 
 
 def lives(endpoint_id: str) -> bool:
-    """True if a container has the endpoint's inner side.
+    """True if a container has the endpoint's inner side. Raises OSError if the kernel cannot be asked.
 
     Both sides disappear with the container's network namespace. But dockerd may have moved the inner one back to the
     host when it gave up waiting for docker-fw, so a pair with both sides on the host belongs to no container.
@@ -144,7 +148,13 @@ class Links:
 
     def detach(self, network: Network | None, endpoint: Endpoint) -> None:
         """Delete the endpoint's veth pair, and the host's entries for its addresses."""
-        self.delete(host_side(endpoint.id))
+        try:
+            self.delete(host_side(endpoint.id))
+        finally:
+            self.forget_addresses(network, endpoint)
+
+    def forget_addresses(self, network: Network | None, endpoint: Endpoint) -> None:
+        """Delete the host's entries for the endpoint's addresses, because these are not the endpoint's any more."""
         if network and (bridge := _index(network.bridge)) is not None:
             neighbours.remove(bridge, endpoint)
 
@@ -163,12 +173,29 @@ class Links:
 
     @_os_errors()
     def reattach(self, network: Network, endpoints: Iterable[Endpoint]) -> None:
-        """Reattach host sides that outlived their bridge, or that an older docker-fw left without MAC binding."""
+        """Reattach host sides that outlived their bridge, or that an older docker-fw left without MAC binding.
+
+        One failure, which is logged, never stops the others.
+        """
         bridge = _index(network.bridge)
         for endpoint in endpoints:
             port = host_side(endpoint.id)
-            if not _joined(port) and (index := _index(port)) is not None:
-                self._join(bridge, index, endpoint)
+            try:
+                if not _joined(port) and (index := _index(port)) is not None:
+                    self._join(bridge, index, endpoint)
+            except (NetlinkError, OSError) as error:
+                log.error("could not connect %s to %s again: %s", port, network.bridge, error)
+
+    def restore_addresses(self, networks: Mapping[str, Iterable[Endpoint]]) -> None:
+        """Make the host's entries on each bridge those of the endpoints there: a crash may have left others behind."""
+        neighbours.restore({index: there for name, there in networks.items() if (index := _index(name)) is not None})
+
+    def release_addresses(self, networks: Mapping[str, Iterable[Endpoint]]) -> None:
+        """Let the kernel correct the entries of these endpoints: docker-fw ends, and does not remove them."""
+        for name, there in networks.items():
+            if (index := _index(name)) is not None:
+                for endpoint in there:
+                    neighbours.release(index, endpoint)
 
     def _join(self, bridge: int | None, index: int, endpoint: Endpoint) -> None:
         """Make a host side a port that belongs to the endpoint's MAC alone.
@@ -302,10 +329,21 @@ def bridge_mac(network_id: str) -> str:
 
 
 def _index(name: str) -> int | None:
-    try:
-        return socket.if_nametoindex(name)
-    except OSError:
+    """Return a link's index; None if there is none of that name. Raises OSError if the kernel cannot be asked.
+
+    `socket.if_nametoindex` does not tell one from the other.
+    """
+    encoded = name.encode()
+    if len(encoded) >= _IFNAMSIZ:
         return None
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            found = fcntl.ioctl(sock, _SIOCGIFINDEX, struct.pack(_IFREQ, encoded, 0))
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise
+    return int(struct.unpack(_IFREQ, found)[1])
 
 
 def _name(index: int) -> str | None:

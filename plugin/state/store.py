@@ -112,6 +112,11 @@ class Store:
             return self._replayed(state, serial)
         return SavedState()
 
+    def sweep(self) -> None:
+        """Remove what a process left behind that died while it flushed the file. No other process may be running."""
+        with contextlib.suppress(OSError):
+            self._flushing.unlink()
+
     def closing_part(self) -> tuple[SavedState, bool]:
         """Return what a newer version's file closes, as far as this version reads it. Never raises.
 

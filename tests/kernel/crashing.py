@@ -20,7 +20,7 @@ from pyroute2 import IPRoute
 
 import plugin.daemon.plugin  # here, and so not in each new worker  # noqa: F401
 from plugin.gunicorn_conf import *  # noqa: F403
-from plugin.kernel import conntrack, links
+from plugin.kernel import conntrack, links, neighbours
 from plugin.kernel.sysctl import Sysctl
 from plugin.nftables.client import NftClient
 from plugin.state import closed_flows, journal, store
@@ -28,7 +28,7 @@ from plugin.state import closed_flows, journal, store
 ORDER = Path(os.environ["CRASH"])
 DIED = Path(f"{ORDER}.died")
 _lock = threading.Lock()
-PLAIN = ("_write ", "addr ", "link set", "fdb ", "brport ", "mkdir ", "unlink ", "open ", "write a line")
+PLAIN = ("_write ", "addr ", "link set", "neighbour ", "fdb ", "brport ", "mkdir ", "unlink ", "open ", "write a line")
 Call = Callable[..., Any]
 
 
@@ -112,6 +112,8 @@ _own(store, open=_step(os.open, "open the state"), fsync=_step(os.fsync), link=_
 _own(journal, open=_step(os.open, "open the log"), write=_step(_torn, "write a line"))
 store.Path = _StatePath  # type: ignore[attr-defined]
 store.open = lambda *args, **kwargs: _File(open(*args, **kwargs))  # type: ignore[attr-defined]  # noqa: SIM115
+for name in ("_put", "_remove"):
+    setattr(neighbours, name, _step(getattr(neighbours, name), f"neighbour entry{name}"))
 links.IPRoute = _IPRoute  # type: ignore[attr-defined]
 for _name in ("run", "send"):
     setattr(NftClient, _name, _step(getattr(NftClient, _name), f"nft {_name}"))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from plugin.kernel.names import bridge_name, container_side, host_side
+from plugin.kernel.neighbours import PROTOCOL
 from plugin.state.store import Store
 from tests.kernel import preloaded
 from tests.kernel.fakedocker import FakeDocker
@@ -280,8 +281,9 @@ class Running:
         return {**saved, "endpoints": dict(Store(str(self.state)).load().endpoints)}
 
     def nothing_left(self) -> None:
-        """Check that no link, no element and no record is left."""
+        """Check that no link, no neighbour entry, no element and no record is left."""
         assert self.links() == set()
+        assert self.site.run("ip", "neigh", "show", "proto", str(PROTOCOL)).stdout == ""
         left = self.elements()
         assert left == "", left
         assert (self.kept()["networks"], self.kept()["endpoints"]) == ({}, {}) if self.state.exists() else True

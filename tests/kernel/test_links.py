@@ -18,6 +18,7 @@ import pytest
 from plugin.kernel import link_monitor, netlink
 from plugin.kernel.links import Links, mac_of
 from plugin.kernel.names import GROUP, bridge_name, container_side, host_side
+from plugin.kernel.neighbours import PROTOCOL
 from plugin.kernel.sysctl import Sysctl
 from plugin.model import Endpoint, FwError, Network
 from plugin.nftables.sets import Element
@@ -345,9 +346,10 @@ def test_a_port_may_hairpin(site: Site, links: Links) -> None:
 
 
 def neighbours(site: Site) -> dict[str, str]:
-    """Return the host's entries on the bridge: the MAC and the state for each address."""
-    listed = shown(site, "neigh", "show", "dev", NETWORK.bridge).splitlines()
-    return {line.split()[0]: line.partition("lladdr ")[2].strip() for line in listed if "lladdr" in line}
+    """Return docker-fw's entries on the bridge: the MAC and the state for each address."""
+    listed = shown(site, "neigh", "show", "dev", NETWORK.bridge, "proto", str(PROTOCOL)).splitlines()
+    words = [line.split() for line in listed]
+    return {each[0]: " ".join(each[each.index("lladdr") + 1 :][:2]) for each in words}
 
 
 def test_the_host_knows_where_a_container_is(site: Site, links: Links) -> None:
@@ -376,8 +378,12 @@ def test_a_container_starts_and_ends_without_the_hosts_entries(
 ) -> None:
     """If docker-fw cannot ask the kernel for them, because it has no file descriptor left, no call fails for that."""
 
-    def none_left(_: int) -> socket.socket:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    open_socket = netlink.open_socket
+
+    def none_left(protocol: int = netlink.NETLINK_NETFILTER) -> socket.socket:
+        if protocol == netlink.NETLINK_ROUTE:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return open_socket(protocol)
 
     monkeypatch.setattr(netlink, "open_socket", none_left)
     links.make_bridge(NETWORK)
