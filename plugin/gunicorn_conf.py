@@ -50,12 +50,12 @@ logconfig_dict = {
     "disable_existing_loggers": False,
     "formatters": {"plain": {"()": "plugin.daemon.log_format.OneLine", "fmt": "%(levelname)s %(name)s: %(message)s"}},
     "handlers": {"stdout": {"class": "logging.StreamHandler", "formatter": "plain", "stream": "ext://sys.stdout"}},
-    "root": {"level": _read.log_level.upper(), "handlers": ["stdout"]},
+    # The setting is for docker-fw's own lines: at debug level libraries log every byte.
+    "root": {"level": "ERROR" if _read.log_level == "error" else "WARNING", "handlers": ["stdout"]},
     "loggers": {
+        "plugin": {"level": _read.log_level.upper()},
         "gunicorn.error": {"level": "WARNING", "handlers": [], "propagate": True},
         "gunicorn.access": {"level": "WARNING", "handlers": [], "propagate": True},
-        # At debug level these log every byte.
-        **{name: {"level": "WARNING"} for name in ("urllib3", "pyroute2", "asyncio")},
     },
 }
 proc_name = "docker-fw"

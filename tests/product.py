@@ -31,6 +31,8 @@ NEWEST = VERSIONS[-1]
 DEEP = VERSIONS if "FW_ENGINES" in os.environ else [NEWEST]
 #: Debian packages of the firewalls that docker-fw is tested with, in a root of their own.
 FIREWALLS = ("ufw", "firewalld", "dbus")
+#: The plugin's log then has each of Docker's events: `tests/engine/conftest.py` shows its end when a test fails.
+LOG = "FW_LOG_LEVEL=debug"
 #: Data of engines of one version with docker-fw that stay in the lab's cache.
 KEPT = 3
 #: Ports that every container answers on without any configuration.
@@ -93,12 +95,14 @@ def _installed(version: str) -> Path:
                 engine.load(tar)
             engine.docker("plugin", "create", PLUGIN, plugin_dir(engine), timeout=300)
             # `create` keeps the name in memory only (moby plugin/manager_linux.go); `set` writes it to the disk.
-            engine.docker("plugin", "set", PLUGIN, "FW_LOG_LEVEL=info")
+            engine.docker("plugin", "set", PLUGIN, LOG)
             engine.stop()
             theirs = engine.host.plain("/var/lib/docker")
             keep([theirs / "image", theirs / "overlay2", theirs / "plugins"], target)
 
-    made = cached("plugins", f"{stem}-{digest(tar.name, config, version in DEEP)}", f"the plugin in {version}", install)
+    made = cached(
+        "plugins", f"{stem}-{digest(tar.name, config, version in DEEP, LOG)}", f"the plugin in {version}", install
+    )
     keep_newest(made, f"{stem}-*", KEPT)
     return made
 

@@ -146,6 +146,7 @@ class DockerFollower:
         return not hearing or time.monotonic() - hearing < EVERY
 
     def _on_event(self, event: Event) -> None:
+        log.debug("Docker reports: %s %s %s", event.action, event.id[:12], event.container[:12])
         if not event.complete:
             log.error("Docker reports a %s without its container; docker-fw lists all containers", event.action)
             self._tracker.mark_unknown()
@@ -288,6 +289,7 @@ class DockerFollower:
                 if self._gwbridge and (found := self._api.guest(self._gwbridge, container_id)):
                     place = replace(found[1], published=running[0].published, unlisted=False)
                     accepted.append(self._tracker.put(found[0], [place], listed=True, asked=asked))
+        log.debug("asked for %s; accepted: %s", [*places, *started], accepted)
         if not all(accepted):
             self.wake()  # the answer was too old when it arrived
 
@@ -312,8 +314,10 @@ class DockerFollower:
         if not look.complete:  # then no container counts as removed: what fwctl denied stays denied
             existing |= {each.container for each in self._state.state.overrides} | self._state.state.proxied.keys()
         if not self._tracker.replace(look.networks, look.endpoints, existing, asked=moment, unsure=look.unconfirmed):
-            self.wake()  # the answer was too old when it arrived
+            log.debug("listed everything; the answer was too old when it arrived")
+            self.wake()
             return
+        log.debug("listed everything: %d containers", len(look.container_ids))
         self._gwbridge = next((network.id for network in look.networks if network.name == "docker_gwbridge"), "")
         self._cut_flows(asked)
         self.not_guarded = look.not_guarded

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
 from tests.lab import Engine
 from tests.product import DEEP, NEWEST, VERSIONS, Fw, with_plugin
+
+#: Lines of a log that a failure shows.
+LINES = 200
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -17,6 +20,17 @@ def _root() -> None:
         if os.environ.get("CI"):
             pytest.fail("the engine tests need root")
         pytest.skip("needs root: engines run in namespaces")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show what dockerd and the plugin logged last when a test fails: many failures need a loaded machine."""
+    report = yield
+    if report.failed:
+        used = getattr(item, "funcargs", {}).values()
+        for engine in [each.engine for each in used if isinstance(each, Fw)]:
+            report.sections.append((f"log of dockerd {engine.version}", engine.log_tail(LINES)))
+    return report
 
 
 class Engines:
