@@ -252,7 +252,7 @@ class Loops:
     def _keep_saved(self) -> None:
         # This loop does nothing else: a slow disk may take seconds.
         while not self._stop.is_set():
-            self._state.unflushed.wait()
+            self._state.unflushed.wait(INTERVAL)
             self._state.flush()
 
     def _follow_links(self) -> None:
