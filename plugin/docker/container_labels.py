@@ -63,15 +63,22 @@ def is_relevant(key: str) -> bool:
     return key.lower().startswith(PREFIX) or key.startswith(_COMPOSE)
 
 
+def own_names(listed: Mapping[str, Any]) -> list[str]:
+    """Return the names of a listed container, without those that links give it (they have a second slash).
+
+    A container that is being renamed has two: Docker reports the new name before it gives up the old one, and nothing
+    afterwards (moby's daemon/rename.go).
+    """
+    return [name[1:] for name in listed.get("Names") or [] if name.count("/") == 1]
+
+
 def read(listed: Mapping[str, Any], image: Mapping[str, str] | None, *, unknown: str = "") -> ContainerLabels:
     """Return the labels of a container as `GET /containers/json` lists it.
 
     `image`: the image's labels; None if they are trusted. `unknown`: why the image's labels are unknown. Then every
     label counts as the image's, which is a problem.
     """
-    names = listed.get("Names") or []
-    # A linked container has several names; its own is the one without a second slash.
-    name = next((n[1:] for n in names if n.count("/") == 1), listed["Id"][:12])
+    name = next(iter(own_names(listed)), listed["Id"][:12])
     labels, image = firewall_labels(listed), image or {}
     image_labels = labels if unknown else {key: value for key, value in labels.items() if image.get(key) == value}
     own = {key: value for key, value in labels.items() if key not in image_labels} | parser.only_closing(image_labels)

@@ -96,6 +96,8 @@ class DockerFollower:
         self._logged_uncertain: frozenset[str] = frozenset()
         #: The time of the last full listing.
         self._looked = 0.0
+        #: How many listings in a row had a container with two names.
+        self._renaming = 0
         #: docker_gwbridge's ID, if there is one.
         self._gwbridge = ""
         #: The time since when an event is being handled; 0: none is.
@@ -259,7 +261,9 @@ class DockerFollower:
                 next_all = time.monotonic() + RETRY if self.listening else next_all
             if self._bridges.waiting():
                 next_all = min(next_all, time.monotonic() + SETTLE + 0.05)
-            if self._is_unsaved() or (self.listening and self._tracker.unsure()):
+            if self._renaming == 1:
+                next_all = min(next_all, time.monotonic() + SOON)
+            if self._is_unsaved() or (self.listening and (self._renaming or self._tracker.unsure())):
                 next_all = min(next_all, time.monotonic() + UNSURE)
 
     def _log_uncertain(self) -> None:
@@ -293,6 +297,17 @@ class DockerFollower:
         if not all(accepted):
             self.wake()  # the answer was too old when it arrived
 
+    def _look(self, then: float) -> DockerSnapshot:
+        """Return everything that Docker lists, after the facts that do not depend on events have been updated."""
+        look = self._api.look()
+        self._renaming = self._renaming + 1 if look.renaming else 0
+        self._proxies.judge(look, then)
+        self._sighted()
+        self._state.observe(
+            lambda facts: facts if facts.names == look.network_names else replace(facts, names=look.network_names)
+        )
+        return look
+
     def _list_all(self) -> None:
         self._looked = time.monotonic()
         asked, moment, then = self._bridges.now(), self._tracker.now(), self._proxies.now()
@@ -304,12 +319,7 @@ class DockerFollower:
         if not exempt <= self._bridges.unmanaged():  # Docker claims one: its containers are listed from now on
             asked = self._bridges.now()
             self._cut_flows_until(asked)
-        look = self._api.look()
-        self._proxies.judge(look, then)
-        self._sighted()
-        self._state.observe(
-            lambda facts: facts if facts.names == look.network_names else replace(facts, names=look.network_names)
-        )
+        look = self._look(then)
         existing = look.container_ids
         if not look.complete:  # then no container counts as removed: what fwctl denied stays denied
             existing |= {each.container for each in self._state.state.overrides} | self._state.state.proxied.keys()

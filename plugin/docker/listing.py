@@ -104,6 +104,7 @@ class Listing:
             complete=len(self.container_ids) == len(self._all_containers),
             network_ids=frozenset(self.compose_keys) if networks_known else None,
             published=parse.all_published(self._containers) if identified else None,
+            renaming=any(len(container_labels.own_names(each.entry)) > 1 for each in running),
         )
 
     def _endpoints(self, container: RunningContainer) -> Iterable[Endpoint]:

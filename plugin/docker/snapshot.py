@@ -35,6 +35,9 @@ class DockerSnapshot:
     #: The published ports of all running containers, of any driver; None if some could not be read.
     published: frozenset[Published] | None = frozenset()
 
+    #: True if a container is listed by its old name and by its new one: only the next list has the right one.
+    renaming: bool = False
+
     def facts(self) -> Facts:
         """Return the Docker networks and their endpoints as facts."""
         networks = {network.id: network for network in self.networks}

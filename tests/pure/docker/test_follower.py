@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
 from types import MappingProxyType
@@ -282,6 +283,25 @@ def test_a_new_name_is_looked_up(world: World, follower: DockerFollower) -> None
         listings = world.listings
         resume.set()
     until(lambda: world.listings > listings, "everything is listed")
+
+
+def test_a_list_with_two_names_of_a_container_is_not_the_last(world: World, follower: DockerFollower) -> None:
+    """While Docker renames a container it lists it by both names, and reports nothing afterwards: docker-fw asks again.
+
+    At once, and then each second: a Docker that always lists two names is not asked without pause.
+    """
+    world.answer = DockerSnapshot(renaming=True)
+    world.emit("subscribed")
+    until(lambda: world.called("start_over"), "docker-fw follows Docker")
+    listings = world.listings
+    began = time.monotonic()
+    until(lambda: world.listings >= listings + 3, "it asks again")
+    assert time.monotonic() - began > follow.UNSURE
+    world.answer = DockerSnapshot()
+    follower.wake()
+    listings = world.listings
+    until(lambda: world.listings > listings, "everything is listed")
+    assert follower._renaming == 0
 
 
 @pytest.mark.parametrize(

@@ -288,6 +288,15 @@ def test_a_container_on_a_network_that_bypasses_the_host_has_a_reason(driver: st
     assert found.not_guarded == ({"web": why} if reported else {})
 
 
+@pytest.mark.parametrize(
+    ("names", "renaming"), [(["/web"], False), (["/web", "/shop"], True), (["/web", "/db/alias"], False)]
+)
+def test_a_container_with_two_names_is_being_renamed(names: list[str], renaming: bool) -> None:
+    """A name that a link gives does not count: it remains."""
+    entry = {**RUNNING, "Names": names}
+    assert Listing([NETWORK], [entry]).snapshot([RunningContainer(WEB, entry, {})], {}).renaming == renaming
+
+
 @given(json_values)
 @examples(50)
 def test_any_event_is_read(value: Any) -> None:
