@@ -19,7 +19,7 @@ from plugin.docker.follower import INTERVAL, DockerFollower
 from plugin.docker.tracker import EndpointTracker
 from plugin.kernel import link_monitor
 from plugin.kernel.link_monitor import Link, LinkChange
-from plugin.model import Endpoint, Network
+from plugin.model import Endpoint, FwError, Network
 from plugin.nftables.client import NftError
 from plugin.policy.facts import Facts
 from plugin.state.forged_flows import ForgedFlows
@@ -129,6 +129,8 @@ class Loops:
         self._overrides_changed = threading.Event()
         #: Why the table could not be put back at the last try.
         self._refused = ""
+        #: Why the state could not be flushed to the disk at the last try.
+        self._unflushed = ""
         self._renewed = time.monotonic()
 
     def start(self) -> None:
@@ -253,7 +255,15 @@ class Loops:
         # This loop does nothing else: a slow disk may take seconds.
         while not self._stop.is_set():
             self._state.unflushed.wait(INTERVAL)
-            self._state.flush()
+            try:
+                self._state.flush()
+            except FwError as error:
+                if str(error) != self._unflushed:  # tried again each second, reported once
+                    log.error("%s; what is not on the disk is lost at a power cut", error)
+                self._unflushed = str(error)
+                self._follower.wake()
+            else:
+                self._unflushed = ""
 
     def _follow_links(self) -> None:
         with closing(link_monitor.Changes()) as changes:

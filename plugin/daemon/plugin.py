@@ -224,7 +224,8 @@ class Plugin:
         self._state.suspend()
         self._relay.stop()
         try:
-            self._links.release_addresses(self._joined())
+            # No process removes them from now on. The kernel finds the containers by itself.
+            self._links.restore_addresses({bridge: [] for bridge in self._joined()})
         except OSError as error:
             log.error("the host's entries of containers' addresses remain: %s", error)
 

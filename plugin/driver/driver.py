@@ -80,6 +80,7 @@ class Driver:
             self._state.edit_state(lambda state: state.with_network(self._begin(network, state.networks, call)))
             self._links.make_bridge(network)
             self._forward(network)
+            self._state.wait_saved()  # also what an earlier call for this network has changed
         except FwError:
             self._undo(network, call)
             raise
@@ -316,11 +317,11 @@ class Driver:
         log.warning("Docker gave %s of endpoint %s to another container", endpoint.addr6, endpoint.id[:12])
 
         def release() -> None:
-            network = self._state.networks.get(endpoint.network_id)
-            self._links.forget_addresses(network, dataclasses.replace(endpoint, addr4=None))
-            if endpoint.published:  # the loopback relay must not lead to the other container
-                self._ports.release(endpoint.id)
-                self._ports.restore(endpoint.id, endpoint.published, endpoint.addr4, None)
+            try:
+                self._ports.drop_addr6(endpoint.id)
+            finally:
+                network = self._state.networks.get(endpoint.network_id)
+                self._links.forget_addresses(network, dataclasses.replace(endpoint, addr4=None))
 
         self._state.edit_endpoint(endpoint.id, lambda e: dataclasses.replace(e, addr6=None), release)
         self._changed()

@@ -149,6 +149,18 @@ class HostPorts:
             self._release(endpoint_id)
             self._retake_implied()
 
+    def drop_addr6(self, endpoint_id: str) -> None:
+        """Lead the endpoint's relayed connections to its IPv4 address: its IPv6 address is another container's now.
+
+        Its host ports stay reserved, as far as no other program takes one at this moment. An endpoint without
+        reservation is no error.
+        """
+        with self._lock:
+            if old := self._reserved.get(endpoint_id):
+                ports = _Reservation((old.addresses[0], None), old.requests, dict.fromkeys(old.socks), old.implied)
+                self._release(endpoint_id)
+                self._retake(endpoint_id, ports)
+
     def restore(
         self, endpoint_id: str, published: Iterable[Published], addr4: IPv4Address | None, addr6: IPv6Address | None
     ) -> tuple[Published, ...]:

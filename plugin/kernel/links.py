@@ -190,13 +190,6 @@ class Links:
         """Make the host's entries on each bridge those of the endpoints there: a crash may have left others behind."""
         neighbours.restore({index: there for name, there in networks.items() if (index := _index(name)) is not None})
 
-    def release_addresses(self, networks: Mapping[str, Iterable[Endpoint]]) -> None:
-        """Let the kernel correct the entries of these endpoints: docker-fw ends, and does not remove them."""
-        for name, there in networks.items():
-            if (index := _index(name)) is not None:
-                for endpoint in there:
-                    neighbours.release(index, endpoint)
-
     def _join(self, bridge: int | None, index: int, endpoint: Endpoint) -> None:
         """Make a host side a port that belongs to the endpoint's MAC alone.
 

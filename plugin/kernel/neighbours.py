@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 #: linux/rtnetlink.h and linux/neighbour.h: struct ndmsg (family, index, state, flags, type), then attributes.
 _NEWNEIGH, _DELNEIGH, _GETNEIGH = 28, 29, 30
 _NDMSG, _DST, _LLADDR, _PROTOCOL = "=B3xiHBB", 1, 2, 12
-_NUD_STALE, _NUD_PERMANENT = 0x04, 0x80
+_NUD_PERMANENT = 0x80
 _REPLACE, _CREATE = 0x100, 0x400
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 #: The protocol of docker-fw's entries (a number that linux/rtnetlink.h assigns to no program, RTPROT_*).
@@ -66,11 +66,6 @@ def restore(bridges: Mapping[int, Iterable[Endpoint]]) -> None:
     _put_all(wanted)
 
 
-def release(bridge: int, endpoint: Endpoint) -> None:
-    """Make the entries of an endpoint ordinary ones, which the kernel corrects: nothing removes them from now on."""
-    _put_all(_wanted(bridge, endpoint), _NUD_STALE)
-
-
 def _addresses(endpoint: Endpoint) -> list[IPv4Address | IPv6Address]:
     return [address for address in (endpoint.addr4, endpoint.addr6) if address]
 
@@ -90,10 +85,10 @@ def _ask(work: Callable[[socket.socket], None]) -> None:
         log.warning("the host's neighbour entries could not be changed: %s", error)
 
 
-def _put_all(entries: _Entries, state: int = _NUD_PERMANENT) -> None:
+def _put_all(entries: _Entries) -> None:
     def work(sock: socket.socket) -> None:
         for (bridge, address), mac in entries.items():
-            _put(sock, bridge, address, mac, state)
+            _put(sock, bridge, address, mac)
 
     if entries:
         _ask(work)
@@ -110,10 +105,10 @@ def _permanent(sock: socket.socket) -> list[tuple[tuple[int, bytes], bytes]]:
     return found
 
 
-def _put(sock: socket.socket, bridge: int, address: bytes, mac: bytes, state: int) -> None:
+def _put(sock: socket.socket, bridge: int, address: bytes, mac: bytes) -> None:
     more = nl.attr(_LLADDR, mac) + nl.attr(_PROTOCOL, bytes([PROTOCOL]))
     try:
-        nl.request(sock, _NEWNEIGH, nl.NLM_F_ACK | _CREATE | _REPLACE, _entry(bridge, address, state) + more)
+        nl.request(sock, _NEWNEIGH, nl.NLM_F_ACK | _CREATE | _REPLACE, _entry(bridge, address, _NUD_PERMANENT) + more)
     except OSError as error:
         log.debug("neighbour entry of %s: %s", address.hex(":"), error)
         _remove(sock, bridge, address)  # a wrong one would stay

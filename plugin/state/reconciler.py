@@ -2,8 +2,9 @@
 
 Every change is made here, under one lock: first the state file, then the kernel. A crash between the two can leave
 more closed than the file says, never less, because the start replaces the whole table from the file. The owners whose
-elements a change affects follow from comparing the facts before and after it; callers do not name them. A change
-that must survive a power cut is flushed to the disk after the lock is released: a slow disk delays no other change.
+elements a change affects follow from comparing the facts before and after it; callers do not name them. A loop
+flushes changes that must survive a power cut to the disk, without the lock: a slow disk delays no other change. A
+caller that reports such a change as done calls `wait_saved` before.
 
 Lock order: the lock here is the first, then those of `FlowCutter`, `KernelTable` and `Bridges`, which call only the
 kernel. No module calls this one while it holds a lock of its own. The tracker, the driver and the loops have no lock:
@@ -66,8 +67,6 @@ class Reconciler:
         self._writer = TableApplier(nft, self._view, later)
         #: Set while the disk may lack what must survive a power cut. `flush` clears it.
         self.unflushed = threading.Event()
-        #: The change in progress must survive a power cut.
-        self._to_flush = False
         #: True after an unexpected error: the facts may lack what `_settle` derives.
         self._unsettled = False
         self._behind = Behind(self._writer, self._lock, self._catch_up, later)
@@ -128,6 +127,7 @@ class Reconciler:
             departed_facts = Facts(saved=before or facts.saved)
             for cut in self._writer.cuts.departed(departed_facts, facts, list(departed_facts.owners())):
                 cut()
+            self.unflushed.set()  # the last process may have been killed before it flushed the file
             if settled.saved.boot != departed_facts.saved.boot:  # so that the next start knows whether this is its boot
                 self._save_or_log(departed_facts.saved, settled.saved)
 
@@ -137,16 +137,13 @@ class Reconciler:
         Raises FwError when the disk or the kernel refuses the edit; both then keep the old facts. An edit that only
         closes does not wait for a full disk: the next save writes the whole state and so includes it. An endpoint that
         leaves is closed before anything is computed or saved, and a refusal does not open it again. `then` runs when
-        the kernel has the change and before the flows of endpoints that left are cut, even after an error. Returns when
-        the disk has what must survive a power cut, or has failed, which is logged and tried again.
+        the kernel has the change and before the flows of endpoints that left are cut, even after an error.
         """
         ends: list[Callable[[], Cut | None]] = []
         cut = Cut()
         try:
             with self._lock:
-                self._to_flush = False
                 self._change(edit, ends, observed=False)
-                to_flush = self._to_flush
         finally:
             try:
                 if then:
@@ -154,8 +151,6 @@ class Reconciler:
             finally:
                 for end in ends:
                     cut += end() or Cut()
-        if to_flush:
-            self.flush()
         return cut
 
     def observe(self, edit: Edit) -> None:
@@ -326,7 +321,6 @@ class Reconciler:
         keys = frozen(after.endpoints).differing(before.endpoints) if differing == ["endpoints"] else ()
         self._store.save(after, endpoint=next(iter(keys)) if len(keys) == 1 else "")
         if any(name in _FLUSHED for name in differing):
-            self._to_flush = True
             self.unflushed.set()
 
     def _save_or_log(self, before: SavedState, after: SavedState) -> None:
@@ -341,12 +335,13 @@ class Reconciler:
         return self._store.unsaved_reason
 
     def flush(self) -> None:
-        """Wait until the disk has what must survive a power cut. A failure is logged, and `save_again` repeats it."""
+        """Flush what must survive a power cut to the disk. Raises FwError; `save_again` tries it again."""
         self.unflushed.clear()
-        try:
-            self._store.flush()
-        except FwError as error:
-            log.error("%s; what is not on the disk is lost at a power cut", error)
+        self._store.flush()
+
+    def wait_saved(self) -> None:
+        """Wait until the disk has all changes made before. Raises FwError: a power cut may undo them, in effect now."""
+        self._store.flush()
 
     def save_again(self) -> None:
         """Save again what the disk refused. Raises FwError if it still refuses."""

@@ -71,10 +71,10 @@ class Store:
         self._names = threading.Lock()
         #: One fsync at a time.
         self._one_flush = threading.Lock()
-        #: How many files were written, and the number of the last flushed one.
-        self._written = self._flushed = 0
-        #: The file at `path` itself is flushed.
-        self._is_flushed = False
+        #: How many files were written; the number of the last flushed one, and of the last that could not be flushed.
+        self._written = self._flushed = self._failed = 0
+        #: The file at `path` itself is flushed; it is another process's, and may be flushed.
+        self._is_flushed = self._is_loaded = False
         self._not_saved = self._not_flushed = ""
 
     @property
@@ -108,7 +108,8 @@ class Store:
                 continue
             if path == self._backup:
                 log.warning("read the last flushed state from %s", path)
-            self._is_flushed = path == self._path  # it has every network, so the next write keeps it aside
+            if path == self._path:
+                self._written, self._is_loaded = 1, True
             return self._replayed(state, serial)
         return SavedState()
 
@@ -186,6 +187,9 @@ class Store:
         with self._one_flush:
             if self._flushed >= wanted:
                 return
+            # The kernel reports the loss of a file's data once, and then passes it for flushed (fsync(2)).
+            if self._failed >= self._written:
+                raise FwError(self._not_flushed)
             try:
                 self._flush_file()
             except OSError as error:
@@ -199,10 +203,12 @@ class Store:
         with self._names:
             written = self._written
             self._flushing.unlink(missing_ok=True)
+            self._failed = written  # until it is flushed
             # A second name (hard link) for the file of now: newer ones may take its place meanwhile.
             os.link(self._path, self._flushing)
         _fsync(self._flushing)
         with self._names:
+            self._failed, self._is_loaded = 0, False
             self._is_flushed = written == self._written
             if self._is_flushed:
                 self._flushing.unlink()
@@ -218,6 +224,8 @@ class Store:
         fd = os.open(self._new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with open(fd, "w", encoding="utf-8") as file:
             file.write(document)
+        if self._is_loaded:
+            self._flush_loaded()
         with self._names:
             if self._is_flushed:
                 # A second name, so that a file exists at every moment.
@@ -229,6 +237,19 @@ class Store:
             self._is_flushed = False
             self._written += 1
         self._journal.begin(serial)
+
+    def _flush_loaded(self) -> None:
+        """Flush the file of the last process, if it did not: otherwise a power cut could leave no file with it all.
+
+        This is done with the locks that a save has; only if the first save of a process precedes its first flush.
+        """
+        try:
+            _fsync(self._path)
+        except OSError as error:
+            log.error("could not flush the state file %s to the disk: %s", self._path, error.strerror)
+        else:
+            self._is_flushed = True
+        self._is_loaded = False
 
     def _document(self, state: SavedState, serial: str) -> str:
         # A record is frozen, so its line serves until another record replaces it.

@@ -64,11 +64,14 @@ def test_a_start_removes_the_entries_of_containers_that_are_gone(fw: Running) ->
 
 
 def test_nothing_is_permanent_while_no_process_keeps_it(fw: Running) -> None:
-    """When docker-fw ends, the kernel corrects the entries from then on: another version may not remove them."""
+    """When docker-fw ends, it removes the entries, because another version may not do it.
+
+    The kernel finds containers by itself then.
+    """
     (stays,) = started(fw, 2)
     fw.move(stays)
     fw.stop()
-    assert entries(fw) == set()
+    assert entries(fw, "") == set()
     fw.start()
     until(lambda: entries(fw) == both(stays), "docker-fw keeps them again")
 

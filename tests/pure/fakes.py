@@ -74,6 +74,8 @@ class Disk:
         self.kept = SavedState()
         self.full = False
         self.unsaved_reason = ""
+        #: What happens while the disk flushes.
+        self.flushing: Callable[[], object] = lambda: None
 
     def save(self, state: SavedState, *, endpoint: str = "") -> None:
         if self.full:
@@ -82,7 +84,7 @@ class Disk:
         self.kept, self.unsaved_reason = dataclasses.replace(state), ""
 
     def flush(self) -> None:
-        pass
+        self.flushing()
 
 
 class Clock:

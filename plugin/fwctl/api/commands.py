@@ -65,6 +65,7 @@ class AdminCommands:
         self._wake()
         for each in added:
             log.info("fwctl %s %s of %s%s", "deny" if deny else "allow", each.rule, there[identity], _duration(seconds))
+        self._wait_saved()
         return {"container": there[identity], "id": identity, "said": list(map(override, added))}
 
     def revert(self, container: str | None) -> dict[str, Any]:
@@ -79,6 +80,7 @@ class AdminCommands:
             self._reconciler.edit_state(partial(overrides.without, containers=meant))
         for each in meant:
             log.info("fwctl revert %s", there.get(each) or each[:12])
+        self._wait_saved()
         return {"reverted": [{"container": there.get(each) or None, "id": each} for each in sorted(meant)]}
 
     def ban(self, wanted: Sequence[tuple[str, float | None]]) -> dict[str, Any]:
@@ -96,6 +98,7 @@ class AdminCommands:
         # Their packets are dropped at once, but for those of flows in a flow table, which pass by every rule.
         cut = self._reconciler.edit_state(lambda state: dataclasses.replace(state, bans={**state.bans, **read}))
         log.info("fwctl ban %s: %d flows cut", ", ".join(map(bans.written, list(read)[:8])), cut.deleted)
+        self._wait_saved()
         banned = [bans.as_data(prefix, until) for prefix, until in read.items()]
         return {"banned": banned, "cut": cut.deleted, "notes": cut.notes}
 
@@ -106,6 +109,7 @@ class AdminCommands:
         removed = [prefix for prefix in meant if prefix in known]
         if removed:
             self._reconciler.edit_state(partial(_unbanned, removed=removed))
+        self._wait_saved()
         left, now = self._reconciler.state.bans, self._clock()
         wider = ((prefix, bans.holding(prefix, left, now)) for prefix in meant if addresses is not None)
         still = [{"address": bans.written(prefix), "by": bans.written(by)} for prefix, by in wider if by]
@@ -140,6 +144,13 @@ class AdminCommands:
             return _RETRY
         ends = [each.until - now for each in self._reconciler.state.overrides if each.until]
         return max(0.05, min(_LONGEST_WAIT, *ends)) if ends else _LONGEST_WAIT
+
+    def _wait_saved(self) -> None:
+        """Wait until the disk has the change, also if an earlier request made it. Raises FwError."""
+        try:
+            self._reconciler.wait_saved()
+        except FwError as error:
+            raise FwError(f"{error}; the change is in effect, and a power cut would undo it") from error
 
     def _own_addresses(self) -> dict[Address, str]:
         """Return the host's own addresses, and the gateways of docker-fw networks, each with what it is."""

@@ -18,6 +18,7 @@ from plugin.daemon.loops import Loops, Worker
 from plugin.docker.bridges import Bridges
 from plugin.kernel import link_monitor
 from plugin.kernel.link_monitor import Link, LinkChange
+from plugin.model import FwError
 from plugin.nftables.client import NftError
 from plugin.policy.facts import BridgeFacts, Facts
 from plugin.state import forged_flows
@@ -30,6 +31,7 @@ class World:
     def __init__(self) -> None:
         self.flushed = self.repaired = self.ensured = self.synced = self.woken = self.saved = 0
         self.unflushed = threading.Event()
+        self.disk_error = ""
         self.number = 1
         self.at_ensure: Callable[[], object] = lambda: None
         self.networks: dict[str, Any] = {}
@@ -69,6 +71,8 @@ class World:
     def flush(self) -> None:
         self.unflushed.clear()
         self.saved += 1
+        if self.disk_error:
+            raise FwError(self.disk_error)
 
     def observe(self, edit: Callable[[Facts], Facts]) -> None:
         self.facts = edit(self.facts)
@@ -120,6 +124,19 @@ def test_what_must_survive_a_power_cut_is_flushed_to_the_disk(world: World, watc
     for number in range(1, 4):
         world.unflushed.set()
         until(lambda number=number: world.saved == number, "it is flushed")
+
+
+def test_a_disk_that_cannot_be_flushed_is_reported_once(
+    world: World, watcher: Loops, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says what a power cut would lose. The state is saved again with the next list, which is asked for."""
+    world.disk_error = "could not flush the state file"
+    for number in range(1, 4):
+        woken = world.woken
+        world.unflushed.set()
+        until(lambda number=number: world.saved == number, "it is tried")
+        until(lambda woken=woken: world.woken > woken, "a list is asked for")
+    assert caplog.text.count("could not flush the state file; what is not on the disk is lost at a power cut") == 1
 
 
 def test_flows_are_cut_once_for_each_new_subnet_of_a_bridge(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -303,6 +303,10 @@ def test_a_name_is_not_taken_back_by_a_late_list(table: Table, tracker: Endpoint
     assert tracker.put(None, [new], listed=True, asked=tracker.now())
     assert tracker.replace([NETWORK], [old, other], asked=asked)
     assert {guest.endpoint.container for guest in tracker.guests} == {new.container, DB}
+    asked = tracker.now()
+    tracker.renamed(WEB.id)  # again, and now the list comes before the answer about the container
+    assert tracker.replace([NETWORK], [new, other], asked=asked)
+    assert {guest.endpoint.container for guest in tracker.guests} == {new.container, DB}
     assert tracker.replace([NETWORK], [new, other], asked=tracker.now())
     assert {guest.endpoint.container for guest in tracker.guests} == {new.container, DB}
 

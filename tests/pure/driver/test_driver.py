@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 import pytest
@@ -77,6 +81,96 @@ def test_a_refused_call_leaves_the_network_that_its_repetition_made(host: Host) 
     with pytest.raises(FwError):
         host.driver.create_network(BODY)
     assert host.there
+
+
+def test_a_network_is_reported_when_the_disk_has_it(host: Host) -> None:
+    """dockerd repeats a CreateNetwork while the first one waits for a slow disk: the second one waits as well.
+
+    If the disk fails, the network is refused, and nothing of it is left.
+    """
+    began, proceed, waiting = threading.Event(), threading.Event(), threading.Semaphore(0)
+
+    def slow() -> None:
+        waiting.release()
+        began.set()
+        assert proceed.wait(20)
+
+    host.disk.flushing = slow
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(host.driver.create_network, BODY)
+        assert began.wait(20)
+        second = pool.submit(host.driver.create_network, BODY)
+        assert all(waiting.acquire(timeout=20) for _ in range(2))
+        assert not first.done()
+        assert not second.done()
+        proceed.set()
+        assert first.result(20) == second.result(20) == {}
+    assert host.there
+    host.driver.delete_network({"NetworkID": BODY["NetworkID"]})
+    host.disk.flushing = fails
+    with pytest.raises(FwError):
+        host.driver.create_network(BODY)
+    assert not host.there
+
+
+class Ports(NoLinks):
+    """Host ports: by endpoint, where the loopback relay leads. Others of its calls do nothing."""
+
+    def __init__(self) -> None:
+        self.lead: dict[str, set[object]] = {}
+
+    def release(self, endpoint_id: str) -> None:
+        self.lead.pop(endpoint_id, None)
+
+    def drop_addr6(self, endpoint_id: str) -> None:
+        if endpoint_id in self.lead:
+            self.lead[endpoint_id] = {each for each in self.lead[endpoint_id] if isinstance(each, IPv4Address)}
+
+
+@pytest.mark.parametrize("meanwhile", ["nothing", "it leaves", "no descriptor is left"])
+def test_the_relay_does_not_lead_to_the_heir_of_an_ipv6_address(
+    host: Host, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+) -> None:
+    """Docker gives a running container's IPv6 address to another: connections to its ports stay with the container.
+
+    If it leaves at this moment, nothing of it remains.
+    """
+    monkeypatch.setattr(driver, "exists", lambda _: True)
+    ports: Any = Ports()
+    host.driver._ports = ports
+    body = {**BODY, "IPv6Data": [{"Gateway": "2001:db8:1::1/64"}]}
+    first, heir = (
+        {
+            "NetworkID": BODY["NetworkID"],
+            "EndpointID": name * 64,
+            "Interface": {"Address": f"10.1.0.{number}/24", "AddressIPv6": "2001:db8:1::2/64"},
+        }
+        for name, number in (("e", 2), ("f", 3))
+    )
+    host.driver.create_network(body)
+    host.driver.create_endpoint(first)
+    host.driver.join(first)
+    v4 = IPv4Address("10.1.0.2")
+    ports.lead["e" * 64] = {v4, IPv6Address("2001:db8:1::2")}
+
+    def lives(_: str) -> bool:
+        if meanwhile == "it leaves":
+            host.driver.leave(first)
+            host.driver.delete_endpoint(first)
+        return True
+
+    def no_descriptor(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(driver, "lives", lives)
+    if meanwhile == "no descriptor is left":
+        host.bridges.forget_addresses = no_descriptor
+        with pytest.raises(OSError, match="Too many"):
+            host.driver.create_endpoint(heir)
+        del host.bridges.forget_addresses
+    host.driver.create_endpoint(heir)
+    assert ports.lead == ({} if meanwhile == "it leaves" else {"e" * 64: {v4}})
+    assert ("e" * 64 in host.state.endpoints) == (meanwhile != "it leaves")
 
 
 def test_a_refused_repetition_leaves_the_network_to_the_first_call(host: Host) -> None:

@@ -359,10 +359,7 @@ def test_no_reader_sees_a_change_that_may_be_refused(web: tuple[Reconciler, Kern
 
 
 def test_a_slow_disk_delays_no_other_change(web: tuple[Reconciler, Kernel, Disk]) -> None:
-    """While a new network waits for the disk, which may take seconds, a container that leaves is closed at once.
-
-    Docker gets its answer about the network only when the disk has it.
-    """
+    """While a new network waits for the disk, which may take seconds, a container that leaves is closed at once."""
     state, kernel, disk = web
     state.put_endpoint(endpoint(2, 1, 3))
     state.edit_endpoint(endpoint(2, 1, 3).id, lambda e: dataclasses.replace(e, joined=True))
@@ -372,14 +369,14 @@ def test_a_slow_disk_delays_no_other_change(web: tuple[Reconciler, Kernel, Disk]
         began.set()
         assert proceed.wait(20)
 
-    disk.flush = slow  # type: ignore[method-assign]
+    disk.flushing = slow
 
     def is_known() -> bool:
         return any("10.1.0.3" in map(str, element.key) for element in kernel.table or ())
 
     assert is_known()
     with ThreadPoolExecutor(2) as pool:
-        created = pool.submit(state.put_network, network(2))
+        created = pool.submit(lambda: (state.put_network(network(2)), state.wait_saved()))
         assert began.wait(20)
         pool.submit(state.drop_endpoint, endpoint(2, 1, 3).id).result(20)
         assert not is_known()
@@ -390,23 +387,24 @@ def test_a_slow_disk_delays_no_other_change(web: tuple[Reconciler, Kernel, Disk]
 
 
 def test_a_disk_that_cannot_be_flushed_is_reported_and_tried_again(
-    web: tuple[Reconciler, Kernel, Disk], caplog: pytest.LogCaptureFixture
+    web: tuple[Reconciler, Kernel, Disk],
 ) -> None:
-    """A change that the disk has written and cannot flush is in effect: the log says what a power cut would lose."""
+    """A change that the disk has written and cannot flush is in effect; who waits for the disk gets the error."""
     state, _, disk = web
-    flush, flushed = disk.flush, list[bool]()
 
     def fails() -> None:
         disk.unsaved_reason = "could not flush the state file"
         raise FwError(disk.unsaved_reason)
 
-    disk.flush = fails  # type: ignore[method-assign]
+    disk.flushing = fails
     state.put_network(network(2))
     assert network(2).id in state.networks
-    assert "could not flush the state file; what is not on the disk is lost at a power cut" in caplog.text
-    with pytest.raises(FwError):
-        state.save_again()
-    disk.flush = lambda: flushed.append(True) or flush()  # type: ignore[method-assign, func-returns-value]
+    assert state.unflushed.is_set()
+    for call in (state.wait_saved, state.flush, state.save_again):
+        with pytest.raises(FwError, match="could not flush the state file"):
+            call()
+    flushed: list[bool] = []
+    disk.flushing = lambda: flushed.append(True)
     state.save_again()
     assert flushed
     assert not state.unsaved_reason

@@ -434,6 +434,84 @@ def test_a_state_that_cannot_be_flushed_is_unsaved_until_it_is(path: Path, monke
     assert [each.name for each in path.parent.glob("*.flush")] == []
 
 
+class PowerCuts:
+    """What the disk has: names as they are, and of each file what was flushed last (as on XFS)."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._flushed: dict[int, bytes] = {}
+        #: Files whose next flush fails: then the kernel passes them for flushed.
+        self.losing = False
+        self._lost: set[int] = set()
+        monkeypatch.setattr(os, "fsync", self._fsync)
+
+    def _fsync(self, fd: int) -> None:
+        path, number = Path(os.readlink(f"/proc/self/fd/{fd}")), os.fstat(fd).st_ino
+        if path.is_dir():
+            return
+        if self.losing and number not in self._lost:
+            self._lost.add(number)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        if number not in self._lost:
+            self._flushed[number] = path.read_bytes()
+
+    def happen(self, where: Path) -> None:
+        contents = {each: self._flushed.get(each.stat().st_ino, b"") for each in where.iterdir()}
+        for each, content in contents.items():
+            each.unlink()
+            each.write_bytes(content)
+
+
+def test_a_file_that_the_disk_lost_does_not_pass_for_flushed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel reports lost data once (fsync(2)): only another file can be flushed after that."""
+    cuts, store = PowerCuts(monkeypatch), Store(str(path))
+    store.save(BEFORE)
+    store.flush()
+    cuts.losing = True
+    store.save(AFTER)
+    for _ in range(3):
+        with pytest.raises(FwError, match="Input/output error"):
+            store.flush()
+    assert "Input/output error" in store.unsaved_reason
+    cuts.losing = False
+    store.save(AFTER)
+    store.flush()
+    assert store.unsaved_reason == ""
+    cuts.happen(path.parent)
+    assert Store(str(path)).load() == AFTER
+
+
+@pytest.mark.parametrize("flushed", [False, True])
+def test_networks_survive_a_restart_and_then_a_power_cut(
+    path: Path, monkeypatch: pytest.MonkeyPatch, flushed: bool
+) -> None:
+    """docker-fw ends before it has flushed its last file, and the power ends before it has flushed the next one."""
+    cuts, store = PowerCuts(monkeypatch), Store(str(path))
+    store.save(BEFORE)
+    store.flush()
+    store.save(AFTER)
+    if flushed:
+        store.flush()
+    again = Store(str(path))
+    assert again.load() == AFTER
+    again.save(SHORT)
+    cuts.happen(path.parent)
+    assert Store(str(path)).load() == AFTER
+
+
+def test_a_restart_flushes_what_the_last_process_did_not(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docker-fw is killed while a network waits for the disk. Docker repeats the call: the disk has it then."""
+    cuts = PowerCuts(monkeypatch)
+    Store(str(path)).save(AFTER)
+    path.with_name("state.json.flush").write_text("")
+    again = Store(str(path))
+    again.sweep()
+    assert again.load() == AFTER
+    again.flush()
+    cuts.happen(path.parent)
+    assert Store(str(path)).load() == AFTER
+    assert [each.name for each in path.parent.iterdir()] == ["state.json"]
+
+
 def test_changes_are_saved_while_the_disk_is_slow(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a flush waits for the disk, further changes are saved; the fallback is then the flushed state.
 

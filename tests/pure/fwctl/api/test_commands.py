@@ -184,6 +184,24 @@ def test_a_full_disk_opens_nothing(desk: Desk) -> None:
     assert 8080 not in desk.opens()
 
 
+def test_a_disk_that_fails_later_is_reported(desk: Desk) -> None:
+    """`fwctl` says so if a power cut would undo a change. It is in effect, and the command repeated reports it again."""
+
+    def fails() -> None:
+        raise FwError("could not flush the state file")
+
+    desk.site.disk.flushing = fails
+    for _ in range(2):
+        for change in (lambda: desk.deny("web", "8080"), lambda: desk.orders.ban([("198.51.100.7", None)])):
+            with pytest.raises(FwError, match="in effect, and a power cut would undo it"):
+                change()
+    assert 8080 not in desk.opens()
+    for undo in (lambda: desk.orders.revert("web"), lambda: desk.orders.unban(None)):
+        with pytest.raises(FwError, match="in effect, and a power cut would undo it"):
+            undo()
+    assert 8080 in desk.opens()
+
+
 def test_a_refusal_by_the_kernel_is_reported(desk: Desk) -> None:
     """An override that the kernel refuses is an error, and is not stored either."""
     desk.site.kernel.refuses = 2
