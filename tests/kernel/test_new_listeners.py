@@ -20,9 +20,10 @@ from plugin.model import Address, Published
 from plugin.nftables.elements import proxied_element
 from plugin.nftables.sets import LOADING, WATCHED, Change, Element
 from tests.kernel.netns import inside
-from tests.kernel.resets import resetting, served
+from tests.kernel.resets import resetting, served, was_reset
 from tests.kernel.running import Running
 from tests.kernel.site import Site
+from tests.lab.netns import FORWARDING
 from tests.waiting import until
 
 ANY4, ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
@@ -439,18 +440,25 @@ def test_datagrams_to_groups_and_to_all_reach_the_hosts_programs(site: Site) -> 
         server.communicate(timeout=30)
 
 
+def link_local(site: Site, link: str) -> str:
+    """Return the host's link-local address on this link, as soon as it has one."""
+    shown: list[str] = []
+
+    def assigned() -> bool:
+        shown[:] = site.run("ip", "-6", "-o", "addr", "show", "dev", link, "scope", "link").stdout.split()
+        return "inet6" in shown and "tentative" not in shown
+
+    until(assigned, "an address")
+    return shown[shown.index("inet6") + 1].partition("/")[0]
+
+
 def test_a_refusal_leaves_by_the_link_that_the_packet_came_by(site: Site) -> None:
     """A port without a listener is refused at the host's link-local address too, on each of its links."""
     site.load(more=WATCHED)
     beyond = site.lan_box(9)
     try:
         for client, link in ((site.wan, "eth0"), (beyond, "lan9")):
-            shown = site.run("ip", "-6", "-o", "addr", "show", "dev", link, "scope", "link").stdout
-            address = shown.split("inet6 ")[1].split("/")[0]
-            until(
-                lambda link=link: "tentative" not in site.run("ip", "-6", "addr", "show", "dev", link).stdout,
-                "an address",
-            )
+            address = link_local(site, link)
             with inside(client.path), socket.socket(socket.AF_INET6) as sock:
                 sock.settimeout(2)
                 there = (address, 7001, 0, socket.if_nametoindex("lan" if client is site.wan else "eth0"))
@@ -485,16 +493,21 @@ while not select.select([sys.stdin], [], [], 0)[0]:
     time.sleep(.0001)
 print(got)
 """
-#: A client that tries a TCP and a UDP port without pause, each time from another port of its own. It prints how many of
-#: its connections were open, how many refused, and how many it tried. On one link all happens within the call.
+#: A client that tries a TCP and a UDP port without pause: from one port of its own, or each time from another one. It
+#: prints how many of its connections were open, how many refused, and how many it tried. Datagrams are sent to further
+#: addresses too. On one link all happens within the call.
 TRIES = """
 import errno, socket, sys, time
-family, host, port, seconds = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+family, host, port, own, seconds = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5])
 datagrams = socket.socket(family, socket.SOCK_DGRAM)
+datagrams.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+datagrams.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lan")
 opened = refused = tries = 0
 end = time.monotonic() + seconds
 while time.monotonic() < end:
     stream = socket.socket(family, socket.SOCK_STREAM)
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    stream.bind(("", own))
     stream.setblocking(False)
     stream.connect_ex((host, port))
     tries += 1
@@ -506,23 +519,40 @@ while time.monotonic() < end:
     except OSError:
         pass
     stream.close()
-    datagrams.sendto(b"x", (host, port))
+    for each in (host, *sys.argv[6:]):
+        datagrams.sendto(b"x", (each, port))
 print(opened, refused, tries)
 """
+#: Addresses at which a socket for all addresses receives datagrams: of the link, of groups, of any of its routers.
+OF_ALL = {Site.HOST4: ("198.51.100.255", "224.0.0.1"), Site.HOST6: ("ff02::1", "2001:db8:ffff::")}
 
 
-@pytest.mark.parametrize("known", [True, False], ids=["by its group", "not known"])
-@pytest.mark.parametrize("host", HOSTS)
-def test_no_packet_outruns_docker_proxy(site: Site, group: Path, host: str, known: bool) -> None:
+@pytest.mark.parametrize(
+    ("client", "known"),
+    [("new", True), ("new", False), ("reset before", True), ("not tracked", False)],
+    ids=lambda value: {True: "by its group", False: "not known"}.get(value, value),
+)
+@pytest.mark.parametrize("host", OF_ALL, ids=str)
+def test_no_packet_outruns_docker_proxy(site: Site, group: Path, host: Address, client: str, known: bool) -> None:
     """A packet that is judged just before docker-proxy begins to listen does not reach docker-proxy.
 
     The rules find no socket then, and a microsecond later the kernel would find one.
     """
+    site.host.sysctl(FORWARDING)
     proxy = Element("docker_proxy", (group.stat().st_ino,))
+    sport = 0
+    if client == "reset before":
+        site.load()
+        _, sport = was_reset(site.wan, site.host, host, 7001)
+    elif client == "not tracked":
+        rules = "chain c { type filter hook prerouting priority raw\n tcp dport 7001 notrack\n }"
+        site.run("nft", "-f", "-", input=f"table inet untracked {{\n{rules}\n}}\n")
     site.load(more=[proxy] if known else PROXY_UNIDENTIFIED)
-    family = str(int(socket.AF_INET6 if ":" in host else socket.AF_INET))
+    family = str(int(socket.AF_INET6 if host.version == 6 else socket.AF_INET))
     with in_group(site, group, BLINKS, family, "7001") as server:
-        out = site.wan.run([sys.executable, "-c", TRIES, family, host, "7001", "2"]).stdout
+        further = [*OF_ALL[host], link_local(site, "eth0")] if host.version == 6 else OF_ALL[host]
+        argv = [family, str(host), "7001", str(sport), "1", *further]
+        out = site.wan.run([sys.executable, "-c", TRIES, *argv]).stdout
         arrived, _ = server.communicate(timeout=30)
     opened, refused, tries = map(int, out.split())
     assert 0 < refused < tries, "it listened part of the time"
