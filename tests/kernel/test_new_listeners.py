@@ -467,7 +467,8 @@ def test_a_refusal_leaves_by_the_link_that_the_packet_came_by(site: Site) -> Non
 #: A server that listens for a tenth of a millisecond again and again, over TCP and UDP, until its standard input ends.
 #: It prints how many datagrams arrived.
 BLINKS = """
-import select, socket, sys, time
+import os, select, socket, sys, time
+os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 family, port = int(sys.argv[1]), int(sys.argv[2])
 print("ready", flush=True)
 got = 0
@@ -491,9 +492,10 @@ print(got)
 """
 #: A client that tries a TCP and a UDP port without pause: from one port of its own, or each time from another one. It
 #: prints how many of its connections were open, how many refused, and how many it tried. Datagrams are sent to further
-#: addresses too. On one link all happens within the call.
+#: addresses too. On one link all happens within the call, on another processor than the server's.
 TRIES = """
-import errno, socket, sys, time
+import errno, os, socket, sys, time
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 family, host, port, own, seconds = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5])
 datagrams = socket.socket(family, socket.SOCK_DGRAM)
 datagrams.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
@@ -521,6 +523,14 @@ print(opened, refused, tries)
 """
 #: Addresses at which a socket for all addresses receives datagrams: of the link, of groups, of any of its routers.
 OF_ALL = {Site.HOST4: ("198.51.100.255", "224.0.0.1"), Site.HOST6: ("ff02::1", "2001:db8:ffff::")}
+#: Rules of another program that take some ten microseconds, between docker-fw's and the kernel's look for a socket.
+SLOW = f"""
+table inet slow {{
+  chain inner {{ {"meta mark 0x1234;" * 30} }}
+  chain outer {{ {"jump inner;" * 30} }}
+  chain last {{ type filter hook input priority 200; iifname "lo" accept; jump outer; jump outer; }}
+}}
+"""
 
 
 @pytest.mark.parametrize(
@@ -536,10 +546,11 @@ OF_ALL = {Site.HOST4: ("198.51.100.255", "224.0.0.1"), Site.HOST6: ("ff02::1", "
 def test_no_packet_outruns_docker_proxy(site: Site, group: Path, host: Address, known: str, client: str) -> None:
     """A packet that is judged just before docker-proxy begins to listen does not reach docker-proxy.
 
-    The rules find no socket then, and a microsecond later the kernel would find one.
+    The rules find no socket then, and microseconds later the kernel would find one.
     """
     site.host.sysctl(FORWARDING)
     port, own = 7001, 0
+    site.load()
     if client == "reset before":
         _, own = was_reset(site.wan, site.host, host, port)
     elif client == "server of the host before":
@@ -548,12 +559,13 @@ def test_no_packet_outruns_docker_proxy(site: Site, group: Path, host: Address, 
     elif client == "not tracked":
         rules = f"chain c {{ type filter hook prerouting priority raw\n tcp dport {port} notrack\n }}"
         site.run("nft", "-f", "-", input=f"table inet untracked {{\n{rules}\n}}\n")
+    site.run("nft", "-f", "-", input=SLOW)
     proxy = {Element("docker_proxy", (group.stat().st_ino,))}
     site.load(more=proxy if known == "by its group" else PROXY_UNIDENTIFIED)
     family = str(int(socket.AF_INET6 if host.version == 6 else socket.AF_INET))
     with in_group(site, group, BLINKS, family, str(port)) as server:
         further = [*OF_ALL[host], link_local(site, "eth0")] if host.version == 6 else OF_ALL[host]
-        argv = [family, str(host), str(port), str(own), "1", *further]
+        argv = [family, str(host), str(port), str(own), "0.5", *further]
         out = site.wan.run([sys.executable, "-c", TRIES, *argv]).stdout
         arrived, _ = server.communicate(timeout=30)
     opened, refused, tries = map(int, out.split())
