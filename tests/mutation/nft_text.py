@@ -251,7 +251,7 @@ def _only_closes(rule: str, change: str) -> bool:
 
 
 #: Chains that change addresses: no packet passes or is dropped because of them.
-_NAT = ("prerouting", "output", "publish", "postrouting")
+_NAT = ("prerouting", "output", "publish", "postrouting", "hairpin")
 
 
 def _opens_nothing(line: Line, change: str) -> bool:
