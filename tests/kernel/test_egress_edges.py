@@ -11,6 +11,7 @@ from plugin.labels.parser import parse
 from plugin.nftables.sets import Element
 from tests.kernel.ct_helpers import helper
 from tests.kernel.packets import Packet, arrived, new_flow, ping, tcp, udp
+from tests.kernel.resets import was_reset
 from tests.kernel.site import BR_DOCKER, MARK, Box, Site, site_of_module
 from tests.lab.netns import FORWARDING
 
@@ -75,6 +76,19 @@ def test_a_packet_of_no_flow_does_not_leave(site: Site, box: Box, to: str, targe
     resets = [tcp(*pair, 443, next(_ports), 0x04) for pair in ends(box, target)]
     opening = [tcp(*pair, 443, next(_ports)) for pair in ends(box, target)]
     assert sent_to(site, box, target, [*resets, *opening]) == set(opening)
+
+
+def test_a_retry_after_a_reset_needs_a_rule(site: Site, box: Box) -> None:
+    """Connection tracking assigns the SYN to the connection that was reset (tcp_conntracks, sIG); it is a new one."""
+    load(site, box, "8080")
+    tries = []
+    for _, server in ends(box, "outside"):
+        client, sport = was_reset(box, site.wan, server, 8080)
+        tries.append(tcp(client, server, 8080, sport))
+    load(site, box, "443")
+    assert sent_to(site, box, "outside", tries) == set()
+    load(site, box, "8080")
+    assert sent_to(site, box, "outside", tries) == set(tries)
 
 
 @pytest.mark.parametrize("target", ["outside", "host"])

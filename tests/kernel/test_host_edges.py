@@ -17,6 +17,7 @@ from tests.kernel.netns import inside
 from tests.kernel.packets import Packet, arrived, ping, sctp, tcp, udp
 from tests.kernel.resets import was_reset
 from tests.kernel.site import BR_DOCKER, Box, Site, site_of_module
+from tests.kernel.watched import watched
 from tests.lab import NamedNetns
 from tests.lab.netns import FORWARDING
 from tests.waiting import until
@@ -108,7 +109,9 @@ def test_a_syn_that_answers_an_old_connection_is_a_new_one(site: Site, elements:
         syn = tcp(peer, host, port, 7)
         with inside(site.host.path), socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True):
             site.load(more={*elements, *UNKNOWN})
-            assert heard(site, [syn]) == set()
+            with watched(site, f"tcp dport {port}") as count:
+                assert heard(site, [syn]) == set()
+                assert count() == 0, "no chain of another program sees it"
             site.load(more=elements)
             assert heard(site, [syn]) == {syn}
 

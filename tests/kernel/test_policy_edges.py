@@ -14,6 +14,7 @@ import pytest
 from plugin.labels.parser import parse
 from plugin.model import PolicySpec, Rule
 from plugin.nftables.sets import LOADING, Change, Element
+from tests.kernel.ct_helpers import helper
 from tests.kernel.packets import arrived, icmp, icmp_error, new_flow, ping, portless, tcp, udp
 from tests.kernel.resets import was_reset
 from tests.kernel.site import BR_DOCKER, BRIDGED_FRAMES_UNTRACKED, Box, Site, site_of_module
@@ -51,6 +52,28 @@ def test_a_retry_after_a_reset_needs_an_open_port(site: Site, boxes: dict[str, B
     assert site.deliver(tries, box, last=icmp(site.OUT6, box.v6, 135)) == set()
     load(site, boxes, OPEN)
     assert site.deliver(tries, box) == set(tries)
+
+
+def test_nothing_enters_a_network_that_becomes_internal(site: Site, boxes: dict[str, Box]) -> None:
+    """Neither a client's retry of a connection that the container reset, nor a flow that the host's helper expects.
+
+    Both are to ports that are open as long as the network is not internal.
+    """
+    box = boxes["Docker"]
+    allow, internal = (OPEN, Rule("udp", 30000, 30000)), Element("internal", (BR_DOCKER,))
+    load(site, boxes, *allow)
+    with helper(site, "tftp"):
+        entering = []
+        for mine, out in ((box.v4, site.OUT4), (box.v6, site.OUT6)):
+            client, sport = was_reset(site.wan, box, mine, 8080)
+            entering.append(tcp(client, mine, 8080, sport))
+            request = udp(mine, out, 69, 30000, b"\0\1file\0octet\0")
+            assert site.deliver([request], site.wan, box) == {request}
+            entering.append(udp(out, mine, 30000, next(_ports)))
+        load(site, boxes, *allow, more=[internal])
+        assert site.deliver(entering, box, last=ping("2001:db8:100::1", box.v6), witness=site.host) == set()
+    load(site, boxes, *allow)
+    assert site.deliver(entering, box) == set(entering)
 
 
 def test_a_container_that_accepts_other_protocols_keeps_its_ports_closed(site: Site, boxes: dict[str, Box]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from plugin.model import Rule
+from plugin.nftables.sets import Element
 from tests.kernel.packets import Packet, icmp_error, new_flow, ping
 from tests.kernel.site import Box, Site
 from tests.lab.netns import FORWARDING
@@ -125,6 +126,15 @@ def test_one_networks_flood_is_not_anothers(site: Site, fresh: Boxes) -> None:
     """While one network is flooded, a container of another that docker-fw does not know yet answers ping."""
     site.load(site.known(fresh.ours), more=site.docker_elements(fresh.docker, DOCKERS))
     site.send(ping(Site.OUT6, address) for address in unused_addresses(fresh.docker, 6))
+    pings = [ping(Site.OUT6, fresh.other.v6) for _ in range(20)]
+    assert site.deliver(pings, fresh.other) == set(pings)
+
+
+def test_an_internal_networks_flood_is_no_other_networks(site: Site, fresh: Boxes) -> None:
+    """While a container of an internal network tries all addresses, one that docker-fw does not know answers ping."""
+    internal = {*site.docker_elements(fresh.docker, DOCKERS), Element("internal", (DOCKERS,))}
+    site.load(site.known(fresh.ours), more=internal)
+    site.send((ping(fresh.docker.v6, address) for address in unused_addresses(fresh.other, 6)), fresh.docker)
     pings = [ping(Site.OUT6, fresh.other.v6) for _ in range(20)]
     assert site.deliver(pings, fresh.other) == set(pings)
 

@@ -52,7 +52,9 @@ def judge(part: str, wanted: Mutants, options: argparse.Namespace, end: float, s
     try:
         if part == "rules":
             mutants: Any = list(wanted.values())
-            rules.run(mutants, directory, jobs, end, say, tests or rules.TESTS, alone=options.alone)
+            killers = {name: each["killer"] for name, each in known(part).items() if each["killer"]}
+            found: Any = [(each, killers[name]) for name, each in mutants_of(part).items() if name in killers]
+            rules.run(mutants, directory, jobs, end, say, tests or rules.TESTS, alone=options.alone, found=found)
         else:
             tests = tests or condition_sessions.TESTS[part]
             condition_sessions.run(list(wanted.values()), directory, jobs, end, say, tests)  # type: ignore[arg-type]

@@ -125,6 +125,11 @@ def parts(rule: str) -> list[Part]:
     return found
 
 
+def is_statement(text: str) -> bool:
+    """True if the text is a statement of a rule, such as a limit, and no match."""
+    return bool(_STATEMENT.match(text))
+
+
 def _joined(found: list[Part]) -> str:
     return " ".join(part.text for part in found)
 
@@ -246,7 +251,7 @@ def _only_closes(rule: str, change: str) -> bool:
 
 
 #: Chains that change addresses: no packet passes or is dropped because of them.
-_NAT = ("prerouting", "output", "publish", "postrouting")
+_NAT = ("prerouting", "output", "publish", "postrouting", "hairpin")
 
 
 def _opens_nothing(line: Line, change: str) -> bool:

@@ -32,10 +32,11 @@ addresses (NAT) or write to the log are not changed. These are sampled:
 - Tests with random inputs try 15 of them for each mutant of a rule, 25 for each of a condition.
 
 A mutant meets the tests that are likeliest to find it alone, and the others together with other mutants: of a rule's
-mutants, twenty tests that send it a packet, with two parameters of one test at most. If a rule leads to another chain,
-the tests that reach the rarest rules there are first. A test that fails with several is tried with half of them at a
-time, and with each in the end. A failure counts if the test passes without the mutant right afterwards, twice if it
-failed before; and if something only came too late, it must fail twice.
+mutants, a hundred tests that send it a packet, with four parameters of one test at most. If a rule leads to another
+chain, the tests that reach the rarest rules there are first, with those that found other mutants of either chain, also
+in earlier runs. A test that fails with several is tried with half of them at a time, and with each in the end. A
+failure counts if the test passes without the mutant right afterwards, twice if it failed before; and if something only
+came too late, it must fail twice.
 
 | part | changed | mutants | killed | the kernel refuses | survive | not judged |
 |---|---|---|---|---|---|---|

@@ -100,6 +100,10 @@ def coverage(
     return {test: each for test, each in kept.items() if each["passed"] and test.startswith(wanted)}
 
 
+def _as_json(mutant: Mutant) -> tuple[str, str, str, str]:
+    return mutant.family, mutant.chain, mutant.rule, mutant.change
+
+
 def _shares(wanted: Sequence[Mutant], jobs: int) -> list[list[Mutant]]:
     """Return the mutants of each session: all of a rule in the same one, which learns which test finds them."""
     by_rule: dict[tuple[str, str, str], list[Mutant]] = {}
@@ -118,10 +122,12 @@ def run(
     tests: Iterable[str] = TESTS,
     *,
     alone: int = ALONE,
+    found: Iterable[tuple[Mutant, str]] = (),
 ) -> None:
     """Judge these mutants; `sessions.results("judge", directory)` are the results. Raises UnfinishedError.
 
-    `end`: the latest time, monotonic. `alone`: how many of the likeliest tests each meets by itself first.
+    `end`: the latest time, monotonic. `alone`: how many of the likeliest tests each meets by itself first. `found`:
+    which tests found mutants in earlier runs; they are likely to find others near them.
     """
     directory.mkdir(parents=True, exist_ok=True)
     for stale in directory.glob("judge-*"):
@@ -131,6 +137,7 @@ def run(
     facts = {
         "coverage": {test: each["covered"] for test, each in covered.items()},
         "seconds": {test: each["seconds"] for test, each in covered.items()},
+        "found": [(*_as_json(each), test) for each, test in found],
     }
     running = [
         sessions.start(
@@ -140,7 +147,7 @@ def run(
             tests,
             task="judge",
             alone=alone,
-            mutants=[[each.family, each.chain, each.rule, each.change] for each in share],
+            mutants=[_as_json(each) for each in share],
             **facts,
         )
         for i, share in enumerate(_shares(wanted, jobs) if alone else [wanted[i::jobs] for i in range(jobs)])

@@ -294,6 +294,8 @@ def judge_all(session: pytest.Session, job: dict[str, Any], out: Any) -> None:
         out.write(json.dumps({"name": mutant.name, "state": state, "killer": killer}) + "\n")
 
     order = Order(job["coverage"], job["seconds"], job["alone"])
+    for *mutant, test in job["found"]:
+        order.killed(Mutant(*mutant), test)
     verdicts = Verdicts(Judge(session), Text(), order)
     alive = [Mutant(*each) for each in job["mutants"]]
     for module in order.modules if job["alone"] else ():

@@ -7,10 +7,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 
-from tests.mutation.nft_text import Mutant, general, places, whole_text
+from tests.mutation.nft_text import Mutant, general, is_statement, places, whole_text
 
 #: How many tests those that survive the likeliest meet together with others, and how many parameters of one function.
-FURTHER, PARAMETERS = 20, 2
+FURTHER, PARAMETERS = 100, 4
+#: How many of the tests that found others of the chain, or of the chain that the rule leads to, are first.
+NEAR = 20
 #: A test's coverage: the rules that a packet reached, and those that matched, as `rule_name` writes them.
 Covered = dict[str, list[str]]
 #: The chain that a rule leads to.
@@ -26,6 +28,24 @@ def _target(rule: str) -> str:
     """Return the chain that a rule leads to; "" if it is one that only counts, logs and drops."""
     found = _TARGET.search(rule)
     return found[1] if found and not found[1].startswith("deny") else ""
+
+
+def _only_if_matched(mutant: Mutant) -> bool:
+    """True if only a packet that matches the rule can be treated differently."""
+    change = mutant.change
+    return change == "removed" or " is " in change or is_statement(change.removeprefix("without `").rstrip("`"))
+
+
+def _few(tests: Iterable[str]) -> list[str]:
+    """Return the tests, of each function the first few parameters only."""
+    count: Counter[str] = Counter()
+    found = []
+    for test in tests:
+        function = test.partition("[")[0]
+        count[function] += 1
+        if count[function] <= PARAMETERS:
+            found.append(test)
+    return found
 
 
 class Chains:
@@ -98,8 +118,7 @@ class Order:
         return self._tests[mutant]
 
     def _found(self, mutant: Mutant) -> set[str]:
-        kind = "matched" if mutant.change == "removed" or " is " in mutant.change else "reached"
-        return self._those("reached" if "__" in mutant.chain else kind, mutant)
+        return self._those("matched" if _only_if_matched(mutant) and "__" not in mutant.chain else "reached", mutant)
 
     def _those(self, kind: str, mutant: Mutant) -> set[str]:
         return {test for rule in self._reached(mutant) for test in self.by.get((kind, rule), ())}
@@ -110,7 +129,7 @@ class Order:
         siblings = sorted(
             (test for test in tests if self.kills[mutant.rule, test]), key=lambda t: -self.kills[mutant.rule, t]
         )
-        found = self.best(mutant, tests).union(siblings[:2])
+        found = self.best(mutant, tests).union(siblings[:2], self._near(mutant)[:3])
         mine = (test for test in found if test.startswith(f"{module}::"))
         return sorted(mine, key=lambda test: (-self._likely(mutant, test), self.cost[test]))
 
@@ -126,14 +145,9 @@ class Order:
     def others(self, mutant: Mutant, module: str) -> list[str]:
         """Return the module's tests that meet the mutant together with others."""
         if mutant not in self._others:
-            count: Counter[str] = Counter()
-            found = []
-            for test in self._by_likelihood(mutant, self.tests(mutant)):
-                function = test.partition("[")[0]
-                count[function] += 1
-                if count[function] <= PARAMETERS:
-                    found.append(test)
-            self._others[mutant] = found[:FURTHER]
+            near = _few(self._near(mutant))[:NEAR]
+            further = _few(self._by_likelihood(mutant, self.tests(mutant)))[:FURTHER]
+            self._others[mutant] = list(dict.fromkeys([*near, *further]))
         return [test for test in self._others[mutant] if test.startswith(f"{module}::")]
 
     def _by_likelihood(self, mutant: Mutant, tests: Iterable[str]) -> list[str]:
@@ -143,13 +157,23 @@ class Order:
         some such rules, and only the tests that are about that chain notice that packets do not get there.
         """
         matched = self._those("matched", mutant)
-        wider = mutant.change.startswith("without `")
+        wider = not _only_if_matched(mutant) and mutant.change.startswith("without `")
         by_cost = sorted(tests, key=lambda test: ((test in matched) == wider, self.cost[test]))
         target = _target(mutant.rule)
         if target:
             return list(dict.fromkeys([*self._rarest(self.chains.within(mutant.family, target), by_cost), *by_cost]))
         following = self._rarest(self.chains.after(mutant), by_cost)
         return list(dict.fromkeys(test for pair in zip_longest(by_cost, following) for test in pair if test))
+
+    def _near(self, mutant: Mutant) -> list[str]:
+        """Return its tests that found mutants near it, and the same with other parameters: most finds first."""
+        places = (mutant.rule, mutant.chain, _target(mutant.rule))
+        tests = {test: sum(self.kills[place, test] for place in places) for test in self.tests(mutant)}
+        functions: Counter[str] = Counter()
+        for test, kills in tests.items():
+            functions[test.partition("[")[0]] += kills
+        found = [test for test in tests if functions[test.partition("[")[0]]]
+        return sorted(found, key=lambda t: (-tests[t], -functions[t.partition("[")[0]], self.cost[t]))
 
     def _rarest(self, rules: Iterable[str], tests: Sequence[str]) -> list[str]:
         """Return for each rule, beginning with the one that the fewest tests match, the first test that matches it."""

@@ -105,3 +105,30 @@ def test_a_rule_that_leads_to_a_chain_meets_the_tests_of_its_rarest_rules() -> N
     assert order.likeliest(other, "m") == ["m::of_the_lease"]
     assert rare in order.chains.within("inet", "new_to_host")
     assert rare not in order.chains.after(other)
+
+
+def test_the_tests_that_found_a_mutant_meet_others_of_its_chain_first() -> None:
+    """A rule's neighbours in its chain are about the same, and so is the chain that it leads to."""
+    here, there = (
+        "inet input: ct state new goto new_to_host",
+        "inet new_to_host: meta nfproto != @lease jump lease_expired",
+    )
+    coverage = {f"m::quick{n}": {"reached": [here, there], "matched": [here, there]} for n in range(200)}
+    coverage["m::slow[4]"] = coverage["m::slow[6]"] = coverage["m::quick0"]
+    order = Order(coverage, {test: 1.0 if "quick" in test else 9.0 for test in coverage}, 0)
+    order.killed(Mutant("inet", "new_to_host", "goto unlisted_proxy", "removed"), "m::slow[4]")
+    for chain, rule in (each.removeprefix("inet ").split(": ") for each in (here, there)):
+        assert order.others(Mutant("inet", chain, rule, "removed"), "m")[:2] == ["m::slow[4]", "m::slow[6]"]
+
+
+def test_what_a_rule_does_is_missed_by_packets_that_match_it() -> None:
+    """A rule without its statement treats no other packet differently; one without a match does."""
+    match = "ip saddr . meta l4proto @quarantine4_all_from"
+    statement = "update @quarantine4_all_from { ip saddr . meta l4proto timeout 600s }"
+    rule = f"{match} {statement} goto deny"
+    name = f"inet quarantine4: {rule}"
+    coverage = {"m::one": {"reached": [name], "matched": []}, "m::other": {"reached": [name], "matched": [name]}}
+    order = Order(coverage, dict.fromkeys(coverage, 1.0), 1)
+    without = {part: Mutant("inet", "quarantine4", rule, f"without `{part}`") for part in (match, statement)}
+    assert order.tests(without[statement]) == {"m::other"}
+    assert order.likeliest(without[match], "m") == ["m::one"]
