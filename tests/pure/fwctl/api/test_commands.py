@@ -185,7 +185,7 @@ def test_a_full_disk_opens_nothing(desk: Desk) -> None:
 
 
 def test_a_disk_that_fails_later_is_reported(desk: Desk) -> None:
-    """`fwctl` says so if a power cut would undo a change. It is in effect, and the command repeated reports it again."""
+    """`fwctl` says so if a power cut would undo a change. The change is in effect, and another try says so again."""
 
     def fails() -> None:
         raise FwError("could not flush the state file")
