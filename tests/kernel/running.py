@@ -96,7 +96,7 @@ class Running:
         assert self.process.poll() is None, f"the plugin ended:\n{self.log.read_text()[-3000:]}"
         try:
             return bool(self.call("Plugin.Activate", timeout=5) == {"Implements": ["NetworkDriver"]})
-        except OSError:
+        except (OSError, http.client.HTTPException):  # killed amid its answer
             return False
 
     def stop(self) -> None:
