@@ -177,7 +177,7 @@ class Driver:
             ):
                 raise _unknown(endpoint.id, network.id)
         except FwError:
-            self._detach_or_log(network, endpoint)  # the reason for the refusal is what Docker must be told
+            self._detach_or_log(network, endpoint)  # Docker gets the reason for the refusal
             raise
         self._changed()
         if container is None:

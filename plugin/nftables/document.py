@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from plugin.nftables import fields, optional_chains
-from plugin.nftables.features import OWNED_FLAGS, Features
+from plugin.nftables.features import Features
 from plugin.nftables.fields import CGROUP, VERDICT
 from plugin.nftables.lookups import set_text
 from plugin.nftables.rules_bridge import bridge
@@ -39,7 +39,7 @@ def skeleton(
     )
     log = f"limit rate 200/second burst 400 packets log group {LOG_GROUP} snaplen 128" if features.logs else "continue"
     chains = list(chains)
-    flags = f"\t{OWNED_FLAGS};\n" if features.owned else ""
+    flags = features.flags
     within = ""
     if features.bridge:
         ports = _sets(name for name, spec in SETS.items() if spec.bridge)

@@ -49,6 +49,11 @@ class Features:
         """The condition, in nft's syntax, for packets whose established flows are those of one port."""
         return "" if self.sctp else "meta l4proto != sctp "
 
+    @property
+    def flags(self) -> str:
+        """The line with the flags of the tables, for each text that declares one; "" without flags."""
+        return f"\t{OWNED_FLAGS};\n" if self.owned else ""
+
     def loadable(self, elements: Iterable[Element]) -> tuple[Element, ...]:
         """Return the elements whose sets are in the tables."""
         if self.bridge and self.cgroups:

@@ -54,10 +54,13 @@ def shrunk(names: Iterable[str]) -> str:
     return text
 
 
-def added(names: Iterable[str]) -> str:
-    """Return the text that adds these chains to an existing table."""
+def added(names: Iterable[str], flags: str = "") -> str:
+    """Return the text that adds these chains to an existing table.
+
+    `flags`: those that the table has, as in its text. The kernel refuses a table with others (nf_tables_updtable).
+    """
     names = list(names)
-    return f"table inet {TABLE} {{\n{inside(names)}}}\n{shrunk(names)}"
+    return f"table inet {TABLE} {{\n{flags}{inside(names)}}}\n{shrunk(names)}"
 
 
 def removed(names: Iterable[str]) -> str:

@@ -97,7 +97,7 @@ class KernelTable:
                 self._write((), {}, loading=True)
                 chains = _chains(elements, timed)
                 if new := chains.keys() - self._chains.keys():  # takes a while if there are many
-                    self._client.run_again(named(optional_chains.added(new), self._name))
+                    self._client.run_again(named(optional_chains.added(new, self.features.flags), self._name))
                 self._chains |= chains
             if rest or not closed:
                 self._fill(rest, {} if closed else timed)
@@ -312,7 +312,7 @@ class KernelTable:
         except NftError:
             if not HOOKS.keys() >= {*names}:
                 raise
-        self._client.run_again(named(optional_chains.added(names), self._name))
+        self._client.run_again(named(optional_chains.added(names, self.features.flags), self._name))
         self._chains = {name: set[Element]() for name in names} | self._chains
         if not self.incomplete:
             self._doubtful -= {*names}

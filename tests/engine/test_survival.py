@@ -204,3 +204,26 @@ def test_a_flush_while_docker_fw_is_dead_is_repaired_when_it_is_back(fw: Fw) -> 
         fw.engine.restart()
         served(fw, app, net)
         assert fw.status()["owned"]
+
+
+def test_the_first_of_its_kind_is_one_small_change(fw: Fw) -> None:
+    """The first ban, the first restricted egress and the first internal network write no whole table.
+
+    That takes a while, and the closing of a container that leaves would wait for it.
+    """
+    assert fw.status()["owned"]
+    before = len(fw.engine.log.read_text(errors="replace"))
+    with fw.network() as net:
+        v4, v6 = fw.addresses(fw.run(net, command=("httpd", "-f", "-p", "80")), net)
+        until(lambda: fw.wan.probe.tcp(v6, 80) == "open", "the server")
+        for _ in range(2):
+            fw.fwctl("ban", fw.wan.V6, fw.wan.V4)
+            assert fw.wan.probe.tcp(v6, 80) == fw.wan.probe.tcp(v4, 80) == "silent"
+            fw.fwctl("unban", fw.wan.V6, fw.wan.V4)
+            assert fw.wan.probe.tcp(v6, 80) == fw.wan.probe.tcp(v4, 80) == "open"
+    with fw.network(driver="bridge") as net:
+        fw.remove(fw.run(net, "--label", "fw.egress=none"))
+    with fw.network("--internal", driver="bridge") as net:
+        fw.remove(fw.run(net))
+    lines = fw.engine.log.read_text(errors="replace")[before:].splitlines()
+    assert [line for line in lines if "refused a change" in line or "alone" in line] == []
