@@ -214,6 +214,8 @@ class Store:
                 self._flushing.unlink()
             else:
                 self._flushing.replace(self._backup)
+                # Both may be names of one file (`_flush_loaded`): then rename(2) does nothing.
+                self._flushing.unlink(missing_ok=True)
         _fsync(self._path.parent)
         self._flushed = written
 

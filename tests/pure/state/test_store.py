@@ -512,6 +512,25 @@ def test_a_restart_flushes_what_the_last_process_did_not(path: Path, monkeypatch
     assert [each.name for each in path.parent.iterdir()] == ["state.json"]
 
 
+def test_a_save_amid_the_first_flush_leaves_no_third_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flush of the last process's file may end after a save has already kept that file as the fallback."""
+    Store(str(path)).save(BEFORE)
+    store, fsync, saves = Store(str(path)), os.fsync, [AFTER]
+    store.load()
+
+    def slow(fd: int) -> None:
+        fsync(fd)
+        while saves:
+            store.save(saves.pop())
+
+    monkeypatch.setattr(os, "fsync", slow)
+    store.flush()
+    assert {each.name for each in path.parent.iterdir()} == {"state.json", "state.json~"}
+    assert Store(str(path)).load() == AFTER
+    path.unlink()
+    assert Store(str(path)).load() == BEFORE
+
+
 def test_changes_are_saved_while_the_disk_is_slow(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a flush waits for the disk, further changes are saved; the fallback is then the flushed state.
 
