@@ -35,6 +35,9 @@ FIREWALLS = ("ufw", "firewalld", "dbus")
 LOG = "FW_LOG_LEVEL=debug"
 #: Data of engines of one version with docker-fw that stay in the lab's cache.
 KEPT = 3
+#: The plugin's log has one of these if the kernel refused a change. docker-fw then writes more than the change, and
+#: other changes wait for that, a closing too.
+REFUSED = ("the kernel refused", "could not close addresses before", "closing part of a change alone", "bans alone")
 #: Ports that every container answers on without any configuration.
 BASE = (22, 80, 443)
 _numbers, _subnets = itertools.count(1), itertools.count(1)
@@ -176,6 +179,13 @@ class Fw:
 
     def addresses(self, container: str, net: Net) -> list[str]:
         return [address for address in self.engine.address(container, net.name) if address]
+
+    def refused(self, since: int) -> list[str]:
+        """Return the lines of the log, from this byte on, that report that the kernel refused a change."""
+        with self.engine.log.open("rb") as log:
+            log.seek(since)
+            lines = log.read().decode(errors="replace").splitlines()
+        return [line for line in lines if any(words in line for words in REFUSED)]
 
     def socket(self) -> Path:
         """Return the plugin's own socket, as seen from this machine."""

@@ -33,6 +33,18 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """Fail a test in which the kernel refused one of docker-fw's changes.
+
+    Its table is its own on these engines: no other program interferes, so such a change is a mistake of docker-fw.
+    """
+    used = [each for each in getattr(item, "funcargs", {}).values() if isinstance(each, Fw)]
+    before = [each.engine.log.stat().st_size for each in used]
+    yield
+    assert [line for fw, since in zip(used, before, strict=True) for line in fw.refused(since)] == []
+
+
 class Engines:
     """Engines by version, each started and given the plugin at its first use."""
 

@@ -258,6 +258,7 @@ class Bed:
             return not left
 
         first, began, position = self.outsider.shots(), time.monotonic(), self._judged
+        logged = self.fw.engine.log.stat().st_size
         try:
             blow(self)
         except (AssertionError, LabError) as error:
@@ -268,6 +269,8 @@ class Bed:
         except (AssertionError, LabError) as error:
             trouble = f"{trouble} {error}: {left}".strip()
         back = time.monotonic() - struck
+        # The next change waits while docker-fw writes more than the refused one, and that may be a closing.
+        trouble = "\n".join([trouble, *self.fw.refused(logged)]).strip()
         if trouble:
             trouble = f"{trouble}\n{self._dockers_view()}"
         shots = self.outsider.shots() - first
