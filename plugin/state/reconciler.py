@@ -319,8 +319,9 @@ class Reconciler:
         if not differing:
             return
         keys = frozen(after.endpoints).differing(before.endpoints) if differing == ["endpoints"] else ()
+        unsaved = self._store.unsaved_reason
         self._store.save(after, endpoint=next(iter(keys)) if len(keys) == 1 else "")
-        if any(name in _FLUSHED for name in differing):
+        if unsaved or any(name in _FLUSHED for name in differing):
             self.unflushed.set()
 
     def _save_or_log(self, before: SavedState, after: SavedState) -> None:
@@ -340,17 +341,22 @@ class Reconciler:
         self._store.flush()
 
     def wait_saved(self) -> None:
-        """Wait until the disk has all changes made before. Raises FwError: a power cut may undo them, in effect now."""
+        """Wait until the disk has all changes made before.
+
+        Raises FwError: they are in effect, and a restart or a power cut may undo them.
+        """
         self._store.flush()
+        if reason := self._store.unsaved_reason:  # a change that closes is made also if the disk has no room
+            raise FwError(reason)
 
     def save_again(self) -> None:
-        """Save again what the disk refused. Raises FwError if it still refuses."""
+        """Save again what the disk refused, and request a `flush`. Raises FwError if it still refuses."""
         if not self._store.unsaved_reason:
             return
+        # A file that could not be flushed once may pass for flushed later (fsync(2)), so a new one is written.
         with self._lock:
             self._store.save(self.state)
-        # A file that could not be flushed once may pass for flushed later (fsync(2)), so a new one is written.
-        self._store.flush()
+        self.unflushed.set()
 
     # --- edits that several callers make --------------------------------------------------------------------------
 

@@ -4,7 +4,8 @@ Format: {"version": 2, "boot": BOOT_ID, "networks": {id: {...}}, "endpoints": {i
 The file is written under a temporary name and renamed. A change of networks is flushed to the disk (fsync) afterwards,
 because networks must survive a power cut. Endpoints end with the host, so their changes need to survive only
 docker-fw's own process, and a change of one endpoint is a line in `FILE.log` (`plugin.state.journal`). The file that
-was flushed last is kept as `FILE~`, as a fallback, when a newer one takes its place.
+was flushed last is kept as `FILE~`, as a fallback, when a newer one takes its place. A process does not know whether
+the file that it reads was flushed: it keeps that as `FILE.prev` until it has flushed one itself.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -52,6 +54,9 @@ _KEYS = {"spec": "said", "image_spec": "brought"}
 log = logging.getLogger(__name__)
 K = TypeVar("K")
 V = TypeVar("V")
+#: Maximum seconds that a thread waits while another one flushes the file.
+PATIENCE = 10.0
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
 
 
 class Store:
@@ -62,7 +67,7 @@ class Store:
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
-        self._backup = Path(path + "~")
+        self._backup, self._previous = Path(path + "~"), Path(path + ".prev")
         self._new, self._flushing = Path(path + ".new"), Path(path + ".flush")
         self._journal = Journal(Path(path + ".log"))
         self._lines: dict[tuple[type, str], tuple[Network | Endpoint, str]] = {}
@@ -71,9 +76,11 @@ class Store:
         self._names = threading.Lock()
         #: One fsync at a time.
         self._one_flush = threading.Lock()
+        #: Since when (monotonic) a flush is in progress; 0: none is.
+        self._flushing_since = 0.0
         #: How many files were written; the number of the last flushed one, and of the last that could not be flushed.
         self._written = self._flushed = self._failed = 0
-        #: The file at `path` itself is flushed; it is another process's, and may be flushed.
+        #: The file at `path` itself is flushed; it is another process's, and may be flushed or not.
         self._is_flushed = self._is_loaded = False
         self._not_saved = self._not_flushed = ""
 
@@ -87,7 +94,7 @@ class Store:
 
         Raises NewerStateError.
         """
-        for path in (self._path, self._backup):
+        for path in (self._path, self._previous, self._backup):
             try:
                 document = json.loads(path.read_text())
                 state = _decode(document)
@@ -106,10 +113,10 @@ class Store:
                     path.replace(aside)
                 self._journal.keep()  # it has the changes since that file
                 continue
-            if path == self._backup:
-                log.warning("read the last flushed state from %s", path)
             if path == self._path:
                 self._written, self._is_loaded = 1, True
+            else:
+                log.warning("read the last flushed state from %s", path)
             return self._replayed(state, serial)
         return SavedState()
 
@@ -181,41 +188,55 @@ class Store:
     def flush(self) -> None:
         """Wait until the disk has every network that was saved before. Raises FwError if the disk refuses it.
 
-        A slow disk may take seconds: hold no lock that others need. Several callers share one fsync.
+        A slow disk may take seconds: hold no lock that others need. Several callers share one fsync. If it has lasted
+        PATIENCE seconds, all callers but the one that makes it get an error: they must not use up all threads.
         """
-        wanted = self._written
-        with self._one_flush:
-            if self._flushed >= wanted:
-                return
-            # The kernel reports the loss of a file's data once, and then passes it for flushed (fsync(2)).
-            if self._failed >= self._written:
-                raise FwError(self._not_flushed)
-            try:
-                self._flush_file()
-            except OSError as error:
-                self._not_flushed = f"could not flush the state file {self._path} to the disk: {error.strerror}"
-                raise FwError(self._not_flushed) from error
-            if self._not_flushed:
-                self._not_flushed = ""
-                log.warning("the state file %s can be flushed to the disk again", self._path)
+        wanted, now = self._written, time.monotonic()
+        left = (self._flushing_since or now) + PATIENCE - now
+        if not self._one_flush.acquire(timeout=max(0.0, left)):
+            raise FwError(f"the disk has not flushed the state file {self._path} within {PATIENCE:.0f} s")
+        try:
+            self._flushing_since = time.monotonic()
+            self._flush(wanted)
+        finally:
+            self._flushing_since = 0.0
+            self._one_flush.release()
+
+    def _flush(self, wanted: int) -> None:
+        if self._flushed >= wanted:
+            return
+        # The kernel reports the loss of a file's data once, and then passes it for flushed (fsync(2)).
+        if self._failed >= self._written:
+            raise FwError(self._not_flushed)
+        try:
+            self._flush_file()
+        except OSError as error:
+            self._not_flushed = f"could not flush the state file {self._path} to the disk: {error.strerror}"
+            raise FwError(self._not_flushed) from error
+        if self._not_flushed:
+            self._not_flushed = ""
+            log.warning("the state file %s can be flushed to the disk again", self._path)
 
     def _flush_file(self) -> None:
         with self._names:
             written = self._written
             self._flushing.unlink(missing_ok=True)
             self._failed = written  # until it is flushed
-            # A second name (hard link) for the file of now: newer ones may take its place meanwhile.
-            os.link(self._path, self._flushing)
+            loaded = self._path.open("rb") if self._is_loaded else None
+            if not loaded:
+                # A second name (hard link) for the file of now: newer ones may take its place meanwhile.
+                os.link(self._path, self._flushing)
+        if loaded:
+            # If the last process got an error, the kernel passes that file for flushed: only a copy shows it.
+            with loaded, os.fdopen(os.open(self._flushing, _NEW | os.O_EXCL, 0o600), "wb") as copy:
+                shutil.copyfileobj(loaded, copy)
         _fsync(self._flushing)
         with self._names:
             self._failed, self._is_loaded = 0, False
             self._is_flushed = written == self._written
-            if self._is_flushed:
-                self._flushing.unlink()
-            else:
-                self._flushing.replace(self._backup)
-                # Both may be names of one file (`_flush_loaded`): then rename(2) does nothing.
-                self._flushing.unlink(missing_ok=True)
+            self._flushing.replace(self._path if self._is_flushed else self._backup)
+            self._flushing.unlink(missing_ok=True)  # rename(2) does nothing if both are names of one file
+            self._previous.unlink(missing_ok=True)
         _fsync(self._path.parent)
         self._flushed = written
 
@@ -223,35 +244,23 @@ class Store:
         serial = os.urandom(8).hex()
         document = self._document(state, serial)
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(self._new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        fd = os.open(self._new, _NEW | os.O_TRUNC, 0o600)
         with open(fd, "w", encoding="utf-8") as file:
             file.write(document)
-        if self._is_loaded:
-            self._flush_loaded()
         with self._names:
+            # A second name, so that a file exists at every moment. (Another program may have removed the first one.)
             if self._is_flushed:
-                # A second name, so that a file exists at every moment.
+                self._backup.unlink(missing_ok=True)
                 with contextlib.suppress(FileNotFoundError):
-                    self._backup.unlink()
-                with contextlib.suppress(FileNotFoundError):  # another program removed it
                     os.link(self._path, self._backup)
+            elif self._is_loaded:
+                # If there is one already, no process has flushed a file since, and it is the likeliest on the disk.
+                with contextlib.suppress(FileNotFoundError, FileExistsError):
+                    os.link(self._path, self._previous)
             self._new.replace(self._path)
-            self._is_flushed = False
+            self._is_flushed = self._is_loaded = False
             self._written += 1
         self._journal.begin(serial)
-
-    def _flush_loaded(self) -> None:
-        """Flush the file of the last process, if it did not: otherwise a power cut could leave no file with it all.
-
-        This is done with the locks that a save has; only if the first save of a process precedes its first flush.
-        """
-        try:
-            _fsync(self._path)
-        except OSError as error:
-            log.error("could not flush the state file %s to the disk: %s", self._path, error.strerror)
-        else:
-            self._is_flushed = True
-        self._is_loaded = False
 
     def _document(self, state: SavedState, serial: str) -> str:
         # A record is frozen, so its line serves until another record replaces it.

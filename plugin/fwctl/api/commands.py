@@ -150,7 +150,7 @@ class AdminCommands:
         try:
             self._reconciler.wait_saved()
         except FwError as error:
-            raise FwError(f"{error}; the change is in effect, and a power cut would undo it") from error
+            raise FwError(f"{error}; the change is in effect, and a restart or a power cut may undo it") from error
 
     def _own_addresses(self) -> dict[Address, str]:
         """Return the host's own addresses, and the gateways of docker-fw networks, each with what it is."""

@@ -400,14 +400,35 @@ def test_a_disk_that_cannot_be_flushed_is_reported_and_tried_again(
     state.put_network(network(2))
     assert network(2).id in state.networks
     assert state.unflushed.is_set()
-    for call in (state.wait_saved, state.flush, state.save_again):
+    for call in (state.wait_saved, state.flush):
         with pytest.raises(FwError, match="could not flush the state file"):
             call()
-    flushed: list[bool] = []
-    disk.flushing = lambda: flushed.append(True)
+    assert not state.unflushed.is_set()
     state.save_again()
-    assert flushed
+    assert state.unflushed.is_set()
     assert not state.unsaved_reason
+
+
+def test_no_list_of_docker_waits_for_the_disk(web: tuple[Reconciler, Kernel, Disk]) -> None:
+    """What the disk refused is saved again by the thread that lists Docker's containers; another one flushes it."""
+    state, _, disk = web
+    disk.flushing = lambda: pytest.fail("it waits for the disk")
+    disk.unsaved_reason = "could not flush the state file"
+    state.save_again()
+    assert state.unflushed.is_set()
+
+
+def test_a_change_after_a_full_disk_is_flushed(web: tuple[Reconciler, Kernel, Disk]) -> None:
+    """A change that the disk had no room for is saved with the next one, and must survive a power cut."""
+    state, _, disk = web
+    disk.full = True
+    state.edit_state(lambda saved: dataclasses.replace(saved, bans={ip_network("198.51.100.7/32"): 0.0}))
+    with pytest.raises(FwError, match="No space left"):
+        state.wait_saved()
+    disk.full = False
+    state.unflushed.clear()
+    state.put_endpoint(endpoint(2, 1, 3))
+    assert state.unflushed.is_set()
 
 
 def test_a_refusing_kernel_and_a_full_disk_change_nothing(web: tuple[Reconciler, Kernel, Disk]) -> None:

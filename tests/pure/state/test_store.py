@@ -36,6 +36,7 @@ from plugin.nftables.document import element_text
 from plugin.nftables.sets import Element
 from plugin.policy.facts import Facts
 from plugin.policy.saved import SavedState
+from plugin.state import store as stores
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import VERSION, Store
 from tests.pure.fakes import Kernel
@@ -481,21 +482,99 @@ def test_a_file_that_the_disk_lost_does_not_pass_for_flushed(path: Path, monkeyp
 
 
 @pytest.mark.parametrize("flushed", [False, True])
+@pytest.mark.parametrize("restarts", [1, 2])
 def test_networks_survive_a_restart_and_then_a_power_cut(
-    path: Path, monkeypatch: pytest.MonkeyPatch, flushed: bool
+    path: Path, monkeypatch: pytest.MonkeyPatch, flushed: bool, restarts: int
 ) -> None:
-    """docker-fw ends before it has flushed its last file, and the power ends before it has flushed the next one."""
+    """What was flushed last is there after restarts and a power cut, though no process flushed its file since."""
     cuts, store = PowerCuts(monkeypatch), Store(str(path))
     store.save(BEFORE)
     store.flush()
     store.save(AFTER)
     if flushed:
         store.flush()
+    for known in (AFTER, SHORT)[:restarts]:
+        again = Store(str(path))
+        assert again.load() == known
+        again.save(SHORT)
+    cuts.happen(path.parent)
+    assert Store(str(path)).load() == (AFTER if flushed else BEFORE)
+
+
+def test_a_file_that_the_last_process_lost_does_not_pass_for_flushed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last process got an error when it flushed the file. The kernel does not repeat that to the next process."""
+    cuts, store = PowerCuts(monkeypatch), Store(str(path))
+    store.save(BEFORE)
+    store.flush()
+    cuts.losing = True
+    store.save(AFTER)
+    with pytest.raises(FwError, match="Input/output error"):
+        store.flush()
+    cuts.losing = False
     again = Store(str(path))
     assert again.load() == AFTER
-    again.save(SHORT)
+    again.flush()
     cuts.happen(path.parent)
     assert Store(str(path)).load() == AFTER
+
+
+def test_a_file_that_is_lost_after_a_restart_takes_no_good_ones_place(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fallback stays as it is until a newer file has been flushed."""
+    cuts, store = PowerCuts(monkeypatch), Store(str(path))
+    store.save(BEFORE)
+    store.flush()
+    store.save(AFTER)
+    again = Store(str(path))
+    assert again.load() == AFTER
+    cuts.losing = True
+    with pytest.raises(FwError, match="Input/output error"):
+        again.flush()
+    cuts.losing = False
+    again.save(SHORT)
+    cuts.happen(path.parent)
+    assert Store(str(path)).load() == BEFORE
+
+
+def test_no_save_waits_for_the_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does the first one after a restart: a container that leaves is closed after it."""
+    store = Store(str(path))
+    store.save(BEFORE)
+    store.flush()
+    again = Store(str(path))
+    again.load()
+    monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("it waits for the disk"))
+    again.save(AFTER)
+    again.save(SHORT)
+
+
+def test_a_disk_that_hangs_stops_one_thread_only(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others that wait for it get an error in time: Docker's calls need threads."""
+    store, began, proceed, fsync = Store(str(path)), threading.Event(), threading.Event(), os.fsync
+
+    def hangs(fd: int) -> None:
+        began.set()
+        assert proceed.wait(20)
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", hangs)
+    monkeypatch.setattr(stores, "PATIENCE", 0.1)
+    store.save(BEFORE)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(store.flush)
+        try:
+            assert began.wait(20)
+            for _ in range(3):
+                with pytest.raises(FwError, match=r"has not flushed the state file .* within 0 s"):
+                    store.flush()
+        finally:
+            proceed.set()
+        first.result(20)
+    store.flush()
+    assert store.unsaved_reason == ""
 
 
 def test_a_restart_flushes_what_the_last_process_did_not(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,12 +175,14 @@ def test_overrides_of_one_container_are_bounded(desk: Desk) -> None:
 
 
 def test_a_full_disk_opens_nothing(desk: Desk) -> None:
-    """An override that cannot be saved is not applied, except one that only closes."""
+    """An override that cannot be saved is not applied, except one that only closes: `fwctl` reports that it may end."""
     desk.site.disk.full = True
     with pytest.raises(FwError, match="No space left"):
         desk.allow("web", "9000")
     assert 9000 not in desk.opens()
-    desk.deny("web", "8080")
+    for change in (lambda: desk.deny("web", "8080"), lambda: desk.orders.ban([("198.51.100.7", None)])):
+        with pytest.raises(FwError, match=r"No space left.*in effect, and a restart or a power cut may undo it"):
+            change()
     assert 8080 not in desk.opens()
 
 
@@ -193,11 +195,11 @@ def test_a_disk_that_fails_later_is_reported(desk: Desk) -> None:
     desk.site.disk.flushing = fails
     for _ in range(2):
         for change in (lambda: desk.deny("web", "8080"), lambda: desk.orders.ban([("198.51.100.7", None)])):
-            with pytest.raises(FwError, match="in effect, and a power cut would undo it"):
+            with pytest.raises(FwError, match="in effect, and a restart or a power cut may undo it"):
                 change()
     assert 8080 not in desk.opens()
     for undo in (lambda: desk.orders.revert("web"), lambda: desk.orders.unban(None)):
-        with pytest.raises(FwError, match="in effect, and a power cut would undo it"):
+        with pytest.raises(FwError, match="in effect, and a restart or a power cut may undo it"):
             undo()
     assert 8080 in desk.opens()
 
