@@ -80,14 +80,14 @@ class Plugin:
 
     def __init__(self, settings: Settings) -> None:
         self._claim = claim(settings.docker_socket)
+        later = Worker()
         # libnftables' socket first: libnftables aborts if its number is 1024 or more.
-        self._nft = nft = KernelTable(settings.mark)
+        self._nft = nft = KernelTable(settings.mark, later=later)
         identity.refuse_foreign()
         raise_fd_limit()
         self._settings = settings
         sysctl = Sysctl(settings.sysctl)
         self._links = Links(sysctl)
-        later = Worker()
         self._protected = dump.protected()
         listeners = self._close(Store(settings.state), later)
         self._relay = Relay()

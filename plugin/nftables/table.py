@@ -7,7 +7,7 @@ import itertools
 import logging
 import threading
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import MappingProxyType
 from typing import NamedTuple
@@ -49,10 +49,16 @@ _Fingerprint = Mapping[int, _Content]
 class KernelTable:
     """The only writer of docker-fw's tables: `inet docker-fw`, and `bridge docker-fw` where the kernel has it.
 
-    Thread-safe. Create this object early (see `NftClient`).
+    Thread-safe. Create this object early (see `NftClient`). `later` queues work that must not delay a change.
     """
 
-    def __init__(self, mark: int, name: str = TABLE) -> None:
+    def __init__(
+        self,
+        mark: int,
+        name: str = TABLE,
+        later: Callable[[Callable[[], object]], object] = lambda work: work(),
+    ) -> None:
+        self._later = later
         self._client = NftClient()
         self._lock = threading.Lock()
         self._mark = mark
@@ -109,7 +115,8 @@ class KernelTable:
         """Remove and add elements in one transaction. Raises NftError: no element changed, and `replace` repairs it.
 
         `timed`: elements to be added with a timeout in seconds. Chains that the elements need are added before it, in a
-        transaction of their own, and those that none needs any more are removed after it.
+        transaction of their own. Those that none needs any more are removed later: that is text, for which nft reads
+        all sets of the host first, and the next container that leaves must not wait for it.
         """
         if not change and not timed:
             return
@@ -122,8 +129,13 @@ class KernelTable:
                 self._chains[name] |= elements
             self._send(change, timed)
             added = {*change.add, *timed}
-            if self._forget_elements(element for element in change.remove if element not in added):
-                self._drop_chains()
+            unneeded = self._forget_elements(element for element in change.remove if element not in added)
+        if unneeded:
+            self._later(self._tidy)
+
+    def _tidy(self) -> None:
+        with self._lock:
+            self._drop_chains()
 
     def intact(self) -> bool:
         """True if the table and its rules are exactly those that this object wrote. Raises OSError.

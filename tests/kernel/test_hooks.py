@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
@@ -95,6 +95,28 @@ def test_a_chain_stays_as_long_as_one_element_needs_it(host: NamedNetns, nft: Ke
     assert there(host) == {*NEEDING["internal"].hooks}
     nft.change(Change(remove=(second,)))
     assert there(host) == set()
+
+
+def test_a_closing_does_not_wait_for_chains_that_nothing_needs(host: NamedNetns) -> None:
+    """They are removed by a command for which nft reads all sets of the host first. A new element keeps its chain."""
+    queued, element = list[Callable[[], object]](), Element("internal", ("br-a",))
+    host.run(["nft", "flush", "ruleset"])
+    with inside(host.path):
+        nft = KernelTable(MARK, later=queued.append)
+        nft.replace([])
+        hooks = {*NEEDING["internal"].hooks}
+        for change in (Change(add=(element,)), Change(remove=(element,)), Change(add=(element,))):
+            nft.change(change)
+            assert there(host) == hooks
+        queued.pop(0)()
+        assert there(host) == hooks
+        nft.change(Change(remove=(element,)))
+        assert there(host) == hooks
+        assert nft.intact()
+        queued.pop(0)()
+        assert there(host) == set()
+        assert nft.intact()
+        assert not queued
 
 
 def test_a_refused_element_leaves_a_table_that_closes(host: NamedNetns, nft: KernelTable) -> None:
