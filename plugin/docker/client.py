@@ -59,6 +59,7 @@ class DockerApi:
         #: By network ID, its key in the compose file.
         self._compose_keys: Mapping[str, str] = {}
         self._answering = True
+        self._two_names = False
         # Hooks ask in threads of this pool: a socket's time-out is for each read, and an answer may arrive in small
         # pieces. None of these threads inspects a container: an inspection waits for a start, which waits for a hook.
         self._hooks = ThreadPoolExecutor(16, "look-up")
@@ -149,7 +150,7 @@ class DockerApi:
             client = self._connection.client(LOOK_TIMEOUT)
             inspected = request.one(client, "/networks/{0}", network_id)
             network = parse.network(inspected)
-            entry = _container(client, container_id, all="1") if network else None
+            entry = self._container(client, container_id, all="1") if network else None
             if not network or not entry:
                 return None
             options = self.inspections.get(container_id, network.name)
@@ -164,13 +165,23 @@ class DockerApi:
         """Return a running container's endpoints, with its published ports."""
         with self._connection.answers():
             client = self._connection.client(LOOK_TIMEOUT)
-            entry = _container(client, container_id)
+            entry = self._container(client, container_id)
             if not entry:
                 return []
             labels, options = self._images.read(client, entry), self.inspections.options(entry)
             if options is not None:
                 return parse.endpoints(entry, labels, self._compose_keys, options)
         raise DockerUnavailable(f"Docker does not report the attachments of {labels.name} yet")
+
+    def two_names(self) -> bool:
+        """True if one of the two had a container with two names since the last call: it is being renamed."""
+        found, self._two_names = self._two_names, False
+        return found
+
+    def _container(self, client: docker.APIClient, container_id: str, **query: str) -> Mapping[str, Any] | None:
+        entry = _container(client, container_id, **query)
+        self._two_names |= entry is not None and len(container_labels.own_names(entry)) > 1
+        return entry
 
     def created(self, container_id: str) -> None:
         """Ask for a container's attachments and ports before it starts. Does not wait for the answer."""

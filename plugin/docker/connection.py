@@ -62,7 +62,7 @@ class Connection:
         if key not in clients:
             for old in [old for old in clients if old[0] != version]:
                 clients.pop(old).close()
-            clients[key] = self.new_client(timeout)
+            clients[key] = self._made(version, timeout)
         return clients[key]
 
     def new_client(self, timeout: Any) -> docker.APIClient:

@@ -54,6 +54,9 @@ class Api(Protocol):
     def running(self, container_id: str) -> list[Endpoint]:
         """Return a running container's endpoints on Docker networks."""
 
+    def two_names(self) -> bool:
+        """True if an answer of the two had a container with two names since the last call: it is being renamed."""
+
     def events(self) -> Iterator[Event]:
         """Yield Docker's events until the stream ends."""
 
@@ -257,6 +260,7 @@ class DockerFollower:
                 self._list_all()
             except DockerUnavailable as error:
                 log.debug("%s", error)
+                self._renaming = 0  # the next list shows it
                 self._log_uncertain()
                 next_all = time.monotonic() + RETRY if self.listening else next_all
             if self._bridges.waiting():
@@ -294,8 +298,9 @@ class DockerFollower:
                     place = replace(found[1], published=running[0].published, unlisted=False)
                     accepted.append(self._tracker.put(found[0], [place], listed=True, asked=asked))
         log.debug("asked for %s; accepted: %s", [*places, *started], accepted)
-        if not all(accepted):
-            self.wake()  # the answer was too old when it arrived
+        # The answer was too old when it arrived, or the name may be the former one, which no event reports.
+        if self._api.two_names() or not all(accepted):
+            self.wake()
 
     def _look(self, then: float) -> DockerSnapshot:
         """Return everything that Docker lists, after the facts that do not depend on events have been updated."""

@@ -9,6 +9,7 @@ container does. Otherwise UnknownLabels is raised, and every label of the contai
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,11 +56,16 @@ class Images:
         self._known: dict[Variant, Mapping[str, str]] = {}
         #: By late variant, the time until which it is not requested again, and the length of that pause.
         self._late: dict[Variant, tuple[float, float]] = {}
+        #: For the two below: whether Docker uses containerd's store, None if unknown, and how often that was forgotten.
+        self._lock = threading.Lock()
         self._containerd: bool | None = None
+        self._forgotten = 0
 
     def forget_store(self) -> None:
         """Forget which image store Docker uses: another daemon may answer from now on."""
-        self._containerd = None
+        with self._lock:
+            self._containerd = None
+            self._forgotten += 1
 
     def read(self, client: docker.APIClient, listed: Mapping[str, Any], *, hook: bool = False) -> ContainerLabels:
         """Return the labels of a container as `GET /containers/json` lists it. Raises APIError if Docker fails (5xx).
@@ -130,15 +136,21 @@ class Images:
         return image_labels(wanted, request.one(client, "/images/{0}/json", wanted.image, **query))
 
     def _in_containerd(self, client: docker.APIClient) -> bool:
-        if self._containerd is None:
-            try:
-                self._containerd = in_containerd(client.info())
-            except APIError as error:
-                if not error.is_client_error():
-                    raise
-                why = f"Docker does not report where it stores its images ({error.explanation})"
-                raise UnknownLabels(f"{why}; let docker-fw ask GET /info, {_TRUST}") from error
-        return self._containerd
+        with self._lock:
+            known, forgotten = self._containerd, self._forgotten
+        if known is not None:
+            return known
+        try:
+            found = in_containerd(client.info())
+        except APIError as error:
+            if not error.is_client_error():
+                raise
+            why = f"Docker does not report where it stores its images ({error.explanation})"
+            raise UnknownLabels(f"{why}; let docker-fw ask GET /info, {_TRUST}") from error
+        with self._lock:
+            if forgotten == self._forgotten:  # otherwise this may be the former daemon's answer
+                self._containerd = found
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,7 @@ class World:
         self.bridge_reads = 0
         self.created_: list[str] = []
         self.sure = True
+        self.two_names_ = False
         self._events: queue.Queue[Event | None] = queue.Queue()
 
     # Docker
@@ -97,6 +98,9 @@ class World:
 
     def running(self, container_id: str) -> list[Endpoint]:
         return [GUEST]
+
+    def two_names(self) -> bool:
+        return self.two_names_
 
     def events(self) -> Iterator[Event]:
         while (event := self._events.get(timeout=60)) is not None:
@@ -302,6 +306,29 @@ def test_a_list_with_two_names_of_a_container_is_not_the_last(world: World, foll
     listings = world.listings
     until(lambda: world.listings > listings, "everything is listed")
     assert follower._renaming == 0
+
+
+def test_an_answer_with_two_names_of_a_container_is_followed_by_a_list(world: World, follower: DockerFollower) -> None:
+    """A look-up amid a rename may report the former name after a list has reported the new one."""
+    world.answer, world.endpoints = DockerSnapshot(), {}
+    world.emit("subscribed")
+    until(lambda: world.called("cut_closed"), "docker-fw follows Docker")
+    listings, world.two_names_ = world.listings, True
+    world.emit("container start", WEB.id)
+    until(lambda: world.listings > listings, "everything is listed")
+    names = [call[0] for call in world.calls]
+    assert "put" in names[: len(names) - names[::-1].index("replace")]
+
+
+def test_a_docker_that_fails_amid_a_rename_is_not_asked_without_pause(world: World, follower: DockerFollower) -> None:
+    """A list with two names is repeated soon; if that fails, the next one follows after the usual pause."""
+    world.answer = DockerSnapshot(renaming=True)
+    world.emit("subscribed")
+    until(lambda: follower._renaming == 1, "Docker lists two names")
+    world.answer = None
+    listings, began = world.listings, time.monotonic()
+    until(lambda: world.listings >= listings + 3, "it asks again")
+    assert time.monotonic() - began > follow.RETRY
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import pytest
 from plugin.docker import client
 from plugin.docker import request as asking
 from plugin.docker.client import DockerApi
-from plugin.docker.images import UnknownLabels, Variant, image_labels, in_containerd, variant
+from plugin.docker.images import Images, UnknownLabels, Variant, image_labels, in_containerd, variant
 from plugin.model import Container, DockerUnavailable, PolicySpec
 from tests.kernel.fakedocker import FakeDocker
 
@@ -77,8 +77,7 @@ class Store(FakeDocker):
             most = RELEASES[self.release]
             self._reply(request, {"Version": self.release, "ApiVersion": f"1.{most}", "MinAPIVersion": "1.24"})
         elif url.path.endswith("/info"):
-            status = [["driver-type", "io.containerd.snapshotter.v1"]]
-            self._reply(request, {"Driver": "overlayfs", "DriverStatus": status})
+            self._reply(request, {"Driver": "overlayfs", "DriverStatus": STORE})
         elif url.path.endswith("/containers/json") and version < 48:
             without = [{k: v for k, v in c.items() if k != "ImageManifestDescriptor"} for c in self.containers.values()]
             self._reply(request, without)
@@ -103,6 +102,7 @@ class Store(FakeDocker):
         self._reply(request, {**answer, **({"Descriptor": descriptor} if version >= 48 else {})})
 
 
+STORE = [["driver-type", "io.containerd.snapshotter.v1"]]
 PLAIN, LOUD = Manifest(1, "amd64"), Manifest(2, "386", OPEN)
 
 
@@ -344,6 +344,19 @@ def test_with_graph_drivers_an_image_is_inspected_once(tmp_path: Path) -> None:
 def test_the_store_is_recognised_by_its_driver(info: dict[str, Any], there: bool) -> None:
     """The store is recognised by the storage driver in `docker info`."""
     assert in_containerd(info) is there
+
+
+def test_the_store_of_a_former_daemon_is_not_the_next_ones() -> None:
+    """If the connection is lost while Docker reports its store, that answer is not kept: another daemon may answer."""
+    images, answers = Images(trust=False), [{"Driver": "overlay2"}, {"Driver": "overlayfs", "DriverStatus": STORE}]
+
+    class Client:
+        def info(self) -> dict[str, Any]:
+            images.forget_store()
+            return answers.pop(0)
+
+    client: Any = Client()
+    assert [images._in_containerd(client) for _ in range(2)] == [False, True]
 
 
 @pytest.mark.parametrize("info", [{}, {"Driver": ""}, {"Driver": 5}, {"Driver": "overlay2", "DriverStatus": "x"}])
