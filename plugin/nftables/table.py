@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -167,7 +168,12 @@ class KernelTable:
 
         Another program may have flushed them.
         """
-        with self._lock:
+        # Without the lock first: with thousands of rates it takes a while, and a closing would wait.
+        written = self._written
+        with suppress(OSError), nl.open_socket() as sock:
+            if written and self._fingerprint(sock) == written:
+                return True
+        with self._lock:  # a change of docker-fw itself may have been in progress
             return bool(self._written) and self._fingerprint() == self._written
 
     def closes(self) -> bool:
@@ -326,14 +332,14 @@ class KernelTable:
         possible = Change(self.features.loadable(change.remove), self.features.loadable(change.add))
         self._client.send(possible, timed, self._name)
 
-    def _fingerprint(self) -> _Fingerprint:
-        found = {}
+    def _fingerprint(self, sock: socket.socket | None = None) -> _Fingerprint:
+        found, sock = {}, sock or self._client.reader
         for family in (NFPROTO_INET, NFPROTO_BRIDGE) if self.features.bridge else (NFPROTO_INET,):
             table = Table(family, self._name)
-            header = ruleset.header(self._client.reader, table)
+            header = ruleset.header(sock, table)
             if header is None:
                 return {}
-            found[family] = _Content(header, ruleset.rules(self._client.reader, table))
+            found[family] = _Content(header, ruleset.rules(sock, table))
         return found
 
     # --- the chains that do not always exist ----------------------------------------------------------------------

@@ -238,3 +238,20 @@ def test_a_chain_whose_removal_failed_is_added_again(host: NamedNetns, nft: Kern
     assert there(host) == set()
     nft.change(Change(add=(element,)))
     assert there(host) == {*NEEDING["internal"].hooks}
+
+
+def test_a_check_of_the_rules_delays_no_change(host: NamedNetns, nft: KernelTable) -> None:
+    """While the rules are read, which takes a while with thousands of rates, a container that leaves is closed."""
+    reading, web = nft._fingerprint, Element("allow4", (V4, 6, 8080))
+    nft.change(Change(add=(web,)))
+    queued = [Change(remove=(web,))]
+
+    def read(*sock: Any) -> Any:
+        while queued:
+            nft.change(queued.pop())
+        return reading(*sock)
+
+    with inside(host.path), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nft, "_fingerprint", read)
+        assert nft.intact()
+    assert "8080" not in host.run(["nft", "list", "table", "inet", "docker-fw"]).stdout
