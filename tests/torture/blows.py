@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -218,15 +219,23 @@ def state_garbage(bed: Bed) -> None:
     _state_spoilt(bed, lambda path: path.write_bytes(b"\0\xff{[" * 100))
 
 
+def _refusal(bed: Bed, *arguments: str) -> str:
+    try:
+        bed.fw.fwctl(*arguments)
+    except subprocess.CalledProcessError as error:
+        return str(error.stderr)
+    return ""
+
+
 def disk_full(bed: Bed) -> None:
-    """Nothing new starts, `fwctl` still closes, and the plugin is killed meanwhile."""
+    """Nothing new starts, `fwctl` closes and reports that this may not last, and the plugin is killed meanwhile."""
     full = state_files(bed.fw)[0].with_name("state.json.new")
     full.symlink_to("/dev/full")
     try:
         refused = bed.fw.engine.try_docker("network", "create", "-d", bed.fw.driver, "refused")
         assert "No space left on device" in refused.stderr, refused.stderr
         assert "No space left on device" in bed.fw.fwctl("status")
-        bed.fw.fwctl("deny", bed.places[0].app, "8080")
+        assert "No space left on device; the change is in effect" in _refusal(bed, "deny", bed.places[0].app, "8080")
         assert bed.missing(), "fwctl deny closes nothing"
         worker_killed(bed)
     finally:
@@ -272,6 +281,7 @@ SHORT: tuple[Blow, ...] = (
     chain_flushed,
     set_flushed,
     dockerd_hangs,
+    disk_full,
 )
 #: Blows during which containers and dockerd run on, and nothing is closed on purpose: open ports should not notice.
 LASTING = {

@@ -188,7 +188,8 @@ class Tracer:
 def trace(netns: Netns) -> tuple[Listener, Listener]:
     """Return the listeners for the way of traced packets, and for changes of rules.
 
-    `nft monitor trace` knows only the rules that existed when it started, so it starts again with each new table.
+    `nft monitor trace` knows only the rules that existed when it started, so it starts again with each new table. The
+    other one is limited to the ruleset: otherwise traces, thousands in a second, would take the place of changes.
     """
 
     def created(line: str) -> None:
@@ -196,7 +197,7 @@ def trace(netns: Netns) -> tuple[Listener, Listener]:
             way.restart()
 
     way = Listener(netns, "trace", "nft", "monitor", "trace")
-    return way, Listener(netns, "rules", "nft", "-a", "monitor", on_line=created)
+    return way, Listener(netns, "rules", "nft", "-a", "monitor", "ruleset", on_line=created)
 
 
 class Recorder:
