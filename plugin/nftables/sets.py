@@ -439,8 +439,10 @@ class Change:
 
     def without(self, elements: Collection[Element]) -> Change:
         """Return the change without these elements."""
+        if not elements:
+            return self
         remove, add = (tuple(e for e in part if e not in elements) for part in (self.remove, self.add))
-        return Change(remove, add) if elements else self
+        return Change(remove, add)
 
 
 #: Maps from ports that have a rate to the chain that limits them. The chain exists only while an element leads to it.

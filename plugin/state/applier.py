@@ -116,15 +116,19 @@ class TableApplier:
         """Close a container on a Docker network (on all, ""). Call it without the lock; `release` must follow.
 
         It reads only what is applied, while another change may be in progress. Names of the container in rules of
-        others count until the change that follows. Returns the elements that are withheld.
+        others count until the change that follows. Returns the elements that are withheld. Never raises: the change
+        that follows closes too.
         """
-        departing = {owner: self.applied.opening(owner) for owner in self._known.tracked(container_id, network_id)}
-        change = self.applied.closing(departing)
-        if change:
-            try:
+        change = Change()
+        try:
+            departing = {owner: self.applied.opening(owner) for owner in self._known.tracked(container_id, network_id)}
+            change = self.applied.closing(departing)
+            if change:
                 self._nft.withhold(change)
-            except NftError as error:
-                log.warning("could not close a container before other changes: %s", error)
+        except NftError as error:
+            log.warning("could not close a container before other changes: %s", error)
+        except Exception:
+            log.exception("a container could not be closed before other changes")
         return change.remove
 
     def release(self, withheld: Collection[Element], *, known: bool) -> None:

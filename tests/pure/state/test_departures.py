@@ -25,6 +25,7 @@ from plugin.model import (
     Published,
     Rule,
 )
+from plugin.nftables.applied import AppliedElements
 from plugin.nftables.client import NftError
 from plugin.nftables.compile import ElementCompiler
 from plugin.nftables.sets import Change, Element
@@ -525,6 +526,37 @@ def test_a_container_on_another_network_stays_open(kernel: Recorder, busy: tuple
             left = pool.submit(tracker.leaves, "e" * 64, web.container.id)
         left.result(20)
     assert open_for(kernel.table or (), web)
+    assert kernel.table == desired(state)
+
+
+@pytest.mark.parametrize(
+    ("where", "name"), [(PolicyView, "tracked"), (AppliedElements, "opening"), (Recorder, "withhold")]
+)
+@pytest.mark.parametrize("error", [ZeroDivisionError(), NftError("refused")])
+def test_an_error_in_closing_at_once_loses_no_departure(
+    kernel: Recorder,
+    busy: tuple[Reconciler, EndpointTracker],
+    monkeypatch: pytest.MonkeyPatch,
+    where: type,
+    name: str,
+    error: Exception,
+) -> None:
+    """The container is closed as soon as no other change is in progress."""
+    state, tracker = busy
+    web = member(1, DOCKERS)
+    assert web.container
+    calls = [error]
+    real = getattr(where, name)
+
+    def fails_once(*args: Any) -> Any:
+        if calls:
+            raise calls.pop()
+        return real(*args)
+
+    monkeypatch.setattr(where, name, fails_once)
+    tracker.leaves("", web.container.id)
+    assert not calls
+    assert not open_for(kernel.table or (), web)
     assert kernel.table == desired(state)
 
 
