@@ -93,7 +93,7 @@ class EndpointTracker:
             places = self._mirror(facts).of(container_id)
             return self._with(facts, {}, [g.endpoint.id for g in places if network_id in ("", g.endpoint.network_id)])
 
-        self._state.depart(edit, container_id, network_id)
+        self._state.observe(edit)
 
     def renamed(self, container_id: str) -> None:
         """Note that a container has another name: answers about this container alone from before are not used."""

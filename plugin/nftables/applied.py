@@ -76,19 +76,12 @@ class AppliedElements:
         `gone`: owners whose openings all end. `lost`: by address, the owners whose rules do not name its container any
         more.
         """
-        departing = {owner: self.opening(owner) for owner in gone}
+        departing = {owner: {e for e in self.of(owner) if _opens(e) or spec_of(e.set).departs} for owner in gone}
         for address, owners in lost.items():
             for owner, elements in self._passing.get(address, {}).items():
                 if owner in owners:
                     departing.setdefault(owner, set()).update(elements)
         return {owner: elements for owner, elements in departing.items() if elements}
-
-    def __contains__(self, element: Element) -> bool:
-        return element in self._count
-
-    def opening(self, owner: ElementOwner) -> set[Element]:
-        """Return the elements of an owner that let flows pass, or lead to its endpoint. Any thread may call it."""
-        return {element for element in self.of(owner) if _opens(element) or spec_of(element.set).departs}
 
     def closing(self, departing: Mapping[ElementOwner, Collection[Element]]) -> Change:
         """Return the change that removes these elements of these owners.

@@ -6,7 +6,7 @@ thousand.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -436,13 +436,6 @@ class Change:
 
     def __bool__(self) -> bool:
         return bool(self.remove or self.add)
-
-    def without(self, elements: Collection[Element]) -> Change:
-        """Return the change without these elements."""
-        if not elements:
-            return self
-        remove, add = (tuple(e for e in part if e not in elements) for part in (self.remove, self.add))
-        return Change(remove, add)
 
 
 #: Maps from ports that have a rate to the chain that limits them. The chain exists only while an element leads to it.

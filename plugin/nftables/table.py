@@ -78,8 +78,6 @@ class KernelTable:
         self._doubtful: frozenset[str] = frozenset()
         #: The count of other programs' changes when the table was last seen unchanged.
         self._seen = -1
-        #: Elements that no write adds until `release`.
-        self._withheld: set[Element] = set()
 
     def replace(self, elements: Iterable[Element], timed: Mapping[Element, int] = MappingProxyType({})) -> None:
         """Create or replace the table with exactly these elements. Raises NftError.
@@ -95,7 +93,7 @@ class KernelTable:
             closed = self._closes_unchanged()
             if not self._written:
                 self._find_features()
-            elements = self.features.loadable(element for element in elements if element not in self._withheld)
+            elements = self.features.loadable(elements)
             elements += quarantine_gates((*elements, *timed))
             self.incomplete, self._doubtful = True, frozenset(HOOKS)
             if closed:
@@ -135,29 +133,6 @@ class KernelTable:
             unneeded = self._forget_elements(element for element in change.remove if element not in added)
         if unneeded:
             self._later(self._tidy)
-
-    def withhold(self, change: Change) -> None:
-        """Make this change now, and until `release` add none of the elements that it removes. Raises NftError.
-
-        For what must be closed while a longer change is computed, which does not know of it: that change may remove
-        these elements too, or add them.
-        """
-        with self._exclusive():
-            self._withheld.update(change.remove)
-            possible = Change(self.features.loadable(change.remove), self.features.loadable(change.add))
-            try:
-                self._client.send(possible, table=self._name)
-            except NftError:  # the longer change has just removed some of them
-                self._client.send(Change(add=possible.add), table=self._name)
-                for element in possible.remove:
-                    with suppress(NftError):
-                        self._client.send(Change((element,)), table=self._name)
-
-    def release(self, withheld: Collection[Element], wanted: Collection[Element]) -> None:
-        """End `withhold` for these elements, and add those that are wanted. Raises NftError."""
-        with self._exclusive():
-            self._withheld.difference_update(withheld)
-            self._send(Change(add=tuple(wanted)))
 
     def _tidy(self) -> None:
         with self._lock:
@@ -328,7 +303,6 @@ class KernelTable:
 
     def _send(self, change: Change, timed: Mapping[Element, int] = MappingProxyType({})) -> None:
         """Send the elements whose sets this kernel has."""
-        change = change.without(self._withheld)
         possible = Change(self.features.loadable(change.remove), self.features.loadable(change.add))
         self._client.send(possible, timed, self._name)
 

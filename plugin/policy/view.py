@@ -121,19 +121,6 @@ class PolicyView:
         """Return the owners that are the container's endpoints."""
         return self._places.get(container_id, {})
 
-    def tracked(self, container_id: str, network_id: str = "") -> list[ElementOwner]:
-        """Return the owners that are the container's endpoints on a Docker network (on all, "").
-
-        Any thread may call it. Amid a change the result may lack one.
-        """
-        try:
-            places = list(self._places.get(container_id, {}))
-        except RuntimeError:  # the dict changes
-            return []
-        guests = self.facts.guests
-        found = ((owner, guests.get(owner.id)) for owner in places if owner.kind is Kind.TRACKED)
-        return [owner for owner, guest in found if guest and network_id in ("", guest.endpoint.network_id)]
-
     @contextmanager
     def deciding(self) -> Iterator[None]:
         """Cache policies while one change is made, which needs the same ones repeatedly.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from plugin.model import Prefix
 from plugin.nftables.applied import AppliedElements
@@ -111,35 +111,6 @@ class TableApplier:
         self._caught_up(new)
         self.cuts.later(narrower)
         self.cuts.release(wider)
-
-    def close_ahead(self, container_id: str, network_id: str) -> tuple[Element, ...]:
-        """Close a container on a Docker network (on all, ""). Call it without the lock; `release` must follow.
-
-        It reads only what is applied, while another change may be in progress. Names of the container in rules of
-        others count until the change that follows. Returns the elements that are withheld. Never raises: the change
-        that follows closes too.
-        """
-        change = Change()
-        try:
-            departing = {owner: self.applied.opening(owner) for owner in self._known.tracked(container_id, network_id)}
-            change = self.applied.closing(departing)
-            if change:
-                self._nft.withhold(change)
-        except NftError as error:
-            log.warning("could not close a container before other changes: %s", error)
-        except Exception:
-            log.exception("a container could not be closed before other changes")
-        return change.remove
-
-    def release(self, withheld: Collection[Element], *, known: bool) -> None:
-        """End `close_ahead`: add again what others need. If it is not `known` what is applied, a `repair` follows."""
-        wanted = [element for element in withheld if element in self.applied] if known else []
-        try:
-            self._nft.release(withheld, wanted)
-        except NftError as error:
-            log.warning("could not add elements again: %s", error)
-            known = False
-        self.distrusted |= not known
 
     def close_first(self, now: Mapping[ElementOwner, Who | None]) -> bool:
         """Close departing owners before anything is computed. Return False if the kernel refused.

@@ -163,22 +163,6 @@ class Reconciler:
             for end in ends:
                 self._later(end)
 
-    def depart(self, edit: Edit, container_id: str, network_id: str = "") -> None:
-        """Observe that a container left a Docker network (all, "").
-
-        Docker may have given its addresses to another one already. So it is closed first, without the lock: a change
-        in progress may take a while.
-        """
-        withheld = self._writer.close_ahead(container_id, network_id)
-        known = False
-        try:
-            self.observe(edit)
-            known = True
-        finally:
-            if withheld:
-                with self._lock:
-                    self._writer.release(withheld, known=known)
-
     def _change(self, edit: Edit, ends: list[Callable[[], Cut | None]], *, observed: bool) -> None:
         before = self._view.facts
         after = edit(before)

@@ -672,36 +672,3 @@ def test_a_table_whose_last_elements_were_not_added_is_not_intact(
     assert not nft.intact()
     nft.replace([proxies])
     assert nft.intact()
-
-
-# --- elements that are withheld -----------------------------------------------------------------------------------
-
-
-def test_what_is_withheld_is_in_no_table_until_it_is_released(host: NamedNetns, nft: KernelTable) -> None:
-    """A container left while a long change was computed. That change may add, keep or remove what was open for it."""
-    web, db, new = (Element("allow4", (IPv4Address(f"10.1.0.{n}"), 6, 8080)) for n in (2, 3, 4))
-    nft.replace([web, db])
-    nft.withhold(Change((web, db)))
-    for write in (
-        lambda: nft.change(Change(remove=(db,), add=(new,))),
-        lambda: nft.change(Change(add=(web,))),
-        lambda: nft.replace([web, new]),
-        lambda: nft.replace([web, new]),
-    ):
-        write()
-        assert elements_in(host) == {"allow4: 10.1.0.4 . 6 . 8080"}
-    nft.release([web, db], [web])
-    assert elements_in(host) == {f"allow4: 10.1.0.{n} . 6 . 8080" for n in (2, 4)}
-    nft.change(Change(remove=(web, new), add=(db,)))
-    assert elements_in(host) == {"allow4: 10.1.0.3 . 6 . 8080"}
-
-
-def test_what_another_change_has_just_removed_stops_no_closing(host: NamedNetns, nft: KernelTable) -> None:
-    """The kernel refuses to remove an element twice, with all that is removed with it: then each is removed alone."""
-    web, db = (Element("allow4", (IPv4Address(f"10.1.0.{n}"), 6, 8080)) for n in (2, 3))
-    nft.replace([web, db])
-    nft.change(Change(remove=(web,)))
-    nft.withhold(Change((web, db)))
-    assert elements_in(host) == set()
-    nft.release([web, db], [])
-    assert elements_in(host) == set()

@@ -25,9 +25,6 @@ class Kernel:
         self.table: set[Element] | None = None
         #: Elements with a timeout in seconds, as they were last written.
         self.timed: dict[Element, int] = {}
-        self.withheld: set[Element] = set()
-        #: Elements that close, added by `withhold`: the change that follows adds them again.
-        self.closing: set[Element] = set()
         self.refuses = 0  # the number of transactions to refuse from now on
         self.incomplete = False
 
@@ -36,26 +33,15 @@ class Kernel:
         self.incomplete = True
         self._may_refuse()
         self.incomplete = False
-        self.table, self.timed = wanted - self.withheld, lasting
-
-    def withhold(self, change: Change) -> None:
-        self.withheld.update(change.remove)
-        self.closing.update(change.add)
-        self.table = ((self.table or set()) - set(change.remove)) | set(change.add)
-
-    def release(self, withheld: Iterable[Element], wanted: Iterable[Element]) -> None:
-        self.withheld.difference_update(withheld)
-        self.closing.clear()
-        self.table = (self.table or set()) | set(wanted)
+        self.table, self.timed = wanted, lasting
 
     def change(self, change: Change, timed: Mapping[Element, int] = MappingProxyType({})) -> None:
-        change = change.without(self.withheld)
         if not change and not timed:
             return
         self._may_refuse()
         if self.table is None or set(change.remove) - self.table - self.timed.keys():
             raise NftError("No such file or directory")
-        again = set(change.add) & (self.table - set(change.remove)) - self.closing
+        again = set(change.add) & (self.table - set(change.remove))
         assert all(element.set.startswith(("ban_families", "ban_prefix_families")) for element in again), "added twice"
         self.table = (self.table - set(change.remove)) | set(change.add)
         self.timed = {element: n for element, n in self.timed.items() if element not in change.remove} | dict(timed)

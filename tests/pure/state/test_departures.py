@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface
 from types import MappingProxyType
 from typing import Any
@@ -25,20 +22,17 @@ from plugin.model import (
     Published,
     Rule,
 )
-from plugin.nftables.applied import AppliedElements
 from plugin.nftables.client import NftError
 from plugin.nftables.compile import ElementCompiler
 from plugin.nftables.sets import Change, Element
 from plugin.policy import decide, peers
 from plugin.policy.facts import ElementOwner, Facts, Kind
 from plugin.policy.saved import SavedState
-from plugin.policy.view import PolicyView
 from plugin.state import applier, deferred
 from plugin.state.reconciler import Reconciler
 from tests.pure.expected import desired
 from tests.pure.fakes import Disk, Kernel, cut_no_flows
 from tests.specs import spec_of as spec
-from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_flows")
 
@@ -59,10 +53,6 @@ class Recorder(Kernel):
         super().change(change, timed)
         if change or timed:
             self.steps.append(change)
-
-    def withhold(self, change: Change) -> None:
-        super().withhold(change)
-        self.steps.append(change)
 
     def first(self) -> Change:
         step = self.steps[0]
@@ -437,141 +427,3 @@ def test_the_bound_applies_rule_by_rule() -> None:
     assert len(found[1].peers) == 2 * MEMBERS
     small = decide.Policy(accepts=(Rule("tcp", 1, 4095, (one, shop)), second))
     assert list(known.too_many(small, None)) == []
-
-
-# --- while another change is in progress --------------------------------------------------------------------------
-
-
-@pytest.fixture
-def busy(kernel: Recorder) -> Iterator[tuple[Reconciler, EndpointTracker]]:
-    """Yield facts with a container on a Docker network, that another thread is changing until the test ends."""
-    later = list[Callable[[], None]]()
-    state = made(kernel, (), later)
-    tracker = EndpointTracker(state)
-    tracker.replace([DOCKERS], [member(1, DOCKERS)], asked=tracker.now())
-    yield state, tracker
-    done(later)
-
-
-@contextmanager
-def in_progress(state: Reconciler, then: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Hold the lock of all changes, as a long change does; `then` is done under it at the end."""
-    began, proceed = threading.Event(), threading.Event()
-
-    def held(_: object) -> None:
-        began.set()
-        assert proceed.wait(20)
-        then()
-
-    with ThreadPoolExecutor(1) as pool:
-        change = pool.submit(state.read, held)
-        try:
-            assert began.wait(20)
-            yield
-        finally:
-            proceed.set()
-            change.result(20)
-
-
-@pytest.mark.parametrize("network_id", ["", DOCKERS.id])
-def test_a_departure_waits_for_no_change_in_progress(
-    kernel: Recorder, busy: tuple[Reconciler, EndpointTracker], network_id: str
-) -> None:
-    """However long another change takes (many rules, a slow disk), a container that leaves is closed at once."""
-    state, tracker = busy
-    web = member(1, DOCKERS)
-    assert web.container
-    assert open_for(kernel.table or (), web)
-    with ThreadPoolExecutor(1) as pool:
-        with in_progress(state):
-            left = pool.submit(tracker.leaves, network_id, web.container.id)
-            until(lambda: not open_for(kernel.table or (), web), "it is closed")
-            assert not left.done()
-        left.result(20)
-    assert not open_for(kernel.table or (), web)
-    assert not kernel.withheld
-    assert kernel.table == desired(state)
-
-
-def test_the_next_container_is_open_though_the_former_left_meanwhile(
-    kernel: Recorder, busy: tuple[Reconciler, EndpointTracker]
-) -> None:
-    """A change in progress may give the address, and the same open port, to the next container."""
-    state, tracker = busy
-    web = member(1, DOCKERS)
-    heir = dataclasses.replace(member(2, DOCKERS), addr4=web.addr4)
-    assert web.container
-    former = web.container.id
-
-    def inherits() -> None:
-        assert tracker.put(DOCKERS, [heir], listed=False, asked=tracker.now())
-        assert not open_for(kernel.table or (), heir)
-
-    with ThreadPoolExecutor(1) as pool:
-        with in_progress(state, inherits):
-            left = pool.submit(tracker.leaves, "", former)
-            until(lambda: not open_for(kernel.table or (), web), "it is closed")
-        left.result(20)
-    assert open_for(kernel.table or (), heir)
-    assert kernel.table == desired(state)
-
-
-def test_a_container_on_another_network_stays_open(kernel: Recorder, busy: tuple[Reconciler, EndpointTracker]) -> None:
-    """A container that is disconnected from one network keeps what it opens on the others."""
-    state, tracker = busy
-    web = member(1, DOCKERS)
-    assert web.container
-    with ThreadPoolExecutor(1) as pool:
-        with in_progress(state):
-            left = pool.submit(tracker.leaves, "e" * 64, web.container.id)
-        left.result(20)
-    assert open_for(kernel.table or (), web)
-    assert kernel.table == desired(state)
-
-
-@pytest.mark.parametrize(
-    ("where", "name"), [(PolicyView, "tracked"), (AppliedElements, "opening"), (Recorder, "withhold")]
-)
-@pytest.mark.parametrize("error", [ZeroDivisionError(), NftError("refused")])
-def test_an_error_in_closing_at_once_loses_no_departure(
-    kernel: Recorder,
-    busy: tuple[Reconciler, EndpointTracker],
-    monkeypatch: pytest.MonkeyPatch,
-    where: type,
-    name: str,
-    error: Exception,
-) -> None:
-    """The container is closed as soon as no other change is in progress."""
-    state, tracker = busy
-    web = member(1, DOCKERS)
-    assert web.container
-    calls = [error]
-    real = getattr(where, name)
-
-    def fails_once(*args: Any) -> Any:
-        if calls:
-            raise calls.pop()
-        return real(*args)
-
-    monkeypatch.setattr(where, name, fails_once)
-    tracker.leaves("", web.container.id)
-    assert not calls
-    assert not open_for(kernel.table or (), web)
-    assert kernel.table == desired(state)
-
-
-def test_an_error_in_a_departure_opens_nothing_again(
-    kernel: Recorder, busy: tuple[Reconciler, EndpointTracker], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What was closed at once stays closed until the table has been written anew."""
-    state, tracker = busy
-    web = member(1, DOCKERS)
-    assert web.container
-    with monkeypatch.context() as patch:
-        patch.setattr(PolicyView, "changed", _fails(ZeroDivisionError()))
-        patch.setattr(Facts, "owners", _fails(ZeroDivisionError()))
-        with pytest.raises(ZeroDivisionError):
-            tracker.leaves("", web.container.id)
-    assert not open_for(kernel.table or (), web)
-    assert not kernel.withheld
-    assert state.unfinished
