@@ -23,8 +23,8 @@ from plugin.protocols import WITH_PORTS
 #: Most elements from the names in one endpoint's rules, per direction: each change of a peer computes them again.
 MAX_NAMED = 10_000
 #: Most elements from the addresses in one endpoint's rules at published ports that docker-proxy serves: each such port
-#: needs one for each piece of each prefix.
-MAX_LISTED = 100_000
+#: needs one for each piece of each prefix. A departing container waits until all of them are in the kernel.
+MAX_LISTED = 20_000
 #: Kinds whose names are resolved by the names of Docker networks.
 _BY_NETWORKS = frozenset(kind for kind, each in NAMED.items() if each.networks)
 #: The unique key of a peer: its kind, the compose project in which to look for it, and the name.

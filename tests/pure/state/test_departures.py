@@ -406,6 +406,9 @@ def test_addresses_times_published_ports_are_bounded(kernel: Recorder, caplog: p
     assert Element("from4", (many.addr4, 6, 22, 32, IPv4Address("192.0.2.1"))) in found  # type: ignore[arg-type]
     assert not any(e.set.startswith("from") and many.addr4 in e.key and 32768 in e.key for e in found)
     assert state.read(lambda known: known).too_many(ElementOwner(Kind.TRACKED, few.id)) == []
+    two = member(4, DOCKERS, *ports[1:3], allow=lists)
+    tracker.put(DOCKERS, [two], listed=False, asked=tracker.now())
+    assert state.read(lambda known: known).too_many(ElementOwner(Kind.TRACKED, two.id)), "38,400 delay others"
     (messages,) = state.read(lambda known: known).too_many(ElementOwner(Kind.TRACKED, many.id))
     assert messages in caplog.text
     ours = member(3, OURS, *ports, allow=lists)
