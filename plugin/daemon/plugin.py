@@ -38,6 +38,7 @@ from plugin.kernel.instance_lock import claim
 from plugin.kernel.links import Links, exists, lives
 from plugin.kernel.names import host_side
 from plugin.kernel.ndp_proxy import Neighbours
+from plugin.kernel.neighbours import connected
 from plugin.kernel.sock_diag import Listeners
 from plugin.kernel.sysctl import Sysctl
 from plugin.model import Endpoint, FwError, Published
@@ -120,6 +121,7 @@ class Plugin:
             write_bridges=lambda: self._watcher.write_bridges(),  # noqa: PLW0108 (made below)
             forget=self._driver.forget,
             sighted=lambda: self._watcher.write_proxies(),  # noqa: PLW0108
+            connected=connected,
         )
         self._boot = boot = BootTableKeeper(
             settings,

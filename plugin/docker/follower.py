@@ -65,7 +65,8 @@ class DockerFollower:
     """Keeps the facts up to date with Docker.
 
     `write_bridges` writes the facts about the host's bridges to the table. `forget` undoes an endpoint or a network of
-    the driver. `sighted` writes the facts about docker-proxy and other listeners on the host to the table.
+    the driver. `sighted` writes the facts about docker-proxy and other listeners on the host to the table. `connected`
+    gets the bridge and the endpoint of a container that Docker has connected.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class DockerFollower:
         write_bridges: Callable[[], None],
         forget: Callable[[Endpoint | Network], None] = lambda _: None,
         sighted: Callable[[], None] = lambda: None,
+        connected: Callable[[str, Endpoint], None] = lambda bridge, endpoint: None,
     ) -> None:
         self._api = api
         self._state = reconciler
@@ -87,6 +89,7 @@ class DockerFollower:
         self._write_bridges = write_bridges
         self._driver_sync = DriverSync(reconciler, forget)
         self._sighted = sighted
+        self._connected = connected
         self._stop = threading.Event()
         self._requested = threading.Condition()
         self._all = False
@@ -290,6 +293,7 @@ class DockerFollower:
             if found := self._api.guest(network_id, container_id):
                 accepted.append(self._tracker.put(found[0], [found[1]], listed=False, asked=asked, sure=found[2]))
                 started = {**started, container_id: None}  # it may run already: Docker also connects running containers
+                self._connected(found[0].bridge, found[1])
         for container_id in started:
             if running := self._api.running(container_id):
                 accepted.append(self._tracker.put(None, running, listed=True, asked=asked))

@@ -16,7 +16,7 @@ from typing import Any
 from plugin.docker import container_labels
 from plugin.docker.bounded_json import Cut
 from plugin.docker.container_labels import ContainerLabels
-from plugin.jsonio import address, boolean, interface_name, only, port, published_protocol, text
+from plugin.jsonio import MAC, address, boolean, interface_name, only, port, published_protocol, text
 from plugin.labels import parser
 from plugin.model import Address, BridgeNetwork, Container, Endpoint, PolicySpec, Published
 
@@ -130,6 +130,7 @@ def _endpoints(
                 network_id=text(attached, "NetworkID"),
                 addr4=_one(attached.get("IPAddress"), IPv4Address),
                 addr6=_one(attached.get("GlobalIPv6Address"), IPv6Address),
+                mac=_mac(attached),
                 joined=True,
                 spec=spec,
                 container=container,
@@ -244,6 +245,7 @@ def attached(
                 network_id=text(raw, "Id"),
                 addr4=_one(str(value.get("IPv4Address") or "").partition("/")[0], IPv4Address),
                 addr6=_one(str(value.get("IPv6Address") or "").partition("/")[0], IPv6Address),
+                mac=_mac(value),
                 joined=True,
                 spec=spec,
                 container=container,
@@ -277,6 +279,12 @@ def not_guarded(raw: Mapping[str, Any], drivers: Mapping[str, str] = MappingProx
                 f"is on the {driver} network {name}, which docker-fw does not filter: it bypasses the host's firewall"
             )
     return ""
+
+
+def _mac(raw: Mapping[str, Any]) -> str:
+    """Return an endpoint's MAC; "" if Docker does not report one. No decision depends on it."""
+    found = str(raw.get("MacAddress") or "")
+    return found.lower() if MAC.fullmatch(found) else ""
 
 
 def _one(value: Any, kind: Any) -> Any:

@@ -5,6 +5,9 @@ outsider's packets to an address that is not there yet leave an incomplete entry
 a second (RFC 4861 section 7.2.2). No ARP reply or neighbour advertisement changes a permanent entry, so none may
 outlive its container: its address may be another's next. docker-fw's entries have a protocol number of their own.
 
+On Docker's networks containers may change their MACs, so there the entries are the kernel's own. Only one that leads
+nowhere is replaced when a container is connected, by one that the kernel verifies as it verifies any other.
+
 No function raises an error: without its entry the kernel finds a container by itself.
 """
 
@@ -24,7 +27,7 @@ log = logging.getLogger(__name__)
 #: linux/rtnetlink.h and linux/neighbour.h: struct ndmsg (family, index, state, flags, type), then attributes.
 _NEWNEIGH, _DELNEIGH, _GETNEIGH = 28, 29, 30
 _NDMSG, _DST, _LLADDR, _PROTOCOL = "=B3xiHBB", 1, 2, 12
-_NUD_PERMANENT = 0x80
+_NUD_INCOMPLETE, _NUD_STALE, _NUD_FAILED, _NUD_PERMANENT = 0x01, 0x04, 0x20, 0x80
 _REPLACE, _CREATE = 0x100, 0x400
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 #: The protocol of docker-fw's entries (a number that linux/rtnetlink.h assigns to no program, RTPROT_*).
@@ -66,6 +69,25 @@ def restore(bridges: Mapping[int, Iterable[Endpoint]]) -> None:
     _put_all(wanted)
 
 
+def connected(bridge: str, endpoint: Endpoint) -> None:
+    """Have the host find a container that has just been connected to one of Docker's bridges.
+
+    An entry of its addresses that has no MAC, because an outsider's packets came first, gets the one that Docker
+    reported. All others stay as they are, and so does an address without an entry.
+    """
+
+    def work(sock: socket.socket) -> None:
+        index = socket.if_nametoindex(bridge)
+        for (_, address), mac in _wanted(index, endpoint).items():
+            if _state(sock, index, address) & (_NUD_INCOMPLETE | _NUD_FAILED):
+                nl.request(
+                    sock, _NEWNEIGH, nl.NLM_F_ACK | _REPLACE, _entry(index, address, _NUD_STALE) + nl.attr(_LLADDR, mac)
+                )
+
+    if endpoint.mac:
+        _ask(work)
+
+
 def _addresses(endpoint: Endpoint) -> list[IPv4Address | IPv6Address]:
     return [address for address in (endpoint.addr4, endpoint.addr6) if address]
 
@@ -103,6 +125,17 @@ def _permanent(sock: socket.socket) -> list[tuple[tuple[int, bytes], bytes]]:
         if known.get(_PROTOCOL, b"")[:1] == bytes([PROTOCOL]) and state & _NUD_PERMANENT:
             found.append(((index, known[_DST]), known.get(_LLADDR, b"")))
     return found
+
+
+def _state(sock: socket.socket, bridge: int, address: bytes) -> int:
+    """Return the state of an entry (NUD_*); 0 if there is none. Raises OSError."""
+    try:
+        found = nl.request(sock, _GETNEIGH, 0, _entry(bridge, address, 0))
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return 0
+        raise
+    return next((struct.unpack_from(_NDMSG, body)[2] for _, body in found), 0)
 
 
 def _put(sock: socket.socket, bridge: int, address: bytes, mac: bytes) -> None:

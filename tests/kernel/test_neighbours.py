@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import resource
 import signal
 import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
 from plugin.kernel.links import exists, lives
 from plugin.kernel.names import bridge_name, host_side
-from plugin.kernel.neighbours import PROTOCOL
+from plugin.kernel.neighbours import PROTOCOL, connected
+from plugin.model import Address, Endpoint
+from tests.kernel.packets import Sniffer
 from tests.kernel.running import Body, Running
-from tests.kernel.site import Site
+from tests.kernel.site import BR_DOCKER, Site
 from tests.waiting import until
 
 
@@ -140,3 +145,58 @@ def test_a_link_that_cannot_be_asked_for_is_not_taken_for_missing() -> None:
         for ask in (lambda: exists("lo"), lambda: lives("e" * 64)):
             with pytest.raises(OSError, match="Too many open files"):
                 ask()
+
+
+# --- on Docker's bridges --------------------------------------------------------------------------------------------
+
+#: Addresses that a container will get, and has not yet.
+LATER = Endpoint("e" * 64, "d" * 64, IPv4Address("10.40.0.9"), IPv6Address("2001:db8:40::9"))
+
+
+def entry(site: Site, address: Address) -> str:
+    """Return the host's entry of an address on Docker's bridge, as ip(8) shows it."""
+    return site.run("ip", "neigh", "show", str(address), "dev", BR_DOCKER).stdout.strip()
+
+
+def connect(site: Site, mac: str, bridge: str = BR_DOCKER) -> None:
+    """Have docker-fw see that Docker connects the container, with this MAC."""
+    with site.inside():
+        connected(bridge, dataclasses.replace(LATER, mac=mac))
+
+
+@pytest.mark.parametrize("address", LATER.addresses)
+def test_a_packet_that_came_before_its_container_waits_no_second(site: Site, address: Address) -> None:
+    """An outsider tried the address first, so the host asked for it in vain, and would ask again after a second.
+
+    When Docker connects the container, the packet is delivered to its MAC at once, although nothing has answered.
+    """
+    box = site.docker_box(BR_DOCKER, 40)
+    mac = json.loads(box.run(["ip", "-j", "link", "show", "eth0"]).stdout)[0]["address"]
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with closing(Sniffer(box.path, "eth0")) as sniffer:
+        with site.inside(), socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"early", (str(address), 8080))
+        until(lambda: "INCOMPLETE" in entry(site, address), "the host looks for it")
+        connect(site, mac.upper())
+        until(lambda: address.packed in {packet.dst for packet in sniffer.read()}, "it arrives")
+    assert f"lladdr {mac}" in entry(site, address)
+    assert "PERMANENT" not in entry(site, address), "the kernel verifies it"
+
+
+def test_an_entry_that_leads_to_a_container_is_not_replaced(site: Site) -> None:
+    """Only the kernel and an administrator decide where the host sends, if an entry has a MAC; none is added."""
+    site.docker_box(BR_DOCKER, 40)
+    connect(site, "02:00:00:00:00:09")
+    assert [entry(site, address) for address in LATER.addresses] == ["", ""]
+    for state in ("reachable", "stale", "permanent"):
+        for address in LATER.addresses:
+            site.host.ip(f"neigh replace {address} lladdr 02:00:00:00:00:01 dev {BR_DOCKER} nud {state}")
+        connect(site, "02:00:00:00:00:09")
+        assert all("lladdr 02:00:00:00:00:01" in entry(site, address) for address in LATER.addresses)
+    for address in LATER.addresses:
+        site.host.ip(f"neigh replace {address} dev {BR_DOCKER} nud failed")
+    connect(site, "")
+    connect(site, "02:00:00:00:00:09", "no-such-bridge")
+    assert all("FAILED" in entry(site, address) for address in LATER.addresses)
+    connect(site, "02:00:00:00:00:09")
+    assert all("lladdr 02:00:00:00:00:09 STALE" in entry(site, address) for address in LATER.addresses)

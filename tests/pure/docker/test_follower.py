@@ -169,6 +169,7 @@ class World:
             "put",
             "replace",
             "cut_closed",
+            "connected",
         ):
             raise AttributeError(name)
         return lambda *args, **kwargs: self.calls.append((name, *args, *kwargs.values())) or True
@@ -190,7 +191,9 @@ def bridges() -> Bridges:
 @pytest.fixture
 def follower(world: World, bridges: Bridges) -> Iterator[DockerFollower]:
     proxies = ProxyPorts(world, Listeners(set), ())  # type: ignore[arg-type]
-    made = DockerFollower(world, world, world, bridges, proxies, world.note, world.undo)  # type: ignore[arg-type]
+    made = DockerFollower(  # type: ignore[arg-type]
+        world, world, world, bridges, proxies, world.note, world.undo, connected=world.connected
+    )
     threads = [threading.Thread(target=loop) for loop in (made.listen, made.look_loop, made.place_loop)]
     for thread in threads:
         thread.start()
@@ -374,6 +377,7 @@ def test_a_connected_container_is_looked_up_alone(world: World, follower: Docker
     until(lambda: world.called("put", None, [GUEST], True))
     assert world.listings == 1
     assert world.called("returns", NETWORK.id, WEB.id)
+    assert world.called("connected", NETWORK.bridge, GUEST), "an outsider's packets may wait for it"
     world.emit("container destroy", WEB.id)
     until(lambda: world.called("forget", WEB.id))
 

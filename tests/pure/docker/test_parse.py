@@ -202,6 +202,7 @@ def test_a_container_is_found_while_it_is_being_connected(key: str) -> None:
     """Before Docker has set up the sandbox, the entry's key contains the endpoint's ID, afterwards the container's ID;
     its name is the container's."""
     entry = {"Name": "web", "EndpointID": "e" * 64, "IPv4Address": "172.18.0.2/16", "IPv6Address": "2001:db8:1::2/64"}
+    entry["MacAddress"] = "02:42:AC:12:00:02"
     other = {"Name": "db", "EndpointID": "d" * 64, "IPv4Address": "172.18.0.9/16", "IPv6Address": ""}
     there = {**NETWORK, "Containers": {"ep-" + "d" * 64: other, key: entry}}
     found = parse.attached(there, WEB, {"fw.deny": "22"})
@@ -214,6 +215,11 @@ def test_a_container_is_found_while_it_is_being_connected(key: str) -> None:
     assert known
     assert (known.published, known.unlisted) == ((Published("tcp", IPv4Address("127.0.0.1"), 8080, 80),), False)
     assert (found.id, found.addr4, found.addr6) == ("e" * 64, IPv4Address("172.18.0.2"), IPv6Address("2001:db8:1::2"))
+    assert found.mac == "02:42:ac:12:00:02"
+    entry["MacAddress"] = "02:42"
+    unknown = parse.attached(there, WEB, {})
+    assert unknown
+    assert unknown.mac == "", "nothing depends on it"
     assert parse.attached({**NETWORK, "Containers": {"ep-" + "d" * 64: other}}, WEB, {}) is None
 
 
