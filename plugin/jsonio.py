@@ -44,7 +44,7 @@ def document(data: bytes) -> Any:
     if len(data) > MAX_BYTES:
         raise JsonError(f"the request has {len(data)} bytes; at most {MAX_BYTES} are read")
     try:
-        value = json.loads(data)
+        value = json.loads(data, parse_constant=_no_constant)
     except RecursionError:
         raise _too_deep() from None
     except ValueError as error:
@@ -61,6 +61,11 @@ def document(data: bytes) -> Any:
         if not level:
             return value
     raise _too_deep()
+
+
+def _no_constant(name: str) -> None:
+    """Refuse NaN and Infinity, which json reads although JSON has neither (RFC 8259 section 6)."""
+    raise ValueError(f"{name} is no number")
 
 
 def record(raw: Any, *fields: str, where: str = "the request") -> Mapping[str, Any]:

@@ -98,7 +98,13 @@ def test_unknown_fields_are_an_error() -> None:
         jsonio.record({"aa": 1}, "a", "b")
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"[" * 100_000, b'{"a":' * 100_000, b"9" * 5000, b"nan"])
+#: What JavaScript has, and JSON has not (RFC 8259 section 6): nothing is greater or less than NaN.
+CONSTANTS = (b"NaN", b'{"seconds": Infinity}', b"[-Infinity]")
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"\xff", b"[" * 100_000, b'{"a":' * 100_000, b"9" * 5000, b"nan", *CONSTANTS]
+)
 def test_bytes_that_are_no_json_are_one_error(data: bytes) -> None:
     """Bytes that are no JSON raise one kind of error, however deep or long they are."""
     with pytest.raises(JsonError, match=r"^the request is not JSON"):
@@ -119,5 +125,11 @@ def test_documents_are_bounded() -> None:
 @given(st.recursive(json_values, lambda inner: st.lists(inner, max_size=2), max_leaves=5))
 @examples(100)
 def test_documents_within_the_bounds_are_read(value: Any) -> None:
-    """JSON within the bounds is returned unchanged."""
-    assert jsonio.document(json.dumps(value).encode()) == value
+    """JSON within the bounds is returned unchanged; a value that JSON cannot express is refused."""
+    try:
+        text = json.dumps(value, allow_nan=False)
+    except ValueError:
+        with pytest.raises(JsonError, match="is no number"):
+            jsonio.document(json.dumps(value).encode())
+    else:
+        assert jsonio.document(text.encode()) == value
