@@ -19,6 +19,7 @@ from tests.lab.netns import FORWARDING
 site = site_of_module(FORWARDING)
 _ports = itertools.count(20000)
 DROPS_WITHOUT_MARK = f"type filter hook forward priority 10; meta mark & {MARK:#x} == 0 drop;"
+SETS_MARK = "type filter hook prerouting priority -300; meta mark set 0xffffffff;"
 OPEN = Rule("udp", 53, 53)
 End = tuple[NamedNetns, str, str]
 
@@ -60,13 +61,24 @@ def opened(site: Site, here: End, there: End) -> tuple[list[Packet], list[Packet
         ("docker-fw", "Docker", (False, True)),
     ],
 )
+@pytest.mark.parametrize("forged", ["", SETS_MARK], ids=["plain", "forged"])
 def test_established_flows_pass_by_the_mark_on_docker_fw_networks_only(
-    site: Site, boxes: dict[str, Box], ends: dict[str, End], first: str, second: str, passing: tuple[bool, bool]
+    site: Site,
+    boxes: dict[str, Box],
+    ends: dict[str, End],
+    first: str,
+    second: str,
+    passing: tuple[bool, bool],
+    forged: str,
 ) -> None:
-    """Docker's firewall decides about each packet to a Docker network, and about those from there to outside."""
+    """Docker's firewall decides about each packet to a Docker network, and about those from there to outside.
+
+    Also if the packets come with the mark.
+    """
     here, there = ends[first], ends[second]
     out, back = opened(site, here, there)
-    site.run("nft", "-f", "-", input=f"table inet later {{ chain f {{ {DROPS_WITHOUT_MARK} }}; }}\n")
+    chains = f"chain f {{ {DROPS_WITHOUT_MARK} }}; chain e {{ {forged} }};"
+    site.run("nft", "-f", "-", input=f"table inet later {{ {chains} }}\n")
     ours = boxes["docker-fw"]
     ways = (out, there[0], here[0]), (back, here[0], there[0])
     for (packets, to, sender), passes in zip(ways, passing, strict=True):
