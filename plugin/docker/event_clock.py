@@ -24,8 +24,8 @@ class EventClock:
         #: Answers requested before this moment are stale.
         self._floor = 0
         self._asked = 0
-        #: Places that were left, and to which no return was reported.
-        self._gone: set[tuple[str, str]] = set()
+        #: By container, the networks that it left ("": all), and to which no return was reported.
+        self._gone: dict[str, set[str]] = {}
         #: The last moment at which each place was not there.
         self._left: dict[tuple[str, str], int] = {}
         #: The moment of each container's last change of name.
@@ -38,14 +38,17 @@ class EventClock:
 
     def leaves(self, network: str, container: str) -> None:
         """Note that a container disconnected now from a network, or from all ("")."""
-        self._gone.add((network, container))
+        self._gone.setdefault(container, set()).add(network)
         self._left[network, container] = self.tick()
 
     def returns(self, network: str, container: str) -> None:
         """Note that a container connected to a network; answers from before may list what it had earlier."""
-        for place in self._gone & {(network, container), ("", container)}:
-            self._gone.remove(place)
-            self._left[place] = self.tick()
+        gone = self._gone.get(container, set())
+        for place in gone & {network, ""}:
+            gone.remove(place)
+            self._left[place, container] = self.tick()
+        if not gone:
+            self._gone.pop(container, None)
 
     def renamed(self, container: str) -> None:
         """Note that a container has another name now."""
@@ -53,7 +56,7 @@ class EventClock:
 
     def forget(self, container: str) -> None:
         """Note that a container does not exist any more; answers that are under way may list it."""
-        self._gone = {(n, c) for n, c in self._gone if c != container}
+        self._gone.pop(container, None)
         self._left["", container] = self.tick()
 
     def network_gone(self, network: str) -> None:
@@ -82,8 +85,8 @@ class EventClock:
 
     def has_left(self, network: str, container: str, asked: int) -> bool:
         """True if the container has left since Docker was asked. Without a container: if the network was removed."""
-        places = ((network, container), ("", container))
-        return any(place in self._gone or self._left.get(place, 0) > asked for place in places)
+        gone = self._gone.get(container, ())
+        return any(place in gone or self._left.get((place, container), 0) > asked for place in (network, ""))
 
     def has_other_name(self, container: str, asked: int) -> bool:
         """True if the container was renamed since Docker was asked."""

@@ -1,4 +1,4 @@
-"""Index of the endpoints on Docker networks: by ID, by container, by address. Pure.
+"""Index of the endpoints on Docker networks: by ID, by container, by network, by address. Pure.
 
 Thousands of endpoints stay unchanged when one is added or removed, so a look-up must not search them all.
 """
@@ -16,6 +16,7 @@ class Guests:
     def __init__(self, guests: Iterable[TrackedEndpoint] = ()) -> None:
         self._guests: dict[str, TrackedEndpoint] = {}
         self._of: dict[str, dict[str, None]] = {}
+        self._on: dict[str, dict[str, None]] = {}
         self._at: dict[tuple[str, Address], str] = {}
         for guest in guests:
             self.put(guest)
@@ -31,6 +32,10 @@ class Guests:
         """Return the container's endpoints."""
         return [self._guests[each] for each in self._of.get(container_id, ())]
 
+    def on(self, network_id: str) -> list[TrackedEndpoint]:
+        """Return the endpoints on the network."""
+        return [self._guests[each] for each in self._on.get(network_id, ())]
+
     def at(self, endpoint: Endpoint) -> list[TrackedEndpoint]:
         """Return other endpoints that have one of the endpoint's addresses on its network."""
         found = dict.fromkeys(self._at.get((endpoint.network_id, each), "") for each in endpoint.addresses)
@@ -42,6 +47,7 @@ class Guests:
         self.remove(endpoint.id)
         self._guests[endpoint.id] = guest
         self._of.setdefault(guest.container_id, {})[endpoint.id] = None
+        self._on.setdefault(endpoint.network_id, {})[endpoint.id] = None
         self._at.update({(endpoint.network_id, each): endpoint.id for each in endpoint.addresses})
 
     def remove(self, endpoint_id: str) -> None:
@@ -49,10 +55,10 @@ class Guests:
         guest = self._guests.pop(endpoint_id, None)
         if guest is None:
             return
-        places = self._of[guest.container_id]
-        del places[endpoint_id]
-        if not places:
-            del self._of[guest.container_id]
+        for index, key in ((self._of, guest.container_id), (self._on, guest.endpoint.network_id)):
+            del index[key][endpoint_id]
+            if not index[key]:
+                del index[key]
         for each in guest.endpoint.addresses:
             if self._at.get((guest.endpoint.network_id, each)) == endpoint_id:
                 del self._at[guest.endpoint.network_id, each]

@@ -120,7 +120,7 @@ class EndpointTracker:
         def edit(facts: Facts) -> Facts:
             self._clock.network_gone(network_id)
             self._networks_since.pop(network_id, None)
-            gone = [k for k, guest in facts.guests.items() if guest.endpoint.network_id == network_id]
+            gone = [guest.endpoint.id for guest in self._mirror(facts).on(network_id)]
             return self._with(facts, {}, gone).with_networks({}, [network_id])
 
         self._state.observe(edit)
@@ -140,9 +140,9 @@ class EndpointTracker:
 
     def _marked_unknown(self, facts: Facts, bridge: str | None) -> Facts:
         self._clock.invalidate()
-        wanted = {network.id for network in facts.networks.values() if bridge in (None, network.bridge)}
-        unknown = {k: g for k, g in facts.guests.items() if g.sure and g.endpoint.network_id in wanted}
-        return self._with(facts, {k: dataclasses.replace(guest, sure=False) for k, guest in unknown.items()})
+        guests, networks = self._mirror(facts), facts.networks.values()
+        there = (g for network in networks if bridge in (None, network.bridge) for g in guests.on(network.id))
+        return self._with(facts, {g.endpoint.id: dataclasses.replace(g, sure=False) for g in there if g.sure})
 
     # --- endpoints that are there ---------------------------------------------------------------------------------
 
@@ -258,8 +258,8 @@ class EndpointTracker:
 
         A container that just joined a docker-fw network may not be listed yet.
         """
-        joined = {e.container.id for e in state.endpoints.values() if e.container}
-        gone = {each.container for each in state.overrides if each.container not in there} - joined
+        if gone := {each.container for each in state.overrides if each.container not in there}:
+            gone -= {e.container.id for e in state.endpoints.values() if e.container}
         return _without_ports(without(state, gone), [each for each in state.proxied if each not in there])
 
     # --- the facts' endpoints -------------------------------------------------------------------------------------
