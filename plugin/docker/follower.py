@@ -227,7 +227,7 @@ class DockerFollower:
             if started:
                 self._started[started] = None
             # Driver endpoints whose labels are unknown can be found only in the full list.
-            self._all |= any(e.joined and e.container is None for e in list(self._state.endpoints.values()))
+            self._all |= self._state.unlabelled
             self._requested.notify_all()
 
     # --- look-ups -------------------------------------------------------------------------------------------------

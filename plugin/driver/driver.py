@@ -108,7 +108,7 @@ class Driver:
             if calls or self._creating.pop(network.id, None) is None:
                 return state
             undone.append(network)
-            return state.without_network(network.id)
+            return state.without_network(network.id, [e.id for e in self._state.on(network.id)])
 
         try:
             self._state.edit_state(edit)
@@ -123,7 +123,7 @@ class Driver:
         if network is None:
             self._links.delete_bridge_of(network_id)  # the saved state was lost, and Docker still knows the network
             return {}
-        for endpoint in [e for e in self._state.endpoints.values() if e.network_id == network.id]:
+        for endpoint in self._state.on(network.id):
             self._remove(endpoint)
         # The bridge first, its policy after: no part of it is open in between.
         self._links.delete_bridge(network)
@@ -138,7 +138,10 @@ class Driver:
         self._forget_others(endpoint)
         # One at a time: of two requests for the same MAC at the same moment the second must see the first.
         known = self._state.add_endpoint(
-            endpoint.id, lambda others: dataclasses.replace(endpoint, mac=settled(endpoint, others))
+            endpoint.id,
+            lambda view: dataclasses.replace(
+                endpoint, mac=settled(endpoint, lambda mac: view.at(endpoint.network_id, mac))
+            ),
         )
         if (known.network_id, known.addr4, known.addr6) != (endpoint.network_id, endpoint.addr4, endpoint.addr6):
             raise FwError(f"endpoint {endpoint.id[:12]} exists already with other addresses")
@@ -299,8 +302,8 @@ class Driver:
         one that has the same MAC and had a link, and has none any more.
         """
         mine = {address for address in (endpoint.addr4, endpoint.addr6) if address}
-        for other in list(self._state.endpoints.values()):
-            if other.network_id == endpoint.network_id and other.id != endpoint.id:
+        for other in self._state.read(lambda view: view.at(endpoint.network_id, *mine, endpoint.mac)):
+            if other.id != endpoint.id:
                 gone = other.joined and other.mac == endpoint.mac != "" and not exists(host_side(other.id))
                 if other.addr4 not in (None, endpoint.addr4) and other.addr6 in mine and lives(other.id):
                     self._drop_addr6(other)
@@ -330,7 +333,7 @@ class Driver:
         if not exists(network.bridge):
             log.warning("bridge %s is missing; recreating it", network.bridge)
             self._links.make_bridge(network)
-            self._links.reattach(network, [e for e in self._state.endpoints.values() if e.network_id == network.id])
+            self._links.reattach(network, self._state.on(network.id))
 
     def _remove(self, endpoint: Endpoint) -> None:
         if endpoint.joined or endpoint.published:

@@ -6,19 +6,27 @@ If two ports of a bridge had the same MAC, frames for one container would reach 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from plugin.kernel.links import bridge_mac, mac_of
 from plugin.model import Endpoint, FwError
 
 
-def settled(endpoint: Endpoint, others: Iterable[Endpoint]) -> str:
-    """Return the endpoint's MAC. `others`: endpoints of all networks. Raises FwError if the user's is not allowed."""
-    taken = {o.mac: _called(o) for o in others if o.network_id == endpoint.network_id and o.id != endpoint.id}
-    taken[bridge_mac(endpoint.network_id)] = "the network's bridge"
+def settled(endpoint: Endpoint, having: Callable[[str], Iterable[Endpoint]]) -> str:
+    """Return the endpoint's MAC. Raises FwError if the user's is not allowed.
+
+    `having`: the endpoints on its network that have a MAC.
+    """
+
+    def owner(mac: str) -> str:
+        """Return the other link that has the MAC; "" if it is free."""
+        if mac == bridge_mac(endpoint.network_id):
+            return "the network's bridge"
+        return next((_called(other) for other in having(mac) if other.id != endpoint.id), "")
+
     if not endpoint.mac:
-        return _made(endpoint, taken.keys())
-    if why := _wrong(endpoint.mac) or (endpoint.mac in taken and f"belongs to {taken[endpoint.mac]}"):
+        return _made(endpoint, owner)
+    if why := _wrong(endpoint.mac) or ((other := owner(endpoint.mac)) and f"belongs to {other}"):
         raise FwError(
             f"MAC address {endpoint.mac} {why}, and frames for one container would reach another; choose another "
             "--mac-address (mac_address in a compose file), or leave it out"
@@ -26,10 +34,10 @@ def settled(endpoint: Endpoint, others: Iterable[Endpoint]) -> str:
     return endpoint.mac
 
 
-def _made(endpoint: Endpoint, taken: Iterable[str]) -> str:
+def _made(endpoint: Endpoint, owner: Callable[[str], str]) -> str:
     """Return a MAC derived from the addresses; if another endpoint has that one, from the endpoint's ID."""
     mac, number = mac_of(endpoint.addr4, endpoint.addr6), 0
-    while mac in taken:
+    while owner(mac):
         digest = hashlib.sha256(f"{endpoint.id} {number}".encode()).digest()
         mac, number = ":".join(f"{byte:02x}" for byte in b"\x02\x42" + digest[:4]), number + 1
     return mac

@@ -178,8 +178,15 @@ _ALONE: dict[Kind, Callable[[Facts], Any]] = {
 _ON = {Kind.ENDPOINT: Kind.NETWORK, Kind.TRACKED: Kind.DOCKER_NETWORK}
 
 
-def changed(before: Facts, after: Facts, places: Callable[[str], Iterable[ElementOwner]]) -> dict[ElementOwner, None]:
-    """Return the owners whose elements may change. `places`: a container's endpoints before the change.
+def changed(
+    before: Facts,
+    after: Facts,
+    places: Callable[[str], Iterable[ElementOwner]],
+    on: Callable[[str], Iterable[ElementOwner]],
+) -> dict[ElementOwner, None]:
+    """Return the owners whose elements may change.
+
+    `places`: a container's endpoints before the change. `on`: those on a network before the change.
 
     A network includes all endpoints on it. An endpoint on a Docker network includes the other endpoints of its
     container, because the container's published ports are closed or open together.
@@ -187,14 +194,9 @@ def changed(before: Facts, after: Facts, places: Callable[[str], Iterable[Elemen
     owners = dict.fromkeys(ElementOwner(kind) for kind, of in _ALONE.items() if _differ(of(before), of(after)))
     one, other = before._by_kind(), after._by_kind()
     keys = {kind: frozen(known).differing(one[kind]) for kind, known in other.items()}
-    for kind, on in _ON.items():
-        if changed_networks := keys[on]:
-            keys[kind] |= {
-                key
-                for known in (one[kind], other[kind])
-                for key, what in known.items()
-                if _endpoint(what).network_id in changed_networks
-            }
+    for kind, networks in _ON.items():
+        # An endpoint that was not on the network before the change is new itself, or has changed.
+        keys[kind] |= {owner.id for network in keys[networks] for owner in on(network) if owner.kind is kind}
     owners |= {ElementOwner(kind, key): None for kind in keys for key in sorted(keys[kind])}
     containers = {
         known[key].container_id for known in (before.guests, after.guests) for key in keys[Kind.TRACKED] if key in known
@@ -207,10 +209,6 @@ def changed(before: Facts, after: Facts, places: Callable[[str], Iterable[Elemen
 
 def _differ(one: Any, other: Any) -> bool:
     return one is not other and one != other
-
-
-def _endpoint(what: Endpoint | TrackedEndpoint) -> Endpoint:
-    return what.endpoint if isinstance(what, TrackedEndpoint) else what
 
 
 def _overridden(before: Facts, after: Facts) -> set[str]:

@@ -44,13 +44,13 @@ class SavedState:
             return self
         return replace(self, networks=frozen(self.networks).put(network.id, network))
 
-    def without_network(self, network_id: str) -> SavedState:
-        """Return the state without this network, the endpoints on it, and its bridge's egress restriction."""
+    def without_network(self, network_id: str, endpoints: Iterable[str] = ()) -> SavedState:
+        """Return the state without this network, its endpoints, and its bridge's egress restriction."""
         network = self.networks.get(network_id)
         return replace(
             self,
             networks=frozen(self.networks).drop([network_id]),
-            endpoints=frozen(self.endpoints).drop(self.on(network_id)),
+            endpoints=frozen(self.endpoints).drop(endpoints),
             egress_restricted=self.egress_restricted - {network.bridge} if network else self.egress_restricted,
         )
 
@@ -79,7 +79,3 @@ class SavedState:
         """Return the state with these names of bridges of neither docker-fw nor Docker: they need not wait at boot."""
         unmanaged = frozenset(filter(INTERFACE_NAME.fullmatch, bridges))
         return self if unmanaged == self.unmanaged else replace(self, unmanaged=unmanaged)
-
-    def on(self, network_id: str) -> list[str]:
-        """Return the IDs of the endpoints on a network."""
-        return [e.id for e in self.endpoints.values() if e.network_id == network_id]

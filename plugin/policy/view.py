@@ -30,6 +30,7 @@ from plugin.policy import decide as policy
 from plugin.policy import overrides
 from plugin.policy.facts import ElementOwner, Facts, Kind, changed
 from plugin.policy.frozen import frozen
+from plugin.policy.located import Located
 from plugin.policy.peers import Key, PeerIndex, Who, itself, who
 from plugin.policy.saved import SavedState
 
@@ -63,6 +64,8 @@ class PolicyView:
     without_room: Collection[ElementOwner] | None = None
     #: The endpoints of each container, by its ID.
     _places: dict[str, dict[ElementOwner, None]] = field(default_factory=dict)
+    #: The endpoints by network, and the driver's by address and MAC. A copy of the view does not have it.
+    _located: Located = field(default_factory=Located)
     #: While a change is made: policies by endpoint, with the inputs of each decision.
     _decided: dict[str, tuple[Network | BridgeNetwork, Endpoint, Override, Policy]] | None = None
 
@@ -84,6 +87,8 @@ class PolicyView:
     def take(self, facts: Facts, owners: Iterable[ElementOwner]) -> None:
         """Replace the facts; `owners`: those that the new facts change."""
         before, self.facts = self.facts, facts
+        owners = list(owners)
+        self._located.take(before, facts, owners)
         for owner in owners:
             was, now = before.container_of(owner), facts.container_of(owner)
             if was != now:
@@ -100,6 +105,7 @@ class PolicyView:
     def start(self, facts: Facts) -> None:
         """Start from these facts, and forget all earlier ones."""
         self.facts, self.overrides, self._places = facts, _in_force(facts), _index(facts)
+        self._located = Located(facts)
         self.directory, self.without_room = PeerIndex(), None
         self.directory.networks = facts.names
 
@@ -110,7 +116,7 @@ class PolicyView:
 
     def changed(self, before: Facts, after: Facts) -> dict[ElementOwner, None]:
         """Return the owners whose elements may change; `before`: the current facts."""
-        owners = changed(before, after, self.places)
+        owners = changed(before, after, self.places, self._located.on)
         if before.names != after.names:
             self.directory.networks = after.names
             owners |= dict.fromkeys(self.directory.network_askers(before.names))
@@ -120,6 +126,20 @@ class PolicyView:
     def places(self, container_id: str) -> Iterable[ElementOwner]:
         """Return the owners that are the container's endpoints."""
         return self._places.get(container_id, {})
+
+    @property
+    def unlabelled(self) -> bool:
+        """True if an endpoint of the driver is joined and its container is unknown."""
+        return self._located.unlabelled
+
+    def at(self, network_id: str, *places: Address | str | None) -> list[Endpoint]:
+        """Return the driver's endpoints on the network that have one of these addresses or MACs."""
+        found = dict.fromkeys(key for where in places if where for key in self._located.at(network_id, where))
+        return [self.state.endpoints[key] for key in found]
+
+    def on(self, network_id: str) -> list[Endpoint]:
+        """Return the driver's endpoints on the network."""
+        return [self.state.endpoints[o.id] for o in self._located.on(network_id) if o.kind is Kind.ENDPOINT]
 
     @contextmanager
     def deciding(self) -> Iterator[None]:

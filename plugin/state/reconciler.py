@@ -93,10 +93,19 @@ class Reconciler:
         """The driver's endpoints by ID, as in `facts`."""
         return self.state.endpoints
 
+    @property
+    def unlabelled(self) -> bool:
+        """True if an endpoint of the driver is joined and its container is unknown. A change in progress may count."""
+        return self._view.unlabelled
+
     def read(self, question: Callable[[PolicyView], T]) -> T:
         """Return the answer to a short question while nothing changes. Every change waits for it."""
         with self._lock:
             return question(self._view)
+
+    def on(self, network_id: str) -> list[Endpoint]:
+        """Return the driver's endpoints on a network."""
+        return self.read(lambda view: view.on(network_id))
 
     def snapshot(self) -> PolicyView:
         """Return a copy of all current facts, to be read without the lock."""
@@ -369,19 +378,19 @@ class Reconciler:
         self.edit_state(lambda state: state.with_network(network))
 
     def drop_network(self, network_id: str) -> None:
-        """Forget a network of the driver. Raises FwError."""
-        self.edit_state(lambda state: state.without_network(network_id))
+        """Forget a network of the driver, and the endpoints on it. Raises FwError."""
+        self.edit_state(lambda state: state.without_network(network_id, [e.id for e in self.on(network_id)]))
 
     def put_endpoint(self, endpoint: Endpoint) -> None:
         """Add or replace an endpoint of the driver. Raises FwError."""
         self.edit_state(lambda state: state.with_endpoint(endpoint))
 
-    def add_endpoint(self, endpoint_id: str, make: Callable[[Iterable[Endpoint]], Endpoint]) -> Endpoint:
+    def add_endpoint(self, endpoint_id: str, make: Callable[[PolicyView], Endpoint]) -> Endpoint:
         """Return the endpoint; a new one is made from all that exist, and added. Raises FwError."""
         found: list[Endpoint] = []
 
         def edit(state: SavedState) -> SavedState:
-            found.append(state.endpoints.get(endpoint_id) or make(state.endpoints.values()))
+            found.append(state.endpoints.get(endpoint_id) or make(self._view))
             return state.with_endpoint(found[0])
 
         self.edit_state(edit)

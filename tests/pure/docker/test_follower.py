@@ -128,6 +128,10 @@ class World:
         self.steps.append(self.facts)
 
     @property
+    def unlabelled(self) -> bool:
+        return any(e.joined and e.container is None for e in self.endpoints.values())
+
+    @property
     def all_known(self) -> bool:
         """Return True if all networks are known, and none restricts egress."""
         return not self.state.egress_restricted

@@ -357,7 +357,7 @@ def test_a_removed_network_takes_its_own_endpoints_along() -> None:
     """Those of other networks stay."""
     state = FACTS.saved.with_network(dataclasses.replace(OURS, id="x" * 64))
     assert state.without_network("x" * 64).endpoints == {WEB.id: WEB}
-    assert state.without_network(OURS.id).endpoints == {}
+    assert state.without_network(OURS.id, [WEB.id]).endpoints == {}
 
 
 def test_an_endpoint_without_published_ports_opens_none() -> None:
