@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from plugin.docker.snapshot import DockerSnapshot
 from plugin.kernel.sock_diag import Listeners
 from plugin.model import Published, RequestedPorts, Rule
 from plugin.policy.facts import Facts, ProxyFacts
+from plugin.policy.frozen import frozen
 from plugin.policy.saved import SavedState
 from plugin.protocols import NUMBER, UNFOUND
 from plugin.state.reconciler import Reconciler
@@ -50,21 +52,28 @@ class ProxyPorts:
         self._dockerd = dockerd
         self._kinds = kinds
         self._lock = threading.Lock()
-        self._asked: dict[str, tuple[RequestedPorts, ...]] = dict(reconciler.state.asked)
+        self._asked: dict[str, tuple[RequestedPorts, ...]] = {}
         #: The time each container was reported by itself, and the containers whose requested ports are unknown.
         self._since: dict[str, float] = {}
         self._unknown: set[str] = set()
         self._listening: frozenset[Published] = frozenset()
         #: By container, the ports of dockerd that it requests; most request none.
-        self._claims = {k: found for k, ports in self._asked.items() if (found := claimed(dockerd, ports))}
+        self._claims: dict[str, frozenset[Port]] = {}
+        #: How many containers request a port of each of `plugin.protocols.UNFOUND`, by number.
+        self._unfounds = Counter[int]()
+        #: Changes that the next `_keep` saves. None: the container requests no port, or does not exist.
+        self._changed: dict[str, tuple[RequestedPorts, ...] | None] = {}
         self._warned: frozenset[Port] = frozenset()
         self._unidentified = False
         #: The time of the last poll.
         self._looked = -IDLE
+        self._kept = frozen(reconciler.state.asked)
+        for container, ports in self._kept.items():
+            self._set(container, ports)
+        self._changed = {}
         #: For the facts. An edit reads the newest of it, without the lock, whichever thread has found it.
         self._open = own_ports(dockerd, ()).difference(*self._claims.values())
-        self._kept = reconciler.state.asked
-        self._unfound = published_unfound(self._asked.values())
+        self._unfound = frozenset(self._unfounds)
         self._found: tuple[ProxyFacts, frozenset[Published], frozenset[Published]] | None = None
 
     # --- ports that containers request ----------------------------------------------------------------------------
@@ -86,9 +95,7 @@ class ProxyPorts:
         """Note which ports of the host a container requests."""
         with self._lock:
             self._since.setdefault(container_id, self._listeners.now())
-            self._asked[container_id] = ports
-            if found := claimed(self._dockerd, ports):
-                self._claims[container_id] = found
+            self._set(container_id, ports)
             alone = container_id in self._unknown
             self._unknown.discard(container_id)
             self._note()
@@ -109,15 +116,29 @@ class ProxyPorts:
 
     def _drop(self, containers: Iterable[str]) -> None:
         for each in containers:
-            self._asked.pop(each, None)
-            self._claims.pop(each, None)
+            self._set(each, None)
             self._since.pop(each, None)
             self._unknown.discard(each)
         self._note()
         self._keep()
 
+    def _set(self, container_id: str, ports: tuple[RequestedPorts, ...] | None) -> None:
+        """Note the ports that a container requests; None: unknown. Searches no other container."""
+        before = self._asked.pop(container_id, ())
+        self._claims.pop(container_id, None)
+        if ports is not None:
+            self._asked[container_id] = ports
+            if found := claimed(self._dockerd, ports):
+                self._claims[container_id] = found
+        if ports != before:
+            self._changed[container_id] = ports or None
+            self._unfounds.update(published_unfound([ports or ()]))
+            self._unfounds -= Counter(published_unfound([before]))
+
     def _keep(self) -> None:
-        self._kept = {container: ports for container, ports in self._asked.items() if ports}
+        more = {container: ports for container, ports in self._changed.items() if ports}
+        self._kept = self._kept.replace(more, self._changed)
+        self._changed = {}
 
     def _note(self) -> None:
         taken = frozenset().union(*self._claims.values())
@@ -130,12 +151,12 @@ class ProxyPorts:
             self._look_around()
             left &= self._listeners.everybody()
         self._open = left
-        self._unfound = frozenset(UNFOUND.values()) if self._unknown else published_unfound(self._asked.values())
+        self._unfound = frozenset(UNFOUND.values() if self._unknown else self._unfounds)
 
     def _publish(self) -> None:
         def keep(state: SavedState) -> SavedState:
             requested = self._kept
-            return state if requested == state.asked else replace(state, asked=requested)
+            return state if requested is state.asked else replace(state, asked=requested)
 
         def edit(facts: Facts) -> Facts:
             if (facts.dockerd, facts.unfound) != (self._open, self._unfound):

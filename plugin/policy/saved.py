@@ -30,12 +30,12 @@ class SavedState:
     #: Banned prefixes with their ends (Unix time; 0: permanent).
     bans: Mapping[Prefix, float] = field(default_factory=dict)
     #: By container, the host ports that it requests when it starts.
-    asked: Mapping[str, tuple[RequestedPorts, ...]] = field(default_factory=dict)
+    asked: Mapping[str, tuple[RequestedPorts, ...]] = field(default_factory=FrozenDict)
     #: Bridges of Docker's internal networks, by name: they stay internal until Docker's list shows otherwise.
     internal: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        for name in ("networks", "endpoints", "proxied"):
+        for name in ("networks", "endpoints", "proxied", "asked"):
             object.__setattr__(self, name, frozen(getattr(self, name)))
 
     def with_network(self, network: Network) -> SavedState:

@@ -32,7 +32,7 @@ from plugin.policy.saved import SavedState
 from plugin.policy.view import PolicyView
 from plugin.state.applier import TableApplier
 from plugin.state.deferred import Behind
-from plugin.state.store import Store
+from plugin.state.store import JOURNALED, Store
 
 T = TypeVar("T")
 Edit = Callable[[Facts], Facts]
@@ -322,14 +322,17 @@ class Reconciler:
     # --- the disk -------------------------------------------------------------------------------------------------
 
     def _save(self, before: SavedState, after: SavedState) -> None:
-        """Save the state. A change of a single endpoint is one line in the journal. Raises FwError."""
+        """Save the state. A change of a single endpoint, or container, is one line in the journal. Raises FwError."""
         names = [each.name for each in dataclasses.fields(SavedState)]
         differing = [name for name in names if _differ(getattr(before, name), getattr(after, name))]
         if not differing:
             return
-        keys = frozen(after.endpoints).differing(before.endpoints) if differing == ["endpoints"] else ()
+        changed: list[tuple[str, str]] = []
+        if len(differing) == 1 and differing[0] in JOURNALED:
+            (name,) = differing
+            changed = [(name, key) for key in frozen(getattr(after, name)).differing(getattr(before, name))]
         unsaved = self._store.unsaved_reason
-        self._store.save(after, endpoint=next(iter(keys)) if len(keys) == 1 else "")
+        self._store.save(after, alone=changed[0] if len(changed) == 1 else None)
         if unsaved or any(name in _FLUSHED for name in differing):
             self.unflushed.set()
 

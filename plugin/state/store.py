@@ -3,7 +3,8 @@
 Format: {"version": 2, "boot": BOOT_ID, "networks": {id: {...}}, "endpoints": {id: {...}}}, one record a line.
 The file is written under a temporary name and renamed. A change of networks is flushed to the disk (fsync) afterwards,
 because networks must survive a power cut. Endpoints end with the host, so their changes need to survive only
-docker-fw's own process, and a change of one endpoint is a line in `FILE.log` (`plugin.state.journal`). The file that
+docker-fw's own process, and a change of one endpoint is a line in `FILE.log` (`plugin.state.journal`). So is a change
+of one container's ports (`proxied`, `asked`): beside ten thousand others, writing the file took 70 ms. The file that
 was flushed last is kept as `FILE~`, as a fallback, when a newer one takes its place. A process does not know whether
 the file that it reads was flushed: it keeps that as `FILE.prev` until it has flushed one itself.
 """
@@ -19,6 +20,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_network
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,7 +43,18 @@ from plugin.jsonio import (
     text,
     within,
 )
-from plugin.model import Container, Endpoint, FwError, Network, NewerStateError, PolicySpec, Prefix, Published
+from plugin.model import (
+    Container,
+    Endpoint,
+    FwError,
+    Network,
+    NewerStateError,
+    PolicySpec,
+    Prefix,
+    Published,
+    RequestedPorts,
+)
+from plugin.policy.frozen import FrozenDict, frozen
 from plugin.policy.saved import SavedState
 from plugin.state import codec
 from plugin.state.journal import Journal
@@ -56,6 +69,11 @@ K = TypeVar("K")
 V = TypeVar("V")
 #: Maximum seconds that a thread waits while another one flushes the file.
 PATIENCE = 10.0
+#: The fields of the state of which a changed record is a line in the journal, each with its word there.
+_JOURNALED = {"endpoints": "endpoint", "proxied": "proxied", "asked": "asked"}
+JOURNALED = tuple(_JOURNALED)
+#: The fields that the file has with one record a line.
+_RECORDS = ("networks", "endpoints", "proxied", "asked")
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
 
 
@@ -70,7 +88,7 @@ class Store:
         self._backup, self._previous = Path(path + "~"), Path(path + ".prev")
         self._new, self._flushing = Path(path + ".new"), Path(path + ".flush")
         self._journal = Journal(Path(path + ".log"))
-        self._lines: dict[tuple[type, str], tuple[Network | Endpoint, str]] = {}
+        self._records: dict[str, _Records] = {name: _Records() for name in _RECORDS}
         self._bans: tuple[Mapping[Prefix, float] | None, str] = (None, "")
         #: Held while files get another name, and never during an fsync.
         self._names = threading.Lock()
@@ -137,44 +155,56 @@ class Store:
         except (ValueError, RecursionError, OSError):
             found = {}
         bridges, internal = found.get("confined"), found.get("internal")
+        ports: dict[str, dict[str, Any]] = {
+            name: _readable(found, name, partial(_entry, name)) for name in ("proxied", "asked")
+        }
+        serial = found.get("serial")
+        for change in self._journal.read(serial if isinstance(serial, str) else ""):
+            for name in ports:
+                entry = {change.get(_JOURNALED[name]): change.get("is")}
+                ports[name] |= _readable({name: entry}, name, partial(_entry, name))
         return SavedState(
-            proxied=_readable(found, "proxied", lambda key, ports: (key, tuple(map(_published, ports)))),
+            proxied=ports["proxied"],
+            asked=ports["asked"],
             egress_restricted=frozenset(filter(_plain_name, bridges if isinstance(bridges, list) else ())),
             bans=_readable(found, "bans", lambda prefix, until: (ip_network(prefix), codec.moment(until))),
-            asked=_readable(found, "asked", lambda key, ports: (key, tuple(map(codec.requested_ports, ports)))),
             internal=frozenset(filter(_plain_name, internal if isinstance(internal, list) else ())),
         ), isinstance(bridges, list) and all(map(_plain_name, bridges))
 
     def _replayed(self, state: SavedState, serial: str) -> SavedState:
         """Return the state with the journal's changes, up to the first damaged one."""
-        endpoints = dict(state.endpoints)
+        records: dict[str, dict[str, Any]] = {name: dict(getattr(state, name)) for name in _JOURNALED}
         for change in self._journal.read(serial):
             try:
-                key = text(change, "endpoint")
-                item = _endpoint(change["is"]) if change["is"] is not None else None
-                if item and item.id != key:
+                name = next(name for name, word in _JOURNALED.items() if word in change)
+                key = text(change, _JOURNALED[name])
+                item = _READ[name](change["is"]) if change["is"] is not None else None
+                if isinstance(item, Endpoint) and item.id != key:
                     raise ValueError("a record has another ID than its key")
-            except NOT_AS_IT_SHOULD_BE as error:
+            except (*NOT_AS_IT_SHOULD_BE, StopIteration) as error:
                 log.error("the state file's log is damaged (%s); the rest of it is ignored", error)
                 self._journal.keep()
                 break
             if item:
-                endpoints[key] = item
+                records[name][key] = item
             else:
-                endpoints.pop(key, None)
-        return dataclasses.replace(state, endpoints=endpoints)
+                records[name].pop(key, None)
+        replaced: SavedState = dataclasses.replace(state, **records)  # type: ignore[arg-type]
+        return replaced
 
-    def save(self, state: SavedState, *, endpoint: str = "") -> None:
+    def save(self, state: SavedState, *, alone: tuple[str, str] | None = None) -> None:
         """Write the state. Raises FwError if the disk refuses it: then the old state remains there.
 
-        `endpoint`: only this one has changed since the last save. A power cut may undo the save until `flush`.
+        `alone`: the field of the state, one of `JOURNALED`, and the key in it that alone has changed since the last
+        save. A power cut may undo the save until `flush`.
         """
-        room = self._journal.begun and self._journal.length < max(100, len(state.endpoints) // 2)
-        little = bool(endpoint and room)
+        records = sum(len(getattr(state, name)) for name in _JOURNALED)
+        little = bool(alone and self._journal.begun and self._journal.length < max(100, records // 2))
         try:
-            if little:
-                item = state.endpoints.get(endpoint)
-                self._journal.append({"endpoint": endpoint, "is": _plain(item) if item else None})
+            if alone and little:
+                name, key = alone
+                item = getattr(state, name).get(key)
+                self._journal.append({_JOURNALED[name]: key, "is": _plain(item) if item else None})
             else:
                 self._replace(state)
         except OSError as error:
@@ -263,17 +293,9 @@ class Store:
         self._journal.begin(serial)
 
     def _document(self, state: SavedState, serial: str) -> str:
-        # A record is frozen, so its line serves until another record replaces it.
-        self._lines = {
-            (key := (type(item), item.id)): known
-            if (known := self._lines.get(key)) and known[0] is item
-            else (item, _line(item))
-            for item in _records(state)
-        }
-        head = {"version": VERSION, "serial": serial, "boot": state.boot, "switched": sorted(state.switched)}
+        head: dict[str, Any] = {"version": VERSION, "serial": serial, "boot": state.boot}
+        head["switched"] = sorted(state.switched)
         head["foreign"] = sorted(state.unmanaged)
-        head["proxied"] = {container: _plain(ports) for container, ports in state.proxied.items()}
-        head["asked"] = {container: _plain(ports) for container, ports in state.asked.items()}
         head["confined"] = sorted(state.egress_restricted)
         head["internal"] = sorted(state.internal)
         head["overrides"] = _plain(state.overrides)
@@ -282,12 +304,27 @@ class Store:
         return (
             json.dumps(head)[:-1]
             + f', "bans": {self._bans[1]}'
-            + ',\n"networks": {\n'
-            + ",\n".join(self._lines[Network, key][1] for key in state.networks)
-            + '\n},\n"endpoints": {\n'
-            + ",\n".join(self._lines[Endpoint, key][1] for key in state.endpoints)
-            + "\n}}\n"
+            + "".join(f',\n"{name}": {{\n{self._records[name].text(getattr(state, name))}\n}}' for name in _RECORDS)
+            + "}\n"
         )
+
+
+class _Records:
+    """The lines of a mapping's records in the file. A record is frozen: its line serves until another replaces it."""
+
+    def __init__(self) -> None:
+        self._records: FrozenDict[str, Any] = FrozenDict()
+        self._lines: dict[str, str] = {}
+
+    def text(self, records: Mapping[str, Any]) -> str:
+        records = frozen(records)
+        for key in records.differing(self._records):
+            if key in records:
+                self._lines[key] = f"{json.dumps(key)}: {json.dumps(_plain(records[key]), separators=(',', ':'))}"
+            else:
+                self._lines.pop(key, None)
+        self._records = records
+        return ",\n".join(map(self._lines.__getitem__, records))
 
 
 def _fsync(path: Path) -> None:
@@ -296,14 +333,6 @@ def _fsync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def _records(state: SavedState) -> list[Network | Endpoint]:
-    return [*state.networks.values(), *state.endpoints.values()]
-
-
-def _line(item: Network | Endpoint) -> str:
-    return f"{json.dumps(item.id)}: {json.dumps(_plain(item), separators=(',', ':'))}"
 
 
 def _plain(value: Any) -> Any:
@@ -330,14 +359,15 @@ def _decode(document: Any) -> SavedState:
         text(document, "boot"),
         frozenset(map(_family, items(document, "switched"))),
         frozenset(filter(_plain_name, document.get("foreign", []))),
-        {container: tuple(map(_published, ports)) for container, ports in document.get("proxied", {}).items()},
+        {container: _proxied(ports) for container, ports in document.get("proxied", {}).items()},
         frozenset(filter(_plain_name, document.get("confined", []))),
         tuple(map(codec.overriding, document.get("overrides", []))),
         {ip_network(prefix): codec.moment(until) for prefix, until in document.get("bans", {}).items()},
-        {container: tuple(map(codec.requested_ports, ports)) for container, ports in document.get("asked", {}).items()},
+        {container: _asked(ports) for container, ports in document.get("asked", {}).items()},
         frozenset(filter(_plain_name, document.get("internal", []))),
     )
-    if [*networks, *endpoints] != [item.id for item in _records(state)]:
+    ids = [each.id for each in networks.values()] + [each.id for each in endpoints.values()]
+    if [*networks, *endpoints] != ids:
         raise ValueError("a record has another ID than its key")
     return state
 
@@ -351,6 +381,11 @@ def _readable(document: dict[str, Any], key: str, read: Callable[[str, Any], tup
             entry, content = read(name, value)
             found[entry] = content
     return found
+
+
+def _entry(name: str, key: Any, raw: Any) -> tuple[str, Any]:
+    """Return a container's entry in a field of the state. Raises one of NOT_AS_IT_SHOULD_BE."""
+    return text({"container": key}, "container"), _READ[name](raw)
 
 
 def _plain_name(value: Any) -> bool:
@@ -412,3 +447,15 @@ def _published(raw: Any) -> Published:
         port(raw, "host_port"),
         port(raw, "container_port"),
     )
+
+
+def _proxied(raw: Any) -> tuple[Published, ...]:
+    return tuple(map(_published, raw))
+
+
+def _asked(raw: Any) -> tuple[RequestedPorts, ...]:
+    return tuple(map(codec.requested_ports, raw))
+
+
+#: How a line of the journal is read, by the field of the state.
+_READ: Mapping[str, Callable[[Any], Any]] = {"endpoints": _endpoint, "proxied": _proxied, "asked": _asked}

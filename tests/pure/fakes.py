@@ -77,7 +77,7 @@ class Disk:
         #: What happens while the disk flushes.
         self.flushing: Callable[[], object] = lambda: None
 
-    def save(self, state: SavedState, *, endpoint: str = "") -> None:
+    def save(self, state: SavedState, *, alone: tuple[str, str] | None = None) -> None:
         if self.full:
             self.unsaved_reason = "could not write the state file: No space left on device"
             raise FwError(self.unsaved_reason)

@@ -1,4 +1,4 @@
-"""The journal next to the state file: a change of one endpoint is one line, and no line is lost or guessed."""
+"""The journal next to the state file: a change of one record is one line, and no line is lost or guessed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin.model import Endpoint, FwError
+from plugin.model import Endpoint, FwError, Published, RequestedPorts
 from plugin.policy.saved import SavedState
 from plugin.state import journal
 from plugin.state.store import Store
@@ -21,6 +21,11 @@ from tests.pure.states import AFTER, ENDPOINT, NETWORK, directory
 from tests.pure.strategies import endpoints, examples
 
 BASE = SavedState({NETWORK.id: NETWORK}, {}, "boot-1")
+#: A container's ports in each field of the state.
+PORTS: dict[str, Any] = {
+    "proxied": tuple(Published("tcp", IPv4Address(0), port, 80) for port in (8080, 8081)),
+    "asked": tuple(RequestedPorts("tcp", IPv4Address(0), port, port) for port in (8080, 8081)),
+}
 
 
 def other(number: int) -> Endpoint:
@@ -47,11 +52,11 @@ def play(path: Path, done: list[tuple[str, Any]]) -> list[SavedState]:
     for what, value in done:
         if what == "put":
             state = state.with_endpoint(value)
-            store.save(state, endpoint=value.id)
+            store.save(state, alone=("endpoints", value.id))
         elif what == "drop" and state.endpoints:
             key = list(state.endpoints)[value % len(state.endpoints)]
             state = state.without_endpoint(key)
-            store.save(state, endpoint=key)
+            store.save(state, alone=("endpoints", key))
         elif what == "restart":
             store = Store(str(path))
             assert store.load() == state
@@ -104,7 +109,7 @@ def logged(tmp_path: Path, *changes: Endpoint) -> Path:
     store.flush()
     for endpoint in changes:
         state = state.with_endpoint(endpoint)
-        store.save(state, endpoint=endpoint.id)
+        store.save(state, alone=("endpoints", endpoint.id))
     return path
 
 
@@ -126,7 +131,7 @@ def test_a_damaged_log_is_kept(tmp_path: Path, line: int, damage: bytes) -> None
         assert kept.read_bytes() == b"\n".join(lines)
     store.save(state)
     store.flush()
-    store.save(state.with_endpoint(other(3)), endpoint=other(3).id)
+    store.save(state.with_endpoint(other(3)), alone=("endpoints", other(3).id))
     assert Store(str(path)).load() == state.with_endpoint(other(3))
 
 
@@ -162,10 +167,10 @@ def test_a_wrong_record_ends_it(tmp_path: Path, line: str) -> None:
     store = Store(str(path))
     store.save(BASE)
     store.flush()
-    store.save(state, endpoint=other(1).id)
+    store.save(state, alone=("endpoints", other(1).id))
     log = tmp_path / "state.json.log"
     after = log.read_text()
-    store.save(state.with_endpoint(other(2)), endpoint=other(2).id)
+    store.save(state.with_endpoint(other(2)), alone=("endpoints", other(2).id))
     log.write_text(after + line + "\n" + log.read_text()[len(after) :])
     assert Store(str(path)).load() == state
 
@@ -178,7 +183,7 @@ def test_the_log_of_another_state_file_is_void(tmp_path: Path) -> None:
     store.save(BASE)
     store.flush()
     old = path.read_bytes()
-    store.save(BASE.with_endpoint(other(1)), endpoint=other(1).id)
+    store.save(BASE.with_endpoint(other(1)), alone=("endpoints", other(1).id))
     log = (tmp_path / "state.json.log").read_bytes()
     store.save(BASE)
     store.flush()
@@ -197,7 +202,7 @@ def test_a_full_disk_is_an_error_and_nothing_is_lost(
     store, state = Store(str(path)), BASE.with_endpoint(other(1))
     store.save(BASE)
     store.flush()
-    store.save(state, endpoint=other(1).id)
+    store.save(state, alone=("endpoints", other(1).id))
     write = os.write
 
     def full(fd: int, data: bytes) -> int:
@@ -208,12 +213,12 @@ def test_a_full_disk_is_an_error_and_nothing_is_lost(
     monkeypatch.setattr(journal.os, "write", full)
     refused = state.without_endpoint(other(1).id)
     with pytest.raises(FwError, match=r"state\.json\.log: No space left"):
-        store.save(refused, endpoint=other(1).id)
+        store.save(refused, alone=("endpoints", other(1).id))
     monkeypatch.undo()
     assert Store(str(path)).load() == state
     # The change was applied anyway, because it only closes: the next save includes it too.
     later = refused.with_endpoint(other(2))
-    store.save(later, endpoint=other(2).id)
+    store.save(later, alone=("endpoints", other(2).id))
     assert Store(str(path)).load() == later
 
 
@@ -231,7 +236,7 @@ def test_a_failed_full_save_is_repeated_by_the_next(tmp_path: Path) -> None:
         store.save(gone)
     assert "No space left on device" in store.unsaved_reason
     new.unlink()
-    store.save(gone.with_endpoint(other(2)), endpoint=other(2).id)
+    store.save(gone.with_endpoint(other(2)), alone=("endpoints", other(2).id))
     assert store.unsaved_reason == ""
     assert Store(str(path)).load() == gone.with_endpoint(other(2))
 
@@ -243,7 +248,31 @@ def test_the_log_does_not_grow_without_bound(tmp_path: Path) -> None:
     store.save(BASE)
     store.flush()
     for _ in range(500):
-        store.save(BASE.with_endpoint(other(1)), endpoint=other(1).id)
-        store.save(BASE, endpoint=other(1).id)
+        store.save(BASE.with_endpoint(other(1)), alone=("endpoints", other(1).id))
+        store.save(BASE, alone=("endpoints", other(1).id))
     assert (tmp_path / "state.json.log").stat().st_size < 100 * 1500
     assert Store(str(path)).load() == BASE
+
+
+@pytest.mark.parametrize("name", ["proxied", "asked"])
+def test_a_containers_ports_are_a_line_of_the_log(tmp_path: Path, name: str) -> None:
+    """The ports of one container, added, changed and forgotten, do not write the file, and a restart has them."""
+    path = tmp_path / "state.json"
+    store = Store(str(path))
+    store.save(BASE)
+    written = path.read_bytes()
+    for ports in ({"c" * 64: PORTS[name]}, {"c" * 64: PORTS[name][:1]}, {}):
+        state = dataclasses.replace(BASE, **{name: ports})
+        store.save(state, alone=(name, "c" * 64))
+        assert path.read_bytes() == written
+        assert Store(str(path)).load() == state
+
+
+def test_a_newer_versions_log_closes_ports_too(tmp_path: Path) -> None:
+    """If an older docker-fw cannot read the file, ports closed since it was written are closed as well."""
+    path = tmp_path / "state.json"
+    store = Store(str(path))
+    store.save(BASE)
+    store.save(dataclasses.replace(BASE, proxied={"c" * 64: PORTS["proxied"]}), alone=("proxied", "c" * 64))
+    path.write_text(path.read_text().replace('"version": 2', '"version": 3'))
+    assert Store(str(path)).closing_part()[0].proxied == {"c" * 64: PORTS["proxied"]}

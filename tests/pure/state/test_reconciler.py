@@ -335,7 +335,7 @@ def test_no_reader_sees_a_change_that_may_be_refused(web: tuple[Reconciler, Kern
     def read() -> None:
         seen.append((state.facts, state.state, state.networks) == (before, before.saved, before.saved.networks))
 
-    def save_and_read(kept: SavedState, *, endpoint: str = "") -> None:
+    def save_and_read(kept: SavedState, *, alone: tuple[str, str] | None = None) -> None:
         read()
         disk.full = refused == "disk"
         save(kept)
@@ -439,7 +439,7 @@ def test_a_refusing_kernel_and_a_full_disk_change_nothing(web: tuple[Reconciler,
     kernel.refuses = 2
     save = disk.save
 
-    def full_after_the_first(kept: SavedState, *, endpoint: str = "") -> None:
+    def full_after_the_first(kept: SavedState, *, alone: tuple[str, str] | None = None) -> None:
         save(kept)
         disk.full = True
 

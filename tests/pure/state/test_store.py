@@ -113,6 +113,9 @@ def test_one_record_a_line(path: Path) -> None:
         f'"{NETWORK.id}"',
         '"endpoints"',
         f'"{ENDPOINT.id}"',
+        '"proxied"',
+        *(f'"{container}"' for container in AFTER.proxied),
+        '"asked"',
     ]
     assert json.loads(path.read_text())["version"] == VERSION
 
