@@ -43,13 +43,18 @@ class Cut:
 
 def one_value(chunks: Iterable[bytes], limit: int = INSPECTED) -> Any:
     """Return one value. Raises ValueError if it is no JSON, or longer than `limit` bytes."""
+    return json.loads(whole(chunks, limit))
+
+
+def whole(chunks: Iterable[bytes], limit: int = INSPECTED) -> bytes:
+    """Return the text. Raises ValueError if it is longer than `limit` bytes."""
     pieces, size = [], 0
     for chunk in chunks:
         pieces.append(chunk)
         size += len(chunk)
         if size > limit:
             raise ValueError(f"Docker answers with more than {limit} bytes")
-    return json.loads(b"".join(pieces))
+    return b"".join(pieces)
 
 
 def beginning(chunks: Iterable[bytes], limit: int = INSPECTED) -> tuple[Any, bool]:

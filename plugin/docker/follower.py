@@ -48,7 +48,7 @@ class Api(Protocol):
     def guest(self, network_id: str, container_id: str) -> tuple[BridgeNetwork, Endpoint, bool] | None:
         """Return a container's endpoint on a network, and whether it is confirmed; None if it is not there."""
 
-    def created(self, container_id: str) -> None:
+    def created(self, container_id: str, name: str) -> None:
         """Ask which ports of the host a new container requests."""
 
     def running(self, container_id: str) -> list[Endpoint]:
@@ -177,7 +177,7 @@ class DockerFollower:
             case "container create":
                 self._proxies.created(event.id)
                 self._sighted()  # a program of the host may have had its port until now
-                self._api.created(event.id)
+                self._api.created(event.id, event.name)
             case "container rename":
                 self._tracker.renamed(event.id)
                 self._request(started=event.id)

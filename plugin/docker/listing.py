@@ -15,7 +15,7 @@ from plugin.docker import container_labels, parse
 from plugin.docker.attachments import Options
 from plugin.docker.boundary import understood
 from plugin.docker.bounded_json import Cut
-from plugin.docker.container_labels import ContainerLabels
+from plugin.docker.container_labels import ContainerLabels, own_names
 from plugin.docker.snapshot import DockerSnapshot
 from plugin.model import Container, Endpoint
 
@@ -54,6 +54,11 @@ class Listing:
     def container_ids(self) -> frozenset[str]:
         """The IDs of all containers, also of those whose entry is too large to be read."""
         return frozenset([*(entry["Id"] for entry in self._containers), *(cut.id for cut in self._too_large if cut.id)])
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """The containers' IDs by name."""
+        return {name: each["Id"] for each in self._containers for name in understood(own_names, each) or ()}
 
     @property
     def running(self) -> list[Mapping[str, Any]]:

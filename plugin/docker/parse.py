@@ -44,13 +44,15 @@ class Event:
     """One of Docker's events.
 
     `action`: with its type, as "network connect". `id`: the network's or the container's ID. `container`: for a
-    network's event, the container's ID. `network_type`: the network's driver.
+    network's event, the container's ID. `network_type`: the network's driver. `name`: the container's name, if its
+    event has one.
     """
 
     action: str
     id: str = ""
     container: str = ""
     network_type: str = ""
+    name: str = ""
 
     @property
     def complete(self) -> bool:
@@ -307,4 +309,5 @@ def event(raw: Mapping[str, Any] | None) -> Event:
         str(actor.get("ID") or ""),
         str(attributes.get("container") or ""),
         str(attributes.get("type") or ""),
+        str(attributes.get("name") or "") if raw.get("Type") == "container" else "",
     )

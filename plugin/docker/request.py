@@ -53,6 +53,12 @@ def one(client: docker.APIClient, path: str, *names: str, **query: str) -> Any:
         return bounded_json.one_value(chunks)
 
 
+def text(client: docker.APIClient, path: str, *names: str) -> bytes:
+    """Return the answer about one object, not parsed. Raises APIError, ValueError beyond the bound."""
+    with _answer(client, path, names, {}) as chunks:
+        return bounded_json.whole(chunks)
+
+
 def beginning(client: docker.APIClient, path: str, *names: str) -> tuple[Any, bool]:
     """Return the same, and True; beyond the bound, the answer's first members, and False.
 

@@ -93,7 +93,7 @@ class World:
             raise DockerUnavailable("connection refused")
         return (*self.place, self.sure)
 
-    def created(self, container_id: str) -> None:
+    def created(self, container_id: str, name: str) -> None:
         self.created_.append(container_id)
 
     def running(self, container_id: str) -> list[Endpoint]:
