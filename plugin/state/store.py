@@ -19,7 +19,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_network
 from pathlib import Path
@@ -272,11 +272,11 @@ class Store:
 
     def _replace(self, state: SavedState) -> None:
         serial = os.urandom(8).hex()
-        document = self._document(state, serial)
+        document = list(self._document(state, serial))
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(self._new, _NEW | os.O_TRUNC, 0o600)
         with open(fd, "w", encoding="utf-8") as file:
-            file.write(document)
+            file.writelines(document)
         with self._names:
             # A second name, so that a file exists at every moment. (Another program may have removed the first one.)
             if self._is_flushed:
@@ -292,7 +292,8 @@ class Store:
             self._written += 1
         self._journal.begin(serial)
 
-    def _document(self, state: SavedState, serial: str) -> str:
+    def _document(self, state: SavedState, serial: str) -> Iterator[str]:
+        """Yield the file's text in a few parts, because it may have megabytes."""
         head: dict[str, Any] = {"version": VERSION, "serial": serial, "boot": state.boot}
         head["switched"] = sorted(state.switched)
         head["foreign"] = sorted(state.unmanaged)
@@ -301,12 +302,12 @@ class Store:
         head["overrides"] = _plain(state.overrides)
         if self._bans[0] is not state.bans:  # a blocklist is long and seldom changes
             self._bans = (state.bans, json.dumps({str(prefix): until for prefix, until in state.bans.items()}))
-        return (
-            json.dumps(head)[:-1]
-            + f', "bans": {self._bans[1]}'
-            + "".join(f',\n"{name}": {{\n{self._records[name].text(getattr(state, name))}\n}}' for name in _RECORDS)
-            + "}\n"
-        )
+        yield json.dumps(head)[:-1] + f', "bans": {self._bans[1]}'
+        for name in _RECORDS:
+            yield f',\n"{name}": {{\n'
+            yield self._records[name].text(getattr(state, name))
+            yield "\n}"
+        yield "}\n"
 
 
 class _Records:
