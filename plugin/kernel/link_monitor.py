@@ -51,7 +51,8 @@ class Link:
 class LinkChange:
     """A report from the kernel: a link was added or changed ("added") or removed ("removed").
 
-    "all": something was missed; list everything. "address": a link got an address, or lost one.
+    "all": something was missed; list everything. "address": a link got an address, or lost one, which is not
+    link-local: what `subnets` returns may differ.
     """
 
     what: Literal["added", "removed", "all", "address"]
@@ -81,10 +82,16 @@ def subnets() -> dict[int, frozenset[Prefix]]:
     found: dict[int, frozenset[Prefix]] = {}
     for _, body in answers:
         (index,) = struct.unpack_from("=I", body, 4)
-        prefix = ip_network((nl.attributes(body[8:])[_ADDRESS], body[1]), strict=False)
-        if not prefix.is_link_local:
+        if prefix := _subnet(body):
             found[index] = found.get(index, frozenset()) | {prefix}
     return found
+
+
+def _subnet(body: bytes) -> Prefix | None:
+    """Return the subnet of an address; None if it is link-local. Docker's links have one each."""
+    address = nl.attributes(body[8:]).get(_ADDRESS)
+    prefix = ip_network((address, body[1]), strict=False) if address else None
+    return None if prefix is None or prefix.is_link_local else prefix
 
 
 class Changes:
@@ -116,7 +123,8 @@ class Changes:
                     if body[0] == socket.AF_UNSPEC and (link := _read(body)):
                         yield LinkChange("added" if kind == _NEWLINK else "removed", link)
                 elif kind in (_NEWADDR, _DELADDR):
-                    yield LinkChange("address")
+                    if _subnet(body):
+                        yield LinkChange("address")
                 else:
                     yield LinkChange("all")
         except TimeoutError:

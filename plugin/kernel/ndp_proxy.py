@@ -24,6 +24,8 @@ _NTF_PROXY = 0x08
 _NUD_PERMANENT = 0x80
 #: linux/neighbour.h: struct ndmsg (family, index, state, flags, type), NDA_DST; rtnetlink.h: RTM_GETNEIGH
 _NDMSG, _DST, _GETNEIGH = "=B3xiHBB", 1, 30
+#: linux/if_addr.h: struct ifaddrmsg (family, prefix length, flags, scope, index), IFA_ADDRESS; RTM_GETADDR
+_IFADDRMSG, _ADDRESS, _GETADDR = "=xBxBI", 1, 22
 log = logging.getLogger(__name__)
 
 
@@ -49,7 +51,7 @@ class Neighbours:
                     links.setdefault(network_id, []).append(index)
         wanted = {
             (index, endpoint.addr6)
-            for endpoint in endpoints
+            for endpoint in (endpoints if links else ())
             if endpoint.joined and endpoint.addr6
             for index in links.get(endpoint.network_id, ())
         }
@@ -68,13 +70,17 @@ class Neighbours:
         self._added = wanted
 
     def _on_link(self, ours: set[str]) -> Iterable[tuple[int, IPv6Interface]]:
-        for message in self._ipr.addr("dump", family=socket.AF_INET6):
-            address, index = message.get("address"), message["index"]
-            if not address or message["prefixlen"] >= 127 or message["scope"] != 0:
+        # Without pyroute2: each container on a Docker network with IPv6 gives the host an address.
+        with nl.open_socket(nl.NETLINK_ROUTE) as sock:
+            answers = nl.request(sock, _GETADDR, nl.NLM_F_DUMP, struct.pack("=B7x", socket.AF_INET6))
+        for _, body in answers:
+            prefixlen, scope, index = struct.unpack_from(_IFADDRMSG, body)
+            address = nl.attributes(body[8:]).get(_ADDRESS)
+            if not address or prefixlen >= 127 or scope != 0:
                 continue
             try:
                 if socket.if_indextoname(index) not in ours:
-                    yield index, IPv6Interface((address, message["prefixlen"]))
+                    yield index, IPv6Interface((address, prefixlen))
             except OSError:
                 continue
 

@@ -506,6 +506,25 @@ def test_added_and_removed_links_are_reported(site: Site) -> None:
     assert left[-1].what == "removed"
 
 
+def test_link_local_addresses_are_not_reported(site: Site) -> None:
+    """Each container on a Docker network gives the host a link-local address: none of them costs a list of all."""
+    with site.inside():
+        site.host.ip("link add vp7 type veth peer name vp8")
+        changes = link_monitor.Changes()
+        try:
+            site.host.ip("addr add fe80::7/64 dev vp7", "addr add 169.254.7.7/16 dev vp7", "link set vp7 mtu 1400")
+            reports: list[LinkChange] = []
+            until(lambda: bool(reports.extend(changes.read())) or bool(reports), "the link's change is reported")
+            assert {report.what for report in reports} == {"added"}
+            site.host.ip("addr add 2001:db8:7::7/64 dev vp7")
+            until(
+                lambda: bool(reports.extend(changes.read())) or LinkChange("address") in reports,
+                "the other address is reported",
+            )
+        finally:
+            changes.close()
+
+
 def test_a_bridge_that_docker_may_have_taken_is_closed_at_once(fw: Running) -> None:
     """Docker created a network and does not answer any more: all unmanaged bridges are closed.
 
