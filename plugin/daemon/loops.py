@@ -135,7 +135,8 @@ class Loops:
 
     def start(self) -> None:
         """Start one thread for each loop."""
-        follow = (self._follower.listen, self._follower.look_loop, self._follower.place_loop, self._follow_links)
+        docker = (self._follower.listen, self._follower.look_loop, self._follower.place_loop, self._follower.host_loop)
+        follow = (*docker, self._follow_links)
         keep = (self._keep_table, self._keep_elements, self._keep_docker_user, self._answer_neighbours)
         others = (self._worker.loop, self._end_overrides, self._keep_saved)
         drops = (self._drops.drop_loop,) if self._drops else ()

@@ -75,12 +75,17 @@ class Bridges:
                 self._unmanaged |= {index for index, (_, since) in self._seen.items() if asked - since >= SETTLE}
             self._claim()
 
-    def mark_unknown(self) -> None:
-        """Note that Docker created a network: any bridge may be its, a new one or an existing one."""
+    def mark_unknown(self) -> bool:
+        """Note that Docker created a network: any bridge may be its, a new one or an existing one.
+
+        Return True if a bridge was left alone until now.
+        """
         with self._lock:
+            left_alone = bool(self._unmanaged)
             self._unsure |= self._unmanaged
             self._unmanaged = set()
             self._unknown_since = self.now()
+            return left_alone
 
     def unsure(self) -> frozenset[str]:
         """Return the names of bridges that were left alone, and are not until Docker has been asked."""

@@ -1,8 +1,12 @@
 """Follow Docker. Its events report departures, at once, and what to look up; its lists report what exists.
 
 Level-triggered: everything is listed after each subscription, after an event that is not understood, and every
-INTERVAL. Closing waits for nothing; opening waits for Docker's answer. Two threads do this, so that an API which hangs
-does not delay closing.
+INTERVAL. Closing waits for nothing; opening waits for Docker's answer. Other threads list and look up, so that an API
+which hangs does not delay closing, and poll the host's sockets and routes (`plugin.docker.host_work`).
+
+One thread reads the events and reports all of them to the tracker, in Docker's order: no departure overtakes an earlier
+connection, nor the reverse. The work that it queues concerns the host's ports and bridges alone, of which the tracker
+and its clock know nothing.
 """
 
 from __future__ import annotations
@@ -13,10 +17,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from plugin.docker.bridges import SETTLE, Bridges
 from plugin.docker.driver_sync import DriverSync
+from plugin.docker.host_work import HostWork
 from plugin.docker.parse import Event
 from plugin.docker.proxy_ports import ProxyPorts
 from plugin.docker.snapshot import DockerSnapshot
@@ -90,6 +96,7 @@ class DockerFollower:
         self._driver_sync = DriverSync(reconciler, forget)
         self._sighted = sighted
         self._connected = connected
+        self._host = HostWork(self._behind, self.wake)
         self._stop = threading.Event()
         self._requested = threading.Condition()
         self._all = False
@@ -116,6 +123,7 @@ class DockerFollower:
     def stop(self) -> None:
         """End all loops; a call to Docker in progress is not interrupted."""
         self._stop.set()
+        self._host.stop()
         self.wake()
 
     def wake(self) -> None:
@@ -150,8 +158,17 @@ class DockerFollower:
 
     def keeps_up(self) -> bool:
         """False while one event has been in progress for long: containers that leave meanwhile are not closed."""
-        hearing = self._hearing
-        return not hearing or time.monotonic() - hearing < EVERY
+        return all(not since or time.monotonic() - since < EVERY for since in (self._hearing, self._host.since))
+
+    def host_loop(self) -> None:
+        """Until `stop`: do what events cause on the host's ports and bridges, in order."""
+        self._host.loop()
+
+    def _behind(self) -> None:
+        """Close what Docker's events would have to close: they have to wait."""
+        log.error("docker-fw is behind Docker's events; ports that labels open on Docker networks are closed meanwhile")
+        self._tracker.mark_unknown()
+        self.wake()
 
     def _on_event(self, event: Event) -> None:
         log.debug("Docker reports: %s %s %s", event.action, event.id[:12], event.container[:12])
@@ -170,14 +187,13 @@ class DockerFollower:
                 self._tracker.leaves("", event.id)
             case "container destroy":
                 self._tracker.forget(event.id)
-                self._proxies.forget(event.id)
+                self._host.put(partial(self._proxies.forget, event.id))
             case "container start":
                 self._tracker.returns("", event.id)
                 self._request(started=event.id)
             case "container create":
-                self._proxies.created(event.id)
-                self._sighted()  # a program of the host may have had its port until now
                 self._api.created(event.id, event.name)
+                self._host.put(partial(self._created, event.id))
             case "container rename":
                 self._tracker.renamed(event.id)
                 self._request(started=event.id)
@@ -198,14 +214,22 @@ class DockerFollower:
             case "network disconnect":
                 self._tracker.leaves(event.id, event.container)
             case "network create":
-                exempt = self._bridges.unmanaged()
-                self._bridges.mark_unknown()
-                self._write_bridges()
-                if exempt:
-                    self._cut_flows_until(self._bridges.now())
-                self.wake()
+                # At once: a list that is requested before the bridges are written leaves none of them alone.
+                left_alone = self._bridges.mark_unknown()
+                self._host.put(partial(self._network_created, left_alone=left_alone), first=True)
             case "network destroy":
                 self._tracker.network_gone(event.id)
+
+    def _created(self, container_id: str) -> None:
+        self._proxies.created(container_id)
+        self._sighted()  # a program of the host may have had its port until now
+
+    def _network_created(self, *, left_alone: bool) -> None:
+        exempt = left_alone or bool(self._bridges.unmanaged())
+        self._write_bridges()
+        if exempt:
+            self._cut_flows_until(self._bridges.now())
+        self.wake()
 
     def _cut_flows_until(self, moment: float) -> None:
         """Cut the flows that containers do not accept after the next listing that is requested from this moment on."""

@@ -89,6 +89,8 @@ class ProxyPorts:
                 self._unknown.add(container_id)
                 self._listeners.doubt()
                 self._note()
+            else:  # its inspection was faster
+                self._keep()
         self._publish()
 
     def asks(self, container_id: str, ports: tuple[RequestedPorts, ...]) -> None:

@@ -82,6 +82,7 @@ ENDLESS = {
         "a person's shell"
     ),
     "plugin/docker/follower.py: self._requested.wait()": "a loop of the daemon, which `stop` wakes",
+    "plugin/docker/host_work.py: self._changed.wait()": "the same; while its queue is full the lease ends",
     "plugin/fwctl/api/droplog_http.py: places.acquire(blocking=False)": "does not wait",
     "plugin/fwctl/socket_client.py: http.client.HTTPConnection('fw')": "its socket is set, with a time-out, before use",
     "plugin/labels/parser.py: reading.result()": "a parser's own method",

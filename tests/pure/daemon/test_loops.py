@@ -57,7 +57,7 @@ class World:
     def look_loop(self) -> None:
         self._stopped.wait(60)
 
-    place_loop = look_loop
+    place_loop = host_loop = look_loop
 
     def stop(self) -> None:
         self._stopped.set()

@@ -14,7 +14,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from plugin.docker import driver_sync
+from plugin.docker import driver_sync, host_work
 from plugin.docker import follower as follow
 from plugin.docker.bridges import SETTLE, Bridges
 from plugin.docker.driver_sync import DriverSync
@@ -198,7 +198,8 @@ def follower(world: World, bridges: Bridges) -> Iterator[DockerFollower]:
     made = DockerFollower(  # type: ignore[arg-type]
         world, world, world, bridges, proxies, world.note, world.undo, connected=world.connected
     )
-    threads = [threading.Thread(target=loop) for loop in (made.listen, made.look_loop, made.place_loop)]
+    loops = (made.listen, made.look_loop, made.place_loop, made.host_loop)
+    threads = [threading.Thread(target=loop) for loop in loops]
     for thread in threads:
         thread.start()
     yield made
@@ -624,3 +625,144 @@ def test_an_event_that_never_completes_is_detected(monkeypatch: pytest.MonkeyPat
         follower.stop()
         docker.hang_up()
         thread.join(5)
+
+
+class Slow:
+    """The poll of the host's listeners: each waits until it is let go. `polls` counts those that were started."""
+
+    def __init__(self) -> None:
+        self.polls = 0
+        self.go = threading.Semaphore(0)
+
+    def __call__(self) -> None:
+        self.polls += 1
+        assert self.go.acquire(timeout=60)
+
+
+@pytest.fixture
+def slow() -> Slow:
+    return Slow()
+
+
+@pytest.fixture
+def behind(world: World, bridges: Bridges, slow: Slow) -> Iterator[DockerFollower]:
+    """A follower whose polls of the host's listeners wait."""
+    proxies = ProxyPorts(world, Listeners(set), ())  # type: ignore[arg-type]
+    made = DockerFollower(world, world, world, bridges, proxies, world.note, sighted=slow)  # type: ignore[arg-type]
+    threads = [threading.Thread(target=loop) for loop in (made.listen, made.host_loop)]
+    for thread in threads:
+        thread.start()
+    yield made
+    made.stop()
+    world.hang_up()
+    for _ in range(100):
+        slow.go.release()
+    for thread in threads:
+        thread.join(5)
+
+
+def test_a_departure_waits_for_no_poll_of_the_host(world: World, behind: DockerFollower, slow: Slow) -> None:
+    """While the host's listeners are polled for a new container, one that leaves is closed."""
+    world.emit("container create", "new")
+    until(lambda: slow.polls == 1)
+    for what in ("die", "destroy"):
+        world.emit(f"container {what}", "c")
+    world.emit("network disconnect", "n", "c")
+    until(lambda: world.called("leaves", "n", "c"))
+    assert world.called("leaves", "", "c")
+    assert world.called("forget", "c")
+    assert slow.polls == 1
+
+
+def test_connections_and_departures_keep_their_order(world: World, behind: DockerFollower, slow: Slow) -> None:
+    """No departure overtakes a connection that Docker reported earlier: its answer could then open the former place."""
+    world.emit("container create", "new")
+    until(lambda: slow.polls == 1)
+    for _ in range(20):
+        world.emit("network connect", "n", "c")
+        world.emit("container start", "c")
+        world.emit("network disconnect", "n", "c")
+        world.emit("container die", "c")
+    until(lambda: len(world.calls) == 80)
+    assert [call[0] for call in world.calls] == ["returns", "returns", "leaves", "leaves"] * 20
+
+
+def test_ports_of_new_and_removed_containers_keep_their_order(
+    world: World, behind: DockerFollower, slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container that is removed while polls wait is not known afterwards; one that is created then is."""
+    done: list[tuple[str, str]] = []
+    monkeypatch.setattr(ProxyPorts, "created", lambda _, each: done.append(("created", each)))
+    monkeypatch.setattr(ProxyPorts, "forget", lambda _, each: done.append(("forget", each)))
+    for what, which in [("create", "a"), ("destroy", "a"), ("create", "b"), ("destroy", "c")]:
+        world.emit(f"container {what}", which)
+    slow.go.release()
+    slow.go.release()
+    until(lambda: len(done) == 4)
+    assert done == [("created", "a"), ("forget", "a"), ("created", "b"), ("forget", "c")]
+
+
+def test_bridges_of_a_new_network_wait_for_one_poll_at_most(
+    world: World, behind: DockerFollower, slow: Slow, bridges: Bridges, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When Docker creates a network, no bridge is left alone from then on, before the other work that waits."""
+    written: list[int] = []
+    monkeypatch.setattr(behind, "_write_bridges", lambda: written.append(slow.polls))
+    marked = threading.Event()
+    monkeypatch.setattr(bridges, "mark_unknown", marked.set)
+    world.emit("container create", "a")
+    until(lambda: slow.polls == 1)
+    for each in "bc":
+        world.emit("container create", each)
+    world.emit("network create", "n")
+    assert marked.wait(60)
+    slow.go.release()
+    until(lambda: bool(written))
+    assert written == [1]
+
+
+def test_too_much_that_waits_closes_docker_networks(
+    world: World, behind: DockerFollower, slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If more events wait than have room, ports on Docker networks close until all is listed; no event is lost."""
+    monkeypatch.setattr(host_work, "MOST", 3)
+    for n in range(10):
+        world.emit("container create", str(n))
+    until(lambda: world.called("mark_unknown"))
+    assert slow.polls == 1
+    for _ in range(10):
+        slow.go.release()
+    until(lambda: slow.polls == 10)
+    assert world.created_ == [str(n) for n in range(10)]
+
+
+def test_an_error_in_work_that_waited_ends_no_other(
+    world: World, behind: DockerFollower, slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an unexpected error everything is listed, and the next events are handled."""
+    woken = threading.Event()
+    monkeypatch.setattr(behind, "wake", woken.set)
+    behind._host._failed = woken.set
+
+    def refused(*_: object) -> None:
+        raise RuntimeError("unexpected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ProxyPorts, "created", refused)
+        world.emit("container create", "a")
+        assert woken.wait(60)
+    world.emit("container create", "b")
+    until(lambda: slow.polls == 1)
+
+
+def test_work_on_the_host_that_never_ends_is_detected(
+    world: World, behind: DockerFollower, slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a poll is stuck, the lease is not renewed: what it would close could stay open."""
+    world.emit("container create", "a")
+    until(lambda: slow.polls == 1)
+    assert behind.keeps_up()
+    monkeypatch.setattr(follow, "EVERY", 0.0)
+    assert not behind.keeps_up()
+    slow.go.release()
+    until(behind.keeps_up)
