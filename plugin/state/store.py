@@ -272,11 +272,11 @@ class Store:
 
     def _replace(self, state: SavedState) -> None:
         serial = os.urandom(8).hex()
-        document = list(self._document(state, serial))
+        document = "".join(self._document(state, serial))
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(self._new, _NEW | os.O_TRUNC, 0o600)
         with open(fd, "w", encoding="utf-8") as file:
-            file.writelines(document)
+            file.write(document)
         with self._names:
             # A second name, so that a file exists at every moment. (Another program may have removed the first one.)
             if self._is_flushed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -218,6 +219,11 @@ def test_a_flush_is_repaired_while_iptables_waits(world: World, watcher: Loops) 
     finally:
         world.at_ensure = lambda: None
         resume.set()
+
+
+def test_no_thread_that_computes_keeps_others_waiting_for_long(watcher: Loops) -> None:
+    """A thread that lists all containers gives way to one that closes after a millisecond, not after Python's five."""
+    assert sys.getswitchinterval() == pytest.approx(0.001)
 
 
 def test_flows_are_cut_in_order_and_closing_does_not_wait() -> None:
