@@ -1,6 +1,7 @@
 """Index of the driver's endpoints and of those on Docker networks: by network, address, MAC. Pure.
 
-One endpoint of fifty thousand changes at a time, and the change must not search the others.
+One endpoint of fifty thousand changes at a time, and the change must not search the others. After an unexpected error
+amid a change the index may lack an endpoint; no later change fails for that.
 """
 
 from __future__ import annotations
@@ -59,18 +60,16 @@ class Located:
     def _remove(self, owner: ElementOwner, endpoint: Endpoint | None) -> None:
         if endpoint is None:
             return
-        there = self._on[endpoint.network_id]
-        del there[owner]
+        there = self._on.get(endpoint.network_id, {})
+        there.pop(owner, None)
         if not there:
-            del self._on[endpoint.network_id]
+            self._on.pop(endpoint.network_id, None)
         if owner.kind is Kind.ENDPOINT:
             self._unlabelled.discard(endpoint.id)
             for place in _places(endpoint):
-                left = tuple(each for each in self._at[place] if each != endpoint.id)
+                left = tuple(each for each in self._at.pop(place, ()) if each != endpoint.id)
                 if left:
                     self._at[place] = left
-                else:
-                    del self._at[place]
 
 
 def _endpoint(facts: Facts | None, owner: ElementOwner) -> Endpoint | None:

@@ -135,11 +135,12 @@ class PolicyView:
     def at(self, network_id: str, *places: Address | str | None) -> list[Endpoint]:
         """Return the driver's endpoints on the network that have one of these addresses or MACs."""
         found = dict.fromkeys(key for where in places if where for key in self._located.at(network_id, where))
-        return [self.state.endpoints[key] for key in found]
+        return [endpoint for key in found if (endpoint := self.state.endpoints.get(key))]
 
     def on(self, network_id: str) -> list[Endpoint]:
         """Return the driver's endpoints on the network."""
-        return [self.state.endpoints[o.id] for o in self._located.on(network_id) if o.kind is Kind.ENDPOINT]
+        owners = (owner for owner in self._located.on(network_id) if owner.kind is Kind.ENDPOINT)
+        return [endpoint for owner in owners if (endpoint := self.state.endpoints.get(owner.id))]
 
     @contextmanager
     def deciding(self) -> Iterator[None]:
