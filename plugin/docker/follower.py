@@ -96,7 +96,7 @@ class DockerFollower:
         self._driver_sync = DriverSync(reconciler, forget)
         self._sighted = sighted
         self._connected = connected
-        self._host = HostWork(self._behind, self.wake)
+        self._host = HostWork(self._behind, self._failed)
         self._stop = threading.Event()
         self._requested = threading.Condition()
         self._all = False
@@ -168,6 +168,11 @@ class DockerFollower:
         """Close what Docker's events would have to close: they have to wait."""
         log.error("docker-fw is behind Docker's events; ports that labels open on Docker networks are closed meanwhile")
         self._tracker.mark_unknown()
+        self.wake()
+
+    def _failed(self) -> None:
+        """List everything, and then cut flows: a bridge may not have been protected when it should have been."""
+        self._cut_flows_until(self._bridges.now())
         self.wake()
 
     def _on_event(self, event: Event) -> None:

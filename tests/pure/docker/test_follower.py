@@ -249,6 +249,30 @@ def test_flows_from_before_a_bridge_was_protected_are_cut(
     assert bridges.dockers() == {NETWORK.bridge}
 
 
+def test_flows_are_cut_also_after_bridges_could_not_be_written(
+    world: World, follower: DockerFollower, bridges: Bridges, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the bridges of a new network could not be written at once, the listing that follows writes them, and flows
+    from before that are cut: nothing filtered them."""
+    world.answer = DockerSnapshot()
+    world.emit("subscribed")
+    until(lambda: world.called("cut_closed"))
+    bridges.see([Link(5, NETWORK.bridge, bridge=True)])
+    bridges.set_listed(frozenset(), bridges.now() + SETTLE)
+    before, failed = len(world.calls), threading.Event()
+    world.answer = DockerSnapshot(networks=(NETWORK,), endpoints=(GUEST,))
+
+    def fails() -> None:
+        if not failed.is_set():
+            failed.set()
+            raise OSError("No buffer space available")
+
+    monkeypatch.setattr(follower, "_write_bridges", fails)
+    world.emit("network create", NETWORK.id)
+    assert failed.wait(60)
+    until(lambda: "cut_closed" in [call[0] for call in world.calls[before:]])
+
+
 def test_a_departure_closes_while_docker_hangs(world: World, follower: DockerFollower) -> None:
     """While a listing hangs in Docker's API, a departure event still closes at once."""
     looking, resume = threading.Event(), threading.Event()
