@@ -74,6 +74,8 @@ class Disk:
         self.kept = SavedState()
         self.full = False
         self.unsaved_reason = ""
+        #: It was saved once, so that one record may be saved alone.
+        self.begun = False
         #: What happens while the disk flushes.
         self.flushing: Callable[[], object] = lambda: None
 
@@ -81,10 +83,21 @@ class Disk:
         if self.full:
             self.unsaved_reason = "could not write the state file: No space left on device"
             raise FwError(self.unsaved_reason)
-        self.kept, self.unsaved_reason = dataclasses.replace(state), ""
+        if alone and self.begun and not self.unsaved_reason:
+            assert state == _with(self.kept, state, *alone), "a line of the journal would lack a change"
+        self.kept, self.unsaved_reason, self.begun = dataclasses.replace(state), "", True
 
     def flush(self) -> None:
         self.flushing()
+
+
+def _with(state: SavedState, other: SavedState, name: str, key: str) -> SavedState:
+    """Return the state with this one record of the other."""
+    there = {each: item for each, item in getattr(state, name).items() if each != key}
+    if key in getattr(other, name):
+        there[key] = getattr(other, name)[key]
+    changed: SavedState = dataclasses.replace(state, **{name: there})
+    return changed
 
 
 class Clock:

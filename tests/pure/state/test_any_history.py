@@ -13,6 +13,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from plugin.docker.tracked import Guests
 from plugin.docker.tracker import EndpointTracker
 from plugin.kernel import conntrack, link_monitor
 from plugin.labels.parser import parse
@@ -34,6 +35,7 @@ from plugin.nftables.compile import ElementCompiler, compiled
 from plugin.nftables.rate_quota import Quota
 from plugin.nftables.sets import Change, Element, spec_of
 from plugin.policy.facts import BridgeFacts, Facts, ProxyFacts
+from plugin.policy.located import Located
 from plugin.policy.overrides import with_one, without
 from plugin.policy.peers import PeerIndex
 from plugin.policy.saved import SavedState
@@ -478,6 +480,14 @@ class AnyHistory(RuleBasedStateMachine):
         """The disk has the facts as soon as it accepts a write."""
         if not self.state.unsaved_reason:
             assert self.disk.kept == self.state.state
+
+    @invariant()
+    def the_index_is_as_if_made_from_all(self) -> None:
+        """The index of endpoints has those that exist, where they are, whatever was refused or failed."""
+        facts = self.state._view.facts
+        assert self.state._view._located.__dict__ == Located(facts).__dict__
+        mirrored, made = self.tracker._mirror(facts), Guests(facts.guests.values())
+        assert (mirrored._guests, mirrored._of, mirrored._on) == (made._guests, made._of, made._on)
 
     @invariant()
     def in_the_end_it_is_as_if_compiled_from_scratch(self) -> None:
