@@ -69,9 +69,8 @@ K = TypeVar("K")
 V = TypeVar("V")
 #: Maximum seconds that a thread waits while another one flushes the file.
 PATIENCE = 10.0
-#: The fields of the state of which a changed record is a line in the journal, each with its word there.
-_JOURNALED = {"endpoints": "endpoint", "proxied": "proxied", "asked": "asked"}
-JOURNALED = tuple(_JOURNALED)
+#: The fields of the state of which a changed record is a line in the journal.
+JOURNALED = ("endpoints", "proxied", "asked")
 #: The fields that the file has with one record a line.
 _RECORDS = ("networks", "endpoints", "proxied", "asked")
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
@@ -160,9 +159,10 @@ class Store:
         }
         serial = found.get("serial")
         for change in self._journal.read(serial if isinstance(serial, str) else ""):
-            for name in ports:
-                entry = {change.get(_JOURNALED[name]): change.get("is")}
-                ports[name] |= _readable({name: entry}, name, partial(_entry, name))
+            for name, entries in ports.items():
+                with contextlib.suppress(*NOT_AS_IT_SHOULD_BE):
+                    key, closed = _entry(name, change[name], change["ports"])
+                    entries[key] = closed
         return SavedState(
             proxied=ports["proxied"],
             asked=ports["asked"],
@@ -173,15 +173,11 @@ class Store:
 
     def _replayed(self, state: SavedState, serial: str) -> SavedState:
         """Return the state with the journal's changes, up to the first damaged one."""
-        records: dict[str, dict[str, Any]] = {name: dict(getattr(state, name)) for name in _JOURNALED}
+        records: dict[str, dict[str, Any]] = {name: dict(getattr(state, name)) for name in JOURNALED}
         for change in self._journal.read(serial):
             try:
-                name = next(name for name, word in _JOURNALED.items() if word in change)
-                key = text(change, _JOURNALED[name])
-                item = _READ[name](change["is"]) if change["is"] is not None else None
-                if isinstance(item, Endpoint) and item.id != key:
-                    raise ValueError("a record has another ID than its key")
-            except (*NOT_AS_IT_SHOULD_BE, StopIteration) as error:
+                name, key, item = _changed(change)
+            except NOT_AS_IT_SHOULD_BE as error:
                 log.error("the state file's log is damaged (%s); the rest of it is ignored", error)
                 self._journal.keep()
                 break
@@ -198,13 +194,13 @@ class Store:
         `alone`: the field of the state, one of `JOURNALED`, and the key in it that alone has changed since the last
         save. A power cut may undo the save until `flush`.
         """
-        records = sum(len(getattr(state, name)) for name in _JOURNALED)
+        records = sum(len(getattr(state, name)) for name in JOURNALED)
         little = bool(alone and self._journal.begun and self._journal.length < max(100, records // 2))
         try:
             if alone and little:
                 name, key = alone
                 item = getattr(state, name).get(key)
-                self._journal.append({_JOURNALED[name]: key, "is": _plain(item) if item else None})
+                self._journal.append(_line(name, key, _plain(item) if item else None))
             else:
                 self._replace(state)
         except OSError as error:
@@ -382,6 +378,27 @@ def _readable(document: dict[str, Any], key: str, read: Callable[[str, Any], tup
             entry, content = read(name, value)
             found[entry] = content
     return found
+
+
+def _line(name: str, key: str, item: Any) -> dict[str, Any]:
+    """Return a line of the journal; an `item` of None: the record was removed.
+
+    Former versions know lines of endpoints alone, and read nothing after another line. To them, a line of a container's
+    ports removes an endpoint without an ID, of which there is none.
+    """
+    if name == "endpoints":
+        return {"endpoint": key, "is": item}
+    return {"endpoint": "", "is": None, name: key, "ports": item}
+
+
+def _changed(change: dict[str, Any]) -> tuple[str, str, Any]:
+    """Return what `_line` got. Raises one of NOT_AS_IT_SHOULD_BE."""
+    name = next((name for name in ("proxied", "asked") if name in change), "endpoints")
+    key, raw = ("endpoint", change["is"]) if name == "endpoints" else (name, change["ports"])
+    key, item = text(change, key), None if raw is None else _READ[name](raw)
+    if isinstance(item, Endpoint) and item.id != key:
+        raise ValueError("a record has another ID than its key")
+    return name, key, item
 
 
 def _entry(name: str, key: Any, raw: Any) -> tuple[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import os
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -266,6 +267,60 @@ def test_a_containers_ports_are_a_line_of_the_log(tmp_path: Path, name: str) -> 
         store.save(state, alone=(name, "c" * 64))
         assert path.read_bytes() == written
         assert Store(str(path)).load() == state
+
+
+def former(path: Path) -> dict[str, Any]:
+    """Return the endpoints in the log as former versions read it, of which each line is an endpoint."""
+    found: dict[str, Any] = {}
+    for line in path.read_text().splitlines()[1:]:
+        change = json.loads(line)
+        assert isinstance(change["endpoint"], str)
+        if change["is"] is None:
+            found.pop(change["endpoint"], None)
+        else:
+            found[change["endpoint"]] = change["is"]
+    return found
+
+
+def test_former_versions_read_every_endpoint_of_the_log(tmp_path: Path) -> None:
+    """After a downgrade no endpoint is open that left after a container's ports were written: its address may belong to
+    another container. Former versions read no line after one that they do not understand."""
+    path = tmp_path / "state.json"
+    store, state = Store(str(path)), BASE
+    store.save(state)
+    for endpoint in (other(1), other(2)):
+        state = state.with_endpoint(endpoint)
+        store.save(state, alone=("endpoints", endpoint.id))
+    for name, ports in PORTS.items():
+        for each in ({"c" * 64: ports}, {}):
+            state = dataclasses.replace(state, **{name: each})
+            store.save(state, alone=(name, "c" * 64))
+    state = state.without_endpoint(other(1).id)
+    store.save(state, alone=("endpoints", other(1).id))
+    assert list(former(tmp_path / "state.json.log")) == [other(2).id]
+    assert Store(str(path)).load() == state
+
+
+def test_any_journal_of_a_newer_version_allows_the_start(tmp_path: Path) -> None:
+    """A newer version may write other lines; one that this version does not understand closes nothing and hides no
+    other line."""
+    path, proxied = tmp_path / "state.json", {"c" * 64: PORTS["proxied"]}
+    store = Store(str(path))
+    store.save(BASE)
+    store.save(dataclasses.replace(BASE, asked={"c" * 64: PORTS["asked"]}), alone=("asked", "c" * 64))
+    log = tmp_path / "state.json.log"
+    with log.open("a") as file:
+        for word in ("proxied", "asked", "endpoint"):
+            for value in ("[]", "{}", "1", "null", '"x"'):
+                file.write(f'{{"{word}": {value}, "is": {value}, "ports": {value}}}\n')
+    store.save(dataclasses.replace(BASE, asked={"c" * 64: PORTS["asked"]}, proxied=proxied))
+    whole = log.read_bytes().split(b"\n", 1)[1]
+    store.save(BASE)
+    store.save(dataclasses.replace(BASE, proxied=proxied), alone=("proxied", "c" * 64))
+    log.write_bytes(log.read_bytes().split(b"\n", 1)[0] + b"\n" + whole + log.read_bytes().split(b"\n", 1)[1])
+    path.write_text(path.read_text().replace('"version": 2', '"version": 3'))
+    part = Store(str(path)).closing_part()[0]
+    assert (part.proxied, part.asked) == (proxied, {"c" * 64: PORTS["asked"]})
 
 
 def test_a_newer_versions_log_closes_ports_too(tmp_path: Path) -> None:
