@@ -28,7 +28,7 @@ def network(text: bytes) -> Any:
 
 def of_endpoint(text: bytes, endpoint_id: str) -> Any:
     """Return the network, and of its endpoints the one with this ID, if it is there. Raises ValueError."""
-    return _read(text, (b'"EndpointID":"%s"', endpoint_id))
+    return _read(text, (b'"EndpointID":"%s"', endpoint_id), (b'"ep-%s":{', endpoint_id))
 
 
 def of_container(text: bytes, container_id: str, name: str) -> Any:
@@ -74,4 +74,6 @@ def _endpoint(text: bytes, begin: int, end: int, at: int) -> tuple[str, Any]:
     key = _KEY.search(text, max(begin, first - _LONGEST), first)
     if first < 0 or not last or not key:
         raise ValueError("it is unsure where an endpoint ends")
+    if key.start() != begin and text[key.start() - 1 : key.start()] != b"}":
+        raise ValueError("an object within an endpoint is no endpoint")
     return key[1].decode(), json.loads(text[first:last])

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin.docker import one_endpoint
+from plugin.docker import one_endpoint, parse
+from plugin.docker.container_labels import ContainerLabels
 from tests.pure.strategies import examples
 
 IDS = [digit * 64 for digit in "0ae"]
@@ -77,6 +78,19 @@ def test_an_incomplete_answer_is_an_error(text: bytes) -> None:
     """An answer that breaks off has no endpoint."""
     with pytest.raises(ValueError, match=r"Expecting|Unterminated"):
         one_endpoint.of_endpoint(text, IDS[0])
+
+
+@pytest.mark.parametrize("inner", ['"x":"y",%s,', "%s,"])
+@pytest.mark.parametrize("key", [IDS[0], f"ep-{IDS[1]}"])
+def test_an_object_within_an_endpoint_is_none(inner: str, key: str) -> None:
+    """If an endpoint of another container contains an object like an endpoint, it is not taken for one."""
+    false = f'"{key}":{{"Name":"web","EndpointID":"{IDS[1]}","IPv4Address":"10.0.0.9/24"}}'
+    other = f'"{IDS[2]}":{{"Name":"db",{inner % false}"EndpointID":"{IDS[2]}"}}'
+    text = f'{{"Name":"app","Id":"{IDS[2]}","Containers":{{{other}}},"Options":{{}}}}'.encode()
+    whole = json.loads(text)
+    assert parse.endpoint_name(one_endpoint.of_endpoint(text, IDS[1]), IDS[1]) is parse.endpoint_name(whole, IDS[1])
+    labels = ContainerLabels(IDS[0], "web")
+    assert parse.attached(one_endpoint.of_container(text, IDS[0], "web"), labels, {}) is None
 
 
 def test_a_thousand_endpoints_cost_no_parsing(monkeypatch: pytest.MonkeyPatch) -> None:
