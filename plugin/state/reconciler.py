@@ -426,9 +426,16 @@ class Reconciler:
         )
 
     def suspend(self) -> None:
-        """Close ports that were opened for a limited time: no process checks the time from now on. They stay saved."""
+        """Close ports that were opened for a limited time: no process checks the time from now on. They stay saved.
+
+        And write the whole state file: a former version, which may run next, cannot read all of the journal.
+        """
         self.observe(lambda facts: dataclasses.replace(facts, suspended=True))
         with self._lock:
+            try:
+                self._store.save(self.state)
+            except FwError as error:
+                log.error("%s", error)
             owners = [o for e in self.state.overrides if e.until for o in self._view.places(e.container)]
             cuts = self._writer.cuts.of(owners)
         for cut in cuts:  # at once: queued work is no longer done

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv4Interface, ip_network
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -26,6 +28,7 @@ from plugin.model import (
     Problem,
     Published,
     Rate,
+    RequestedPorts,
     Rule,
 )
 from plugin.nftables.client import NftError
@@ -35,6 +38,7 @@ from plugin.policy.overrides import with_one, without
 from plugin.policy.saved import SavedState
 from plugin.state import closed_flows
 from plugin.state.reconciler import Reconciler
+from plugin.state.store import Store
 from tests.inputs import inputs
 from tests.pure.expected import desired
 from tests.pure.fakes import Disk, Kernel
@@ -531,6 +535,28 @@ def test_concurrent_calls_lose_nothing() -> None:
         list(pool.map(work, range(8)))
     assert len(state.networks) == len(state.endpoints) == 160
     assert kernel.table == desired(state)
+
+
+def test_a_stop_leaves_a_whole_state_file(tmp_path: Path) -> None:
+    """A former version that runs next, after a downgrade, reads the ports of every container from the file itself."""
+    path = tmp_path / "state.json"
+    made = Reconciler(Kernel(), Store(str(path)), EVERYWHERE)  # type: ignore[arg-type]
+    made.start(Facts(SavedState(boot="b")), SavedState())
+    asked = {"c" * 64: (RequestedPorts("tcp", IPv4Address(0), 8080, 8080),)}
+    made.observe(lambda facts: facts.keeping(lambda state: dataclasses.replace(state, asked=asked)))
+    assert not json.loads(path.read_text())["asked"]
+    made.suspend()
+    assert json.loads(path.read_text())["asked"].keys() == asked.keys()
+    (tmp_path / "state.json.log").unlink()
+    assert Store(str(path)).load() == made.state
+
+
+def test_a_full_disk_ends_no_stop(web: tuple[Reconciler, Kernel, Disk]) -> None:
+    """If the whole file cannot be written at the stop, the log has the rest, and the stop goes on."""
+    made, _, disk = web
+    disk.full = True
+    made.suspend()
+    assert made.facts.suspended
 
 
 def test_elements_that_the_kernel_refuses_do_not_delay_closing() -> None:
