@@ -85,9 +85,9 @@ class ProxyPorts:
         """
         with self._lock:
             self._since[container_id] = self._listeners.now()
+            self._listeners.doubt()  # Docker's last list did not have it
             if container_id not in self._asked:
                 self._unknown.add(container_id)
-                self._listeners.doubt()
                 self._note()
             else:  # its inspection was faster
                 self._keep()

@@ -134,7 +134,7 @@ class Listeners:
         return frozenset(ports)
 
     def doubt(self) -> None:
-        """Note that Docker created a container whose requested ports are unknown."""
+        """Note that Docker created a container: its last list left ports to the host that this one may request."""
         self._homes.clear()
 
     def _is_back(self, each: Listener, since: float, now: float) -> bool:

@@ -312,6 +312,28 @@ def test_a_port_of_dockerd_that_a_container_requests_is_closed(desk: Desk) -> No
     assert desk.disk.kept.asked == {}
 
 
+@pytest.mark.parametrize("first", ["the event", "the inspection"])
+def test_a_new_containers_proxy_is_not_the_hosts_while_docker_hangs(desk: Desk, host: Host, first: str) -> None:
+    """A container takes a port that a program of the host had: its docker-proxy does not pass for that program's
+    restart, whether the container is inspected before or after its event is handled."""
+    program = host.listens(tcp(8080))
+    desk.look(UNIDENTIFIED)
+    host.time += 1
+    desk.ports.judge(DockerSnapshot(container_ids=frozenset(), published=frozenset(), complete=True), host.time)
+    host.sockets.remove(program)
+    wanted = (RequestedPorts("tcp", ANY4, 8080, 8080),)
+    if first == "the event":
+        desk.ports.created("new")
+        desk.ports.asks("new", wanted)
+    else:
+        desk.ports.asks("new", wanted)
+        desk.ports.created("new")
+    host.listens(tcp(8080))
+    assert desk.look(UNIDENTIFIED).listening == set()
+    host.time += PATIENCE + 1
+    assert desk.look(UNIDENTIFIED).listening == set()
+
+
 def test_a_container_that_docker_does_not_list_is_forgotten(desk: Desk) -> None:
     """A container's ports are removed when Docker no longer lists it, except if it was created after the request to
     Docker, or if the list is incomplete."""
