@@ -33,11 +33,13 @@ def other(number: int) -> Endpoint:
     return dataclasses.replace(ENDPOINT, id=f"{number:064x}", addr4=IPv4Address(number))
 
 
-#: Steps to play in order: an endpoint is added, changed or removed, everything is saved, docker-fw restarts.
+#: Steps to play in order: an endpoint is added, changed or removed, a container's ports are changed or forgotten,
+#: everything is saved, docker-fw restarts.
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("put"), endpoints),
         st.tuples(st.just("drop"), st.integers(0, 5)),
+        st.tuples(st.sampled_from(["proxied", "asked"]), st.tuples(st.sampled_from("ab"), st.integers(0, 2))),
         st.tuples(st.sampled_from(["save", "flush", "restart"]), st.none()),
     ),
     max_size=14,
@@ -58,6 +60,11 @@ def play(path: Path, done: list[tuple[str, Any]]) -> list[SavedState]:
             key = list(state.endpoints)[value % len(state.endpoints)]
             state = state.without_endpoint(key)
             store.save(state, alone=("endpoints", key))
+        elif what in PORTS:
+            container, many = value
+            others = {key: ports for key, ports in getattr(state, what).items() if key != container}
+            state = dataclasses.replace(state, **{what: others | ({container: PORTS[what][:many]} if many else {})})
+            store.save(state, alone=(what, container))
         elif what == "restart":
             store = Store(str(path))
             assert store.load() == state
