@@ -20,19 +20,19 @@ log = logging.getLogger(__name__)
 
 
 class Journal:
-    """The file `FILE.log`. Not thread-safe. `length`: the changes that it has."""
+    """The file `FILE.log`. Not thread-safe. `length`: the changes that it has; `size`: their bytes."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._serial = ""
         self._fd = -1
-        self.length = 0
+        self.length = self.size = 0
 
     def begin(self, serial: str) -> None:
         """Start a journal for a new state file with this serial number; earlier lines belong to another file."""
         if self._fd >= 0:
             os.close(self._fd)
-        self._serial, self._fd, self.length = serial, -1, 0
+        self._serial, self._fd, self.length, self.size = serial, -1, 0, 0
 
     @property
     def begun(self) -> bool:
@@ -53,7 +53,7 @@ class Journal:
             with contextlib.suppress(OSError):  # `read` leaves out an incomplete last line
                 os.ftruncate(self._fd, before)
             raise
-        self.length += 1
+        self.length, self.size = self.length + 1, self.size + len(line)
 
     def read(self, serial: str) -> list[dict[str, Any]]:
         """Return the changes since the state file with this serial number, in order. Never raises."""

@@ -69,6 +69,8 @@ K = TypeVar("K")
 V = TypeVar("V")
 #: Maximum seconds that a thread waits while another one flushes the file.
 PATIENCE = 10.0
+#: Bytes that the journal may have, if the file is shorter: a line of thousands of published ports has 400 kB.
+JOURNAL = 1 << 20
 #: The fields of the state of which a changed record is a line in the journal.
 JOURNALED = ("endpoints", "proxied", "asked")
 #: The fields that the file has with one record a line.
@@ -89,6 +91,8 @@ class Store:
         self._journal = Journal(Path(path + ".log"))
         self._records: dict[str, _Records] = {name: _Records() for name in _RECORDS}
         self._bans: tuple[Mapping[Prefix, float] | None, str] = (None, "")
+        #: The characters of the file that was written last.
+        self._size = 0
         #: Held while files get another name, and never during an fsync.
         self._names = threading.Lock()
         #: One fsync at a time.
@@ -195,7 +199,8 @@ class Store:
         save. A power cut may undo the save until `flush`.
         """
         records = sum(len(getattr(state, name)) for name in JOURNALED)
-        little = bool(alone and self._journal.begun and self._journal.length < max(100, records // 2))
+        room = self._journal.length < max(100, records // 2) and self._journal.size < max(JOURNAL, self._size)
+        little = bool(alone and self._journal.begun and room)
         try:
             if alone and little:
                 name, key = alone
@@ -287,6 +292,7 @@ class Store:
             self._is_flushed = self._is_loaded = False
             self._written += 1
         self._journal.begin(serial)
+        self._size = len(document)
 
     def _document(self, state: SavedState, serial: str) -> Iterator[str]:
         """Yield the file's text in a few parts, because it may have megabytes."""

@@ -262,6 +262,23 @@ def test_the_log_does_not_grow_without_bound(tmp_path: Path) -> None:
     assert Store(str(path)).load() == BASE
 
 
+def test_the_log_of_many_ports_does_not_grow_without_bound(tmp_path: Path) -> None:
+    """Beside thousands of containers, one that publishes thousands of ports and is created for years costs 2 MB."""
+    path = tmp_path / "state.json"
+    store, state = Store(str(path)), BASE
+    few = {f"{n:064x}": PORTS["asked"][:1] for n in range(2000)}
+    many = {"c" * 64: tuple(Published("tcp", IPv4Address(0), port, 80) for port in range(1, 5000))}
+    state = dataclasses.replace(BASE, asked=few)
+    store.save(state)
+    for _ in range(12):
+        for proxied in (many, {}):
+            state = dataclasses.replace(state, proxied=proxied)
+            store.save(state, alone=("proxied", "c" * 64))
+            log = tmp_path / "state.json.log"
+            assert not log.exists() or log.stat().st_size < 2 << 20
+    assert Store(str(path)).load() == state
+
+
 @pytest.mark.parametrize("name", ["proxied", "asked"])
 def test_a_containers_ports_are_a_line_of_the_log(tmp_path: Path, name: str) -> None:
     """The ports of one container, added, changed and forgotten, do not write the file, and a restart has them."""
