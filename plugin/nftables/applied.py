@@ -5,66 +5,103 @@ Two owners may need the same element; it remains as long as one of them needs it
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import chain
 
 from plugin.model import Address
-from plugin.nftables.sets import Change, Element, spec_of
+from plugin.nftables import fields
+from plugin.nftables.sets import SETS, Change, Element, numbers
 from plugin.policy.facts import SUSPECTS, ElementOwner
+
+#: Most elements of an owner that are searched for those that let an address pass (0.01 ms); with more, they are
+#: indexed.
+_SEARCHED = 64
+# Sets by number, which is the first byte of an element.
+#: Their elements let flows pass. Frames within a bridge do not count: they have no flows.
+_OPEN = numbers(lambda spec: spec.effect == "opens" and not spec.bridge)
+_CLOSE = numbers(lambda spec: spec.effect == "closes")
+#: Their elements are removed as soon as their container departs.
+_DEPART = _OPEN | numbers(lambda spec: spec.departs)
+_CLOSED_AS = numbers(lambda spec: spec.closed_as)
+_ALWAYS_END = numbers(lambda spec: spec.ends_flows == "always")
+_END_OWNED = numbers(lambda spec: spec.ends_flows)
+
+
+#: The bytes of the address at the end of their elements, and the bytes before the address if it is a single one.
+_PEERS = {
+    number: (width := fields.length(spec.key[-1:]), struct.pack("!H2x", 8 * width) if spec.peer == "prefix" else b"")
+    for number, spec in enumerate(SETS.values())
+    if spec.peer
+}
 
 
 class AppliedElements:
     """The elements in the kernel, by owner. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._owned: dict[ElementOwner, frozenset[Element]] = {}
-        self._count: Counter[Element] = Counter()
-        #: By address, the owners' elements that let it pass as a peer, or as a sender; prefixes that contain it do not
-        #: count.
-        self._passing: dict[Address, dict[ElementOwner, tuple[Element, ...]]] = {}
+        #: As tuples: sets would take half as much memory again.
+        self._owned: dict[ElementOwner, tuple[Element, ...]] = {}
+        #: The number of owners of each element.
+        self._count: dict[Element, int] = {}
+        #: Of owners with many elements, by packed address, those that let it pass as a peer, or as a sender; prefixes
+        #: that contain it do not count.
+        self._passing: dict[ElementOwner, dict[bytes, dict[Element, None]]] = {}
 
     def __iter__(self) -> Iterator[Element]:
         return iter(self._count)
 
     def of(self, owner: ElementOwner) -> frozenset[Element]:
         """Return the elements of an owner."""
-        return self._owned.get(owner, frozenset())
+        return frozenset(self._owned.get(owner, ()))
 
-    def start(self, owned: Mapping[ElementOwner, frozenset[Element]]) -> None:
+    def many(self, owner: ElementOwner) -> int:
+        """Return how many elements an owner has."""
+        return len(self._owned.get(owner, ()))
+
+    def start(self, owned: Iterable[tuple[ElementOwner, frozenset[Element]]]) -> None:
         """Replace all owners and their elements."""
-        self._owned = {owner: elements for owner, elements in owned.items() if elements}
-        self._count = Counter(element for elements in self._owned.values() for element in elements)
+        self._owned = {owner: tuple(elements) for owner, elements in owned if elements}
+        self._count = dict(Counter(chain.from_iterable(self._owned.values())))
         self._passing = {}
         for owner, elements in self._owned.items():
             self._index(owner, (), elements)
 
     def change(self, new: Mapping[ElementOwner, frozenset[Element]]) -> Change:
         """Return the change that gives these owners the elements of `new`."""
-        count = self._difference(new)
+        less, more = self._difference(new)
         return Change(
-            remove=tuple(e for e, n in count.items() if n < 0 and self._count[e] + n == 0),
-            add=tuple(e for e, n in count.items() if n > 0 and self._count[e] == 0),
+            remove=tuple(e for e, n in less.items() if self._count[e] + more.get(e, 0) == n),
+            add=tuple(e for e in more if e not in self._count),
         )
 
     def after(self, new: Mapping[ElementOwner, frozenset[Element]]) -> list[Element]:
         """Return every element that should be in the kernel after `new` has been written."""
-        total = self._count.copy()
-        total.update(self._difference(new))
-        return [element for element, n in total.items() if n > 0]
+        change = self.change(new)
+        gone = {*change.remove}
+        return [*(element for element in self._count if element not in gone), *change.add]
 
     def write(self, new: Mapping[ElementOwner, frozenset[Element]]) -> None:
         """Note that these owners have these elements now; the kernel has accepted them."""
-        for element, n in self._difference(new).items():
-            self._count[element] += n
-            if not self._count[element]:
+        less, more = self._difference(new)
+        for element, n in more.items():
+            self._count[element] = self._count.get(element, 0) + n
+        for element, n in less.items():
+            if left := self._count[element] - n:
+                self._count[element] = left
+            else:
                 del self._count[element]
         for owner, elements in new.items():
             old = self.of(owner)
-            self._index(owner, old - elements, elements - old)
-            if elements:
-                self._owned[owner] = elements
-            else:
-                self._owned.pop(owner, None)
+            gone, fresh = old - elements, elements - old
+            if not (gone or fresh):
+                continue
+            # Of equal elements, those that are known already stay: `_count` has them too.
+            self._owned[owner] = (*(element for element in self._owned.get(owner, ()) if element in elements), *fresh)
+            if not elements:
+                del self._owned[owner]
+            self._index(owner, gone, fresh)
 
     def departing(
         self, gone: Iterable[ElementOwner], lost: Mapping[Address, Collection[ElementOwner]]
@@ -76,10 +113,10 @@ class AppliedElements:
         `gone`: owners whose openings all end. `lost`: by address, the owners whose rules do not name its container any
         more.
         """
-        departing = {owner: {e for e in self.of(owner) if _opens(e) or spec_of(e.set).departs} for owner in gone}
+        departing = {owner: {e for e in self._owned.get(owner, ()) if e[0] in _DEPART} for owner in gone}
         for address, owners in lost.items():
-            for owner, elements in self._passing.get(address, {}).items():
-                if owner in owners:
+            for owner in owners:
+                if elements := self._letting_pass(owner, address.packed):
                     departing.setdefault(owner, set()).update(elements)
         return {owner: elements for owner, elements in departing.items() if elements}
 
@@ -89,37 +126,43 @@ class AppliedElements:
         If dockerd's control group is not known, an element closes a docker-proxy port: it is added when the element
         that kept the port open is removed.
         """
-        count = Counter(element for elements in departing.values() for element in elements)
-        remove = tuple(element for element, n in count.items() if self._count[element] == n)
-        closed = (_closed(element) for element in remove if spec_of(element.set).closed_as)
-        return Change(remove, tuple(element for element in closed if not self._count[element]))
+        count = Counter(chain.from_iterable(departing.values()))
+        remove = tuple(element for element, n in count.items() if self._count.get(element) == n)
+        closed = (_closed(element) for element in remove if element[0] in _CLOSED_AS)
+        return Change(remove, tuple(element for element in closed if element not in self._count))
 
     def without(
         self, departing: Mapping[ElementOwner, Collection[Element]], closing: Change
     ) -> dict[ElementOwner, frozenset[Element]]:
         """Return the elements of these owners after `closing`."""
-        closed = {element: _closed(element) for element in closing.remove if spec_of(element.set).closed_as}
+        closed = {element: _closed(element) for element in closing.remove if element[0] in _CLOSED_AS}
         return {
             owner: self.of(owner).difference(elements).union(closed[e] for e in elements if e in closed)
             for owner, elements in departing.items()
         }
 
-    def _index(self, owner: ElementOwner, less: Iterable[Element], more: Iterable[Element]) -> None:
-        """Update the index by address.
+    def _letting_pass(self, owner: ElementOwner, address: bytes) -> Iterable[Element]:
+        if owner in self._passing:
+            return self._passing[owner].get(address, ())
+        return [e for e in self._owned.get(owner, ()) if e.endswith(address) and _passes_one(e) == address]
 
-        It has tuples, because there is one for each pair of containers that let each other pass, and nearly all have
-        one element.
-        """
-        for address, gone in _by_last(less).items():
-            owners = self._passing[address]
-            owners[owner] = tuple(element for element in owners[owner] if element not in gone)
-            if not owners[owner]:
-                del owners[owner]
-            if not owners:
-                del self._passing[address]
-        for address, new in _by_last(more).items():
-            owners = self._passing.setdefault(address, {})
-            owners[owner] = (*owners.get(owner, ()), *new)
+    def _index(self, owner: ElementOwner, less: Iterable[Element], more: Iterable[Element]) -> None:
+        """Index the owner's elements, which `less` and `more` were removed from and added to."""
+        elements = self._owned.get(owner, ())
+        if len(elements) <= _SEARCHED:
+            self._passing.pop(owner, None)
+            return
+        if owner not in self._passing:
+            self._passing[owner], less, more = {}, (), elements
+        index = self._passing[owner]
+        for element in less:
+            if address := _passes_one(element):
+                del index[address][element]
+                if not index[address]:
+                    del index[address]
+        for element in more:
+            if address := _passes_one(element):
+                index.setdefault(address, {})[element] = None
 
     def narrower(self, owner: ElementOwner, new: frozenset[Element]) -> bool:
         """True if less passes than before: established flows may exist that could not be opened any more.
@@ -128,49 +171,37 @@ class AppliedElements:
         port was open since its listener appeared.
         """
         old = self.of(owner)
-        if any(map(_opens, old - new)):
+        if any(element[0] in _OPEN for element in old - new):
             return True
-        ends = ("always", "owned") if old or owner == SUSPECTS else ("always",)
-        return any(spec_of(element.set).ends_flows in ends for element in new - old)
+        ends = _END_OWNED if old or owner == SUSPECTS else _ALWAYS_END
+        return any(element[0] in ends for element in new - old)
 
     def wider(self, owner: ElementOwner, new: frozenset[Element]) -> bool:
         """True if more passes than before: flows that were cut may pass again."""
-        return any(map(_opens, new - self.of(owner)))
+        return any(element[0] in _OPEN for element in new - self.of(owner))
 
     def only_closes(self, owner: ElementOwner, new: frozenset[Element]) -> bool:
         """True if no added element lets anything pass, or leads anywhere."""
-        return all(spec_of(element.set).effect == "closes" for element in new - self.of(owner))
+        return all(element[0] in _CLOSE for element in new - self.of(owner))
 
-    def _difference(self, new: Mapping[ElementOwner, frozenset[Element]]) -> Counter[Element]:
-        count: Counter[Element] = Counter()
+    def _difference(
+        self, new: Mapping[ElementOwner, frozenset[Element]]
+    ) -> tuple[dict[Element, int], dict[Element, int]]:
+        """Return the elements that owners lose, and those that owners gain, each with the number of owners."""
+        less, more = list[frozenset[Element]](), list[frozenset[Element]]()
         for owner, elements in new.items():
             old = self.of(owner)
-            count.update(dict.fromkeys(elements - old, 1))
-            count.subtract(dict.fromkeys(old - elements, 1))
-        return count
+            less.append(old - elements)
+            more.append(elements - old)
+        return Counter(chain.from_iterable(less)), Counter(chain.from_iterable(more))
 
 
-def _by_last(elements: Iterable[Element]) -> dict[Address, dict[Element, None]]:
-    found: dict[Address, dict[Element, None]] = {}
-    for element in filter(_passes_one, elements):
-        found.setdefault(element.key[-1], {})[element] = None  # type: ignore[arg-type]
-    return found
-
-
-def _opens(element: Element) -> bool:
-    """True if the element lets flows pass. Frames within a bridge do not count: they have no flows."""
-    spec = spec_of(element.set)
-    return spec.effect == "opens" and not spec.bridge
-
-
-def _passes_one(element: Element) -> bool:
-    """True if the element lets a single address pass, or leads to one; it is the last of the key."""
-    spec = spec_of(element.set)
-    if spec.peer == "prefix":
-        return element.key[-2] == (128 if spec.key[-1].startswith("ip6") else 32)
-    return spec.peer == "address"
+def _passes_one(element: Element) -> bytes:
+    """Return the single address, packed, that the element lets pass or leads to; b"" if it is none."""
+    width, before = _PEERS.get(element[0], (0, b""))
+    return element[-width:] if width and element[:-width].endswith(before) else b""
 
 
 def _closed(served: Element) -> Element:
     """Return the element that closes the docker-proxy port that another element keeps open."""
-    return Element(spec_of(served.set).closed_as, served.key)
+    return Element(served.spec.closed_as, served.key)

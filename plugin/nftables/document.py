@@ -121,7 +121,7 @@ def document(
     """
     by_set: dict[str, list[str]] = {}
     elements = list(elements)
-    wordy = [element for element in (*elements, *timed) if not spec_of(element.set).raw]
+    wordy = [element for element in (*elements, *timed) if not element.spec.raw]
     for element in sorted(wordy, key=lambda e: (e.set, e.key, e.data)):
         lasting = f" timeout {timed[element]}s" if element in timed else ""
         by_set.setdefault(element.set, []).append(element_text(element) + lasting)
@@ -137,7 +137,7 @@ def document(
 
 def element_text(element: Element) -> str:
     """Return an element in nft's syntax. It can contain only numbers, addresses and checked interface names."""
-    spec = spec_of(element.set)
+    spec = element.spec
     key = fields.text(spec.key, element.key)
     if spec.data == VERDICT:
         return f"{key} : jump {element.data[0]}"

@@ -9,7 +9,7 @@ from typing import Any
 from plugin.model import BridgeNetwork
 from plugin.nftables.document import element_text
 from plugin.nftables.fields import CGROUP, Value
-from plugin.nftables.sets import SETS, TABLE, Change, Element, spec_of
+from plugin.nftables.sets import SETS, TABLE, Change, Element
 from plugin.policy.view import PolicyView
 
 DriftLine = dict[str, Any]
@@ -75,16 +75,11 @@ def drift(
         for name, spec in SETS.items()
         if name in kernel.sets or (CGROUP not in spec.key and (binds or not spec.bridge))
     }
-    should = {element for element in wanted if element.set in there or element.set not in SETS}
-    sets = there | {element.set for element in should}
-    found = [drift_line("+", "set", f"set {name}", "") for name in sorted(sets - kernel.sets)]
+    should = {element for element in wanted if element.set in there}
+    found = [drift_line("+", "set", f"set {name}", "") for name in sorted(there - kernel.sets)]
     stray = {name for name in kernel.sets if name.partition("__")[0] not in (*SETS, *_METERS)}
     found += [drift_line("-", "set", f"set {name}", "") for name in sorted(stray)]
-    too_much = {
-        e
-        for e in kernel.elements - should - set(timed) - kernel.leaving
-        if not (e.set in SETS and (spec_of(e.set).meter or spec_of(e.set).stays))
-    }
+    too_much = {e for e in kernel.elements - should - set(timed) - kernel.leaving if not (e.spec.meter or e.spec.stays)}
     found += elements(Change(tuple(too_much), tuple((should | set(timed)) - kernel.elements)), who)
     return [*found, *_rules(text, put, kernel.lines)]
 
@@ -113,7 +108,7 @@ def who_is(element: Element, who: Names) -> str:
 
 
 def _text(element: Element) -> str:
-    return " . ".join(map(str, element.key)) if spec_of(element.set).raw else element_text(element)
+    return " . ".join(map(str, element.key)) if element.spec.raw else element_text(element)
 
 
 def drift_line(sign: str, what: str, text: str, who: str) -> DriftLine:

@@ -19,7 +19,7 @@ from plugin.nftables.drift import Line, TableDump
 from plugin.nftables.fields import VERDICT, Value
 from plugin.nftables.identity import FORMER_SETS
 from plugin.nftables.ruleset import Table
-from plugin.nftables.sets import SETS, TABLE, Element, SetSpec, spec_of
+from plugin.nftables.sets import SETS, TABLE, Element, SetSpec, packed
 from plugin.protocols import BY_NUMBER
 
 #: linux/netfilter/nf_tables.h: NFTA_SET_ELEM_LIST_ELEMENTS, NFTA_SET_ELEM_{KEY,DATA,EXPIRATION}, NFTA_DATA_*, …
@@ -104,10 +104,9 @@ def _read(sock: socket.socket) -> TableDump:
     elements: set[Element] = set()
     leaving: set[Element] = set()
     for name in names:
-        base = name.partition("__")[0]
-        if base not in SETS or spec_of(name).meter:
+        if name not in SETS or SETS[name].meter:
             continue  # elements that packets add are not compared
-        for element, soon in _elements(_set(sock, name), name, spec_of(name)):
+        for element, soon in _elements(_set(sock, name), name, SETS[name]):
             elements.add(element)
             if soon:
                 leaving.add(element)
@@ -125,13 +124,12 @@ def _set(sock: socket.socket, name: str) -> list[bytes]:
 
 def elements(dumped: Iterable[bytes], name: str) -> Iterator[Element]:
     """Yield a set's elements from a dump; none if an older docker-fw created the set with other fields."""
-    spec = spec_of(name)
-    length = fields.length(spec.key)
+    length = fields.length(SETS[name].key)
     for body in dumped:
         for one in nl.each(nl.attributes(body).get(_LIST_ELEMENTS, b"")):
             key = nl.attributes(nl.attributes(one)[_KEY])[_VALUE]
             if len(key) == length:
-                yield Element(name, fields.unpacked(spec.key, key))
+                yield packed(name, key)
 
 
 def _elements(dumped: Iterable[bytes], name: str, spec: SetSpec) -> Iterator[tuple[Element, bool]]:
@@ -139,13 +137,12 @@ def _elements(dumped: Iterable[bytes], name: str, spec: SetSpec) -> Iterator[tup
     for body in dumped:
         for one in nl.each(nl.attributes(body).get(_LIST_ELEMENTS, b"")):
             of = nl.attributes(one)
-            key = fields.unpacked(spec.key, nl.attributes(of[_KEY])[_VALUE])
-            data = _data(nl.attributes(of[_DATA]), spec.data) if spec.data and _DATA in of else ()
+            data = _data(nl.attributes(of[_DATA]), spec.data) if spec.data and _DATA in of else b""
             soon = _EXPIRATION in of and int.from_bytes(of[_EXPIRATION], "big") < 2000
-            yield Element(name, key, data), soon
+            yield packed(name, nl.attributes(of[_KEY])[_VALUE][: fields.length(spec.key)], data), soon
 
 
-def _data(of_data: Mapping[int, bytes], expressions: tuple[str, ...]) -> tuple[Value, ...]:
+def _data(of_data: Mapping[int, bytes], expressions: tuple[str, ...]) -> bytes:
     if expressions == VERDICT:
-        return (ruleset.text(nl.attributes(of_data[_DATA_VERDICT]).get(_VERDICT_CHAIN, b"")),)
-    return fields.unpacked(expressions, of_data[_DATA_VALUE])
+        return ruleset.text(nl.attributes(of_data[_DATA_VERDICT]).get(_VERDICT_CHAIN, b"")).encode()
+    return of_data[_DATA_VALUE][: fields.length(expressions)]

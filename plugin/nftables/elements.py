@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
 from plugin.kernel.names import AF, host_side
@@ -15,18 +16,22 @@ from plugin.model import (
     BridgeNetwork,
     Endpoint,
     Network,
+    Peer,
     Policy,
-    Prefix,
     Published,
     Rate,
     Rule,
 )
+from plugin.nftables import fields
 from plugin.nftables.fields import Value
 from plugin.nftables.rate_chains import remembers
-from plugin.nftables.sets import Element, limit_chain
+from plugin.nftables.sets import Element, limit_chain, packed
 from plugin.policy.decide import closed_ports, covers, prefix_of
 from plugin.policy.facts import BridgeFacts, ProxyFacts
 from plugin.protocols import NUMBER, OTHER, WITH_PORTS
+
+#: The fields of a protocol and its port in a key.
+_PORT = ("meta l4proto", "th dport")
 
 
 def _ports(rule: Rule | Rate) -> Iterator[tuple[str, int, int]]:
@@ -36,29 +41,44 @@ def _ports(rule: Rule | Rate) -> Iterator[tuple[str, int, int]]:
         yield ("", NUMBER[rule.proto], port) if size == 1 else ("_blocks", NUMBER[rule.proto], block_key(size, port))
 
 
-def _prefixes(rule: Rule, version: int) -> list[Prefix]:
-    found = (prefix_of(peer) for peer in rule.peers if peer.kind == "prefix")
-    return [prefix for prefix in found if prefix.version == version]
+@lru_cache(maxsize=1024)
+def _port_keys(proto: str, first: int, last: int) -> tuple[tuple[str, bytes], ...]:
+    """Return (suffix of the set, protocol and port as they are in a key) for the ports of a rule."""
+    return tuple((at, fields.packed(_PORT, (number, key))) for at, number, key in _ports(Rule(proto, first, last)))
+
+
+@lru_cache(maxsize=4096)
+def _peer_keys(peer: Peer) -> tuple[int, tuple[bytes, ...]]:
+    """Return the family of a peer that is a prefix, and the prefix's pieces as they are at the end of a key."""
+    prefix = prefix_of(peer)
+    names = ("th sport", "ip saddr" if prefix.version == 4 else "ip6 saddr")
+    return prefix.version, tuple(fields.packed(names, piece) for piece in pieces(prefix))
+
+
+def _prefixes(rule: Rule, version: int) -> list[bytes]:
+    """Return the prefixes of this family among a rule's peers, in pieces, as they are at the end of a key."""
+    found = (_peer_keys(peer) for peer in rule.peers if peer.kind == "prefix")
+    return [piece for family, those in found if family == version for piece in those]
 
 
 def _flows(address: Address, rules: Iterable[Rule], free: str, gate: str, whom: str) -> Iterator[Element]:
     """Yield elements that let flows pass between `address` and all peers (`free`), or some (`gate` and `whom`)."""
-    v = address.version
+    v, own = address.version, address.packed
     for rule in rules:
         if rule.proto == OTHER:
             # Other protocols are accepted from all sources or from none, and no egress list contains them.
             if free == "allow" and not rule.peers:
-                yield Element(f"allow_other{v}", (address,))
+                yield packed(f"allow_other{v}", own)
             continue
         prefixes = _prefixes(rule, v) if rule.peers else []
-        for suffix, proto, port in _ports(rule):
+        for suffix, port in _port_keys(rule.proto, rule.first, rule.last):
+            key = own + port
             if not rule.peers:
-                yield Element(f"{free}{v}{suffix}", (address, proto, port))
+                yield packed(f"{free}{v}{suffix}", key)
             if prefixes:
-                yield Element(f"{gate}{v}{suffix}", (address, proto, port))
-            for prefix in prefixes:
-                for length, peer in pieces(prefix):
-                    yield Element(f"{whom}{v}{suffix}", (address, proto, port, length, peer))
+                yield packed(f"{gate}{v}{suffix}", key)
+                name = f"{whom}{v}{suffix}"
+                yield from (packed(name, key + prefix) for prefix in prefixes)
 
 
 def rule_elements(address: Address, rules: Iterable[Rule]) -> Iterator[Element]:
@@ -77,8 +97,8 @@ def _egress(bridge: str, address: Address, rules: tuple[Rule, ...] | None, *, kn
     yield from _flows(address, rules, "egress_allow", "egress_peer_ports", "egress_to")
     for rule in rules:
         if any(peer.kind == "host" for peer in rule.peers):
-            for suffix, proto, port in _ports(rule):
-                yield Element(f"egress_host{address.version}{suffix}", (address, proto, port))
+            for suffix, port in _port_keys(rule.proto, rule.first, rule.last):
+                yield packed(f"egress_host{address.version}{suffix}", address.packed + port)
 
 
 def address_elements(bridge: str, address: Address, policy: Policy) -> Iterator[Element]:
@@ -88,8 +108,8 @@ def address_elements(bridge: str, address: Address, policy: Policy) -> Iterator[
     if any(_prefixes(rule, v) for rule in policy.accepts):
         yield Element("peer_families", (AF[v],))
     yield from _egress(bridge, address, policy.egress, known=policy.known)
-    yield Element(f"ingress_drops{v}", (address,))
-    yield Element(f"egress_drops{v}", (address,))
+    yield packed(f"ingress_drops{v}", address.packed)
+    yield packed(f"egress_drops{v}", address.packed)
     yield from _rated(address, policy.rates)
     for rule in policy.published:
         yield Element(f"allow_published{v}", (address, NUMBER[rule.proto], rule.first))
@@ -202,15 +222,13 @@ def _via(port: Published, rules: Iterable[Rule]) -> Iterator[Element]:
 
     The container never sees the client's address.
     """
-    version, key = port.host_ip.version, (NUMBER[port.proto], port.host_port)
+    version, key = port.host_ip.version, fields.packed(_PORT, (NUMBER[port.proto], port.host_port))
+    name = f"host_from{version}"
+    if not port.host_ip.is_unspecified:
+        name, key = f"from{version}", port.host_ip.packed + key
     for rule in rules:
         if covers(rule, port.proto, port.container_port):
-            for prefix in _prefixes(rule, version):
-                for piece in pieces(prefix):
-                    if port.host_ip.is_unspecified:
-                        yield Element(f"host_from{version}", (*key, *piece))
-                    else:
-                        yield Element(f"from{version}", (port.host_ip, *key, *piece))
+            yield from (packed(name, key + prefix) for prefix in _prefixes(rule, version))
 
 
 def _rated_host(endpoint: Endpoint, port: Published, rates: Iterable[Rate]) -> Iterator[Element]:
@@ -218,7 +236,8 @@ def _rated_host(endpoint: Endpoint, port: Published, rates: Iterable[Rate]) -> I
     address = endpoint.addr4 or endpoint.addr6
     if those and address:
         chain = limit_chain(address, port.host_ip.version, those, host=True)
-        yield proxied_element(port, "rate_limit_host")._replace(data=(chain,))
+        at, key = _host_port(port)
+        yield Element(f"rate_limit_host{at}", key, (chain,))
 
 
 def port_elements(endpoint: Endpoint, more: Collection[Address] = ()) -> Iterator[Element]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from plugin.nftables.fields import CGROUP
-from plugin.nftables.sets import TRIED, Element, SetSpec, spec_of
+from plugin.nftables.sets import TRIED, Element, SetSpec, numbers
 
 #: The flags of an owned table, in nft's syntax.
 OWNED_FLAGS = "flags owner, persist"
@@ -58,7 +58,8 @@ class Features:
         """Return the elements whose sets are in the tables."""
         if self.bridge and self.cgroups:
             return tuple(elements)
-        return tuple(element for element in elements if self._has(spec_of(element.set)))
+        there = numbers(self._has)
+        return tuple(element for element in elements if element[0] in there)
 
     def _has(self, spec: SetSpec) -> bool:
         return (self.bridge or not spec.bridge) and (self.cgroups or CGROUP not in spec.key)

@@ -99,8 +99,9 @@ def unpacked(fields: tuple[str, ...], data: bytes) -> tuple[Value, ...]:
 
 
 def length(fields: tuple[str, ...]) -> int:
-    """Return how many bytes the kernel reports for a key of these fields."""
-    return sum(_registers(FIELDS[name].width) for name in fields)
+    """Return how many bytes `packed` returns for these fields."""
+    widths = [FIELDS[name].width for name in fields]
+    return widths[0] if len(widths) == 1 else sum(map(_registers, widths))
 
 
 def text(fields: tuple[str, ...], values: tuple[Value, ...]) -> str:

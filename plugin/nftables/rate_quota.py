@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from plugin.nftables.fields import Value
+from plugin.nftables.fields import VERDICT
 from plugin.nftables.rate_chains import size
-from plugin.nftables.sets import DENIED, RATED, Element, limits
+from plugin.nftables.sets import DENIED, Element, limits, numbers
 from plugin.policy.facts import ElementOwner
 from plugin.policy.rate_quota import MOST
 
-_Key = tuple[str, tuple[Value, ...]]
+_Key = tuple[int, bytes]
+_RATED = numbers(lambda spec: spec.data == VERDICT)
 
 
 class Quota:
@@ -81,7 +82,9 @@ class Quota:
             return elements
         # If another owner limits the same port of the same address, that limit applies.
         closed = (
-            e._replace(data=(DENIED,)) for e in rated if not self._claims.get(_key(e), set()) & self._admitted - {owner}
+            Element(e.set, e.key, (DENIED,))
+            for e in rated
+            if not self._claims.get(_key(e), set()) & self._admitted - {owner}
         )
         return elements - rated | frozenset(closed)
 
@@ -130,11 +133,11 @@ class Quota:
 
 def rates(elements: Iterable[Element]) -> frozenset[Element]:
     """Return the elements that limit rates."""
-    return frozenset(element for element in elements if element.set in RATED)
+    return frozenset(element for element in elements if element[0] in _RATED)
 
 
 def _key(element: Element) -> _Key:
-    return element.set, element.key
+    return element[0], element.packed_key
 
 
 def _chains(elements: Iterable[Element]) -> frozenset[str]:

@@ -6,12 +6,13 @@ thousand.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from plugin.kernel.names import AF
 from plugin.model import Address, Rate
+from plugin.nftables import fields
 from plugin.nftables.fields import CGROUP, TARGET, VERDICT, Value
 from plugin.policy.bans import BAN_LENGTHS
 
@@ -402,12 +403,104 @@ SETS: dict[str, SetSpec] = {
 }
 
 
-class Element(NamedTuple):
-    """One element of one set: the key's values in the order of `spec_of`, and the data's values for a map."""
+class _Layout(NamedTuple):
+    """How the elements of one set are packed: the set's number, the key's length in bytes, where addresses are."""
 
-    set: str
-    key: tuple[Value, ...]
-    data: tuple[Value, ...] = ()
+    name: str
+    spec: SetSpec
+    number: bytes
+    length: int
+    addresses: tuple[tuple[int, int], ...]
+
+
+def _addresses(key: tuple[str, ...]) -> Iterator[tuple[int, int]]:
+    for index, name in enumerate(key):
+        if name.startswith("ip"):
+            at = 1 + sum(fields.length((each, each)) // 2 for each in key[:index])
+            yield at, at + fields.length((name,))
+
+
+_LAYOUTS = {
+    name: _Layout(name, spec, bytes([number]), fields.length(spec.key), tuple(_addresses(spec.key)))
+    for number, (name, spec) in enumerate(SETS.items())
+}
+_BY_NUMBER = tuple(_LAYOUTS.values())
+
+
+class Element(bytes):
+    """One element of one set: the key's values in the order of `SetSpec.key`, and the data's values for a map.
+
+    It is one object of bytes: the set's number, then key and data as the kernel encodes them. Fifty thousand containers
+    have a million: a tuple of tuples would take three times the memory, and compute its hash anew each time.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, name: str, key: tuple[Value, ...], data: tuple[Value, ...] = ()) -> Element:
+        """Pack one element. Raises ValueError if a value does not fit its field."""
+        spec, more = SETS[name], b""
+        if data:
+            more = str(data[0]).encode() if spec.data == VERDICT else fields.packed(spec.data, data)
+        return packed(name, fields.packed(spec.key, key), more)
+
+    @property
+    def set(self) -> str:
+        """The name of its set."""
+        return _BY_NUMBER[self[0]].name
+
+    @property
+    def spec(self) -> SetSpec:
+        """The specification of its set."""
+        return _BY_NUMBER[self[0]].spec
+
+    @property
+    def key(self) -> tuple[Value, ...]:
+        """The values of its key."""
+        return fields.unpacked(self.spec.key, self.packed_key)
+
+    @property
+    def data(self) -> tuple[Value, ...]:
+        """The values of its data; empty if it has none."""
+        more, data = self.packed_data, self.spec.data
+        if not more:
+            return ()
+        return (more.decode(),) if data == VERDICT else fields.unpacked(data, more)
+
+    @property
+    def packed_key(self) -> bytes:
+        """Its key as the kernel encodes it."""
+        return self[1 : 1 + _BY_NUMBER[self[0]].length]
+
+    @property
+    def packed_data(self) -> bytes:
+        """Its data as the kernel encodes it, or the name of the chain that it leads to."""
+        return self[1 + _BY_NUMBER[self[0]].length :]
+
+    @property
+    def addresses(self) -> tuple[bytes, ...]:
+        """The addresses in its key, packed."""
+        return tuple(self[at:end] for at, end in _BY_NUMBER[self[0]].addresses)
+
+    def __repr__(self) -> str:
+        return f"Element(set={self.set!r}, key={self.key!r}, data={self.data!r})"
+
+    __str__ = __repr__
+
+
+def packed(name: str, key: bytes, data: bytes = b"") -> Element:
+    """Return the element with this key and data, which are as the kernel encodes them. Raises ValueError."""
+    layout = _LAYOUTS[name]
+    if len(key) != layout.length:
+        raise ValueError(f"the key of an element of {name} has {len(key)} bytes, not {layout.length}")
+    return bytes.__new__(Element, layout.number + key + data)
+
+
+def numbers(wanted: Callable[[SetSpec], object]) -> frozenset[int]:
+    """Return the numbers of the sets with such a specification; the first byte of an element is its set's number.
+
+    To compare this byte is faster than to look at the specification, for each of a million elements.
+    """
+    return frozenset(number for number, layout in enumerate(_BY_NUMBER) if wanted(layout.spec))
 
 
 #: Sets of cut flows, by family: single flows, pairs of addresses, all flows of a container's port, all of a container.
@@ -415,8 +508,8 @@ QUARANTINE_SETS = {
     v: (f"quarantine{v}", *(f"quarantine{v}_{of}" for of in ("pairs", "ports_from", "ports_to", "all_from", "all_to")))
     for v in AF
 }
-#: The family of each of these sets.
-_QUARANTINED = {name: AF[v] for v, names in QUARANTINE_SETS.items() for name in names}
+#: The family of each of these sets, by number.
+_QUARANTINED = {_LAYOUTS[name].number[0]: AF[v] for v, names in QUARANTINE_SETS.items() for name in names}
 #: The lease: docker-fw follows Docker.
 WATCHED = tuple(Element("lease", (family,)) for family in AF.values())
 
@@ -440,6 +533,8 @@ class Change:
 
 #: Maps from ports that have a rate to the chain that limits them. The chain exists only while an element leads to it.
 RATED = frozenset(name for name, spec in SETS.items() if spec.data == VERDICT)
+#: Those sets whose elements need chains that do not always exist, by number.
+_CHAINED = numbers(lambda spec: spec.hooks or spec.data == VERDICT)
 #: The chain for a port whose rate does not fit into the table.
 DENIED = "deny"
 
@@ -463,12 +558,18 @@ def limits(element: Element) -> tuple[str, ...]:
 
 def chains_for(element: Element) -> tuple[str, ...]:
     """Return the chains that this element needs and that do not always exist."""
-    return (*spec_of(element.set).hooks, *limits(element))
+    return (*element.spec.hooks, *limits(element))
+
+
+def chained(elements: Iterable[Element]) -> list[Element]:
+    """Return those of these elements that need chains which do not always exist."""
+    return [element for element in elements if element[0] in _CHAINED]
 
 
 def quarantine_gates(elements: Iterable[Element]) -> tuple[Element, ...]:
     """Return the elements that lead packets to these ones of the quarantine: without them, they have no effect."""
-    families = dict.fromkeys(_QUARANTINED[element.set] for element in elements if element.set in _QUARANTINED)
+    found = {element[0] for element in elements}
+    families = dict.fromkeys(family for number, family in _QUARANTINED.items() if number in found)
     return tuple(Element("quarantine_families", (family,)) for family in families)
 
 

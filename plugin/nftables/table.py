@@ -23,9 +23,21 @@ from plugin.nftables.document import named, replace, skeleton
 from plugin.nftables.features import FORGET, PROBES, Features, Probe
 from plugin.nftables.hooks import HOOKS
 from plugin.nftables.ruleset import Header, Table
-from plugin.nftables.sets import LOADING, LOADING_SECONDS, TABLE, Change, Element, chains_for, quarantine_gates, spec_of
+from plugin.nftables.sets import (
+    LOADING,
+    LOADING_SECONDS,
+    TABLE,
+    Change,
+    Element,
+    chained,
+    chains_for,
+    numbers,
+    quarantine_gates,
+)
 
 log = logging.getLogger(__name__)
+#: Sets whose elements nft has no syntax for, by number.
+_RAW = numbers(lambda spec: spec.raw)
 
 
 class ExpectedRules(NamedTuple):
@@ -97,7 +109,7 @@ class KernelTable:
             elements += quarantine_gates((*elements, *timed))
             self.incomplete, self._doubtful = True, frozenset(HOOKS)
             if closed:
-                rest = tuple(element for element in elements if spec_of(element.set).raw)
+                rest = tuple(element for element in elements if element[0] in _RAW)
                 self._write(elements, timed, loading=bool(rest))
             else:
                 rest = elements
@@ -121,7 +133,8 @@ class KernelTable:
         """
         if not change and not timed:
             return
-        change = Change(change.remove, (*change.add, *quarantine_gates((*change.add, *timed))))
+        if gates := quarantine_gates(itertools.chain(change.add, timed)):
+            change = Change(change.remove, (*change.add, *gates))
         with self._exclusive():
             chains = _chains(change.add, timed)
             if new := chains.keys() - (self._chains.keys() - self._doubtful):
@@ -129,8 +142,7 @@ class KernelTable:
             for name, elements in chains.items():  # first: they may be in the kernel even if its answer is lost
                 self._chains[name] |= elements
             self._send(change, timed)
-            added = {*change.add, *timed}
-            unneeded = self._forget_elements(element for element in change.remove if element not in added)
+            unneeded = self._forget_elements({*chained(change.remove)}.difference(change.add, timed))
         if unneeded:
             self._later(self._tidy)
 
@@ -408,7 +420,7 @@ def _only_added(before: _Fingerprint, now: _Fingerprint, chains: Collection[str]
 def _chains(*elements: Iterable[Element]) -> dict[str, set[Element]]:
     """Return the chains that elements need, each with these elements."""
     found: dict[str, set[Element]] = {}
-    for element in itertools.chain(*elements):
+    for element in chained(itertools.chain(*elements)):
         for name in chains_for(element):
             found.setdefault(name, set()).add(element)
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
+from ipaddress import ip_address
 
 from plugin.model import Prefix
 from plugin.nftables.applied import AppliedElements
@@ -12,7 +13,7 @@ from plugin.nftables.ban_elements import ban_change, ban_elements
 from plugin.nftables.client import NftError
 from plugin.nftables.compile import ElementCompiler
 from plugin.nftables.drift import TableDump
-from plugin.nftables.sets import RATED, SETS, Change, Element, spec_of
+from plugin.nftables.sets import RATED, Change, Element, numbers
 from plugin.nftables.table import KernelTable
 from plugin.policy.facts import ElementOwner, Facts
 from plugin.policy.peers import Who
@@ -29,6 +30,8 @@ AT_ONCE, A_BIT = 10_000, 2_000
 _LEAVING = 2
 #: After the kernel refused the whole table, the next try waits this many times as long as the refused one took.
 _PATIENCE = 10
+#: The sets of known containers' addresses.
+_COUNTED = numbers(lambda spec: spec.counted and "daddr" in spec.key[0])
 Bans = Mapping[Prefix, float]
 
 
@@ -55,7 +58,7 @@ class TableApplier:
     def start(self) -> None:
         """Write the whole table from the facts. Raises NftError."""
         self._compiler.start(self._nft.rate_chains())
-        self.applied.start({owner: self._compiler.elements(owner) for owner in self._known.owners()})
+        self.applied.start((owner, self._compiler.elements(owner)) for owner in self._known.owners())
         self.behind.clear()
         self._caught_up(self._known.owners())
         self.lease.begin()
@@ -145,8 +148,8 @@ class TableApplier:
         # Where one owner gets the rate limit that another had, no port may lack its limit in between.
         found, left = list(dict.fromkeys((*owners, *self._compiler.moved))), AT_ONCE
         others = set(introduced).difference(found)
-        for owner in sorted(others, key=lambda owner: (len(self.applied.of(owner)), owner)):
-            left -= len(self.applied.of(owner)) + 1
+        for owner in sorted(others, key=lambda owner: (self.applied.many(owner), owner)):
+            left -= self.applied.many(owner) + 1
             if everybody or (left > 0 and not self.behind.get(owner)):
                 found.append(owner)
         return found
@@ -155,7 +158,7 @@ class TableApplier:
         """Return some out-of-date owners, so few that no other change waits for long."""
         found, left = list[ElementOwner](), A_BIT
         for owner in self.behind:
-            left -= len(self.applied.of(owner)) + 1
+            left -= self.applied.many(owner) + 1
             if found and left < 0:
                 break
             found.append(owner)
@@ -186,7 +189,7 @@ class TableApplier:
     def _vacate(self, new: Mapping[ElementOwner, frozenset[Element]]) -> None:
         """Vacate addresses that no container has any more: those whose counters of drops are removed."""
         gone = (element for owner, elements in new.items() for element in self.applied.of(owner) - elements)
-        self.cuts.mark_departed([e.key[0] for e in gone if e.set in ("ingress_drops4", "ingress_drops6")])  # type: ignore[misc]
+        self.cuts.mark_departed([ip_address(e.packed_key) for e in gone if e[0] in _COUNTED])
 
     def _close(
         self, new: Mapping[ElementOwner, frozenset[Element]], bans: Change, timed: Mapping[Element, int]
@@ -194,7 +197,7 @@ class TableApplier:
         """Apply at once the closing part of a refused change: it must not wait for the whole table, which may fail."""
         less = {
             owner: elements & self.applied.of(owner)
-            | {e for e in elements if e.set not in RATED and spec_of(e.set).effect == "closes"}
+            | {e for e in elements if e.set not in RATED and e.spec.effect == "closes"}
             | {e for e in self.applied.of(owner) if e.set in RATED}
             for owner, elements in new.items()
         }
@@ -245,13 +248,13 @@ class TableApplier:
         `found` must be current. An owned table needs no such check. Raises NftError.
         """
         lasting, timed = self._besides()
-        known = {e for e in self.applied if e.set in found.sets or e.set not in SETS}
+        known = {e for e in self.applied if e.set in found.sets}
         should = known | lasting
         missing = should - found.elements
         extra = {
             element
             for element in found.elements - should - found.leaving
-            if element not in timed and not (spec_of(element.set).meter or spec_of(element.set).stays)
+            if element not in timed and not (element.spec.meter or element.spec.stays)
         }
         late = {e: seconds for e, seconds in timed.items() if seconds > _LEAVING and e not in found.elements}
         if missing or extra or late:

@@ -240,7 +240,8 @@ class FlowCutter:
         answers = self.answers(owners)
         new = self._departed & answers.keys()
         self._departed -= new
-        concerned = [element for element in quarantined if not answers.keys().isdisjoint(element.key)]
+        there = {address.packed for address in answers}
+        concerned = [element for element in quarantined if not there.isdisjoint(element.addresses)]
         if not concerned:
             return
         # The other end may have a rule of its own.
@@ -255,8 +256,9 @@ class FlowCutter:
     def mark_departed(self, addresses: Collection[Address]) -> None:
         """Note that no container has these addresses now: for the next container nothing is quarantined."""
         if addresses:
+            left = {address.packed: address for address in addresses}
             for element in list(self._quarantined):
-                self._departed.update(address for address in addresses if address in element.key)
+                self._departed.update(left[each] for each in element.addresses if each in left)
 
     def _is_at(self, owner: ElementOwner, ends: Collection[object]) -> bool:
         found = self._view.endpoint(owner)

@@ -201,7 +201,7 @@ def _quarantined(source: Address, target: Address, random: Random) -> set[Elemen
 def known_sources(elements: Iterable[Element], random: Random) -> tuple[str, ...]:
     """Return lines that add sources to the sets of rates, as packets do."""
     found = []
-    for element in sorted(each for each in elements if each.set in RATED):
+    for element in sorted((e for e in elements if e.set in RATED), key=lambda e: (e.set, e.key, e.data)):
         proto, port = element.key[-2:]
         sets = rate_chains.limit(str(element.data[0])).sets if limits(element) else {}
         for name in (each for each in sets if not each.startswith("networks") and random.randrange(2)):

@@ -20,7 +20,9 @@ from plugin.model import (
     Rule,
     TrackedEndpoint,
 )
+from plugin.nftables import fields
 from plugin.nftables.compile import ElementCompiler, compiled
+from plugin.nftables.sets import SETS, Element, packed
 from plugin.policy.facts import Facts
 from plugin.policy.saved import SavedState
 
@@ -28,6 +30,11 @@ MARK = 0x08000000
 V4, V6 = IPv4Address("172.18.0.2"), IPv6Address("2001:db8:1::2")
 OUT4, OUT6 = IPv4Address("203.0.113.7"), IPv6Address("2001:db8:9::9")
 DOCKER_NETWORK = BridgeNetwork("g" * 64, "app", "br-app", (IPv4Network("172.18.0.0/16"),))
+
+
+def blank(name: str) -> Element:
+    """Return an element of this set whose key is all zeros."""
+    return packed(name, bytes(fields.length(SETS[name].key)))
 
 
 def _id(letter: str) -> str:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from plugin.nftables.applied import AppliedElements
 from plugin.nftables.document import skeleton
 from plugin.nftables.sets import SETS, Change, Element
+from tests.pure.nftables.examples import blank
 from tests.pure.strategies import examples
 
 ELEMENTS = [Element("dockers", (f"br{n}",)) for n in range(5)]
@@ -32,7 +33,7 @@ def test_after_any_sequence_the_table_has_all_owners_elements(
     """The table has the union of all owners' elements, each change is exactly the difference of the two unions, and
     computing a change has no side effect, for any changes of owners."""
     applied, owned = AppliedElements(), dict(first)
-    applied.start(first)
+    applied.start(first.items())
     for new in steps:
         before, wanted = union(owned), union({**owned, **new})
         assert set(applied) == before
@@ -58,7 +59,7 @@ def test_after_any_sequence_the_table_has_all_owners_elements(
 def test_an_element_of_two_owners_is_removed_with_the_last() -> None:
     """Docker may reuse an address before its old endpoint is gone: the elements that the new one needs stay."""
     applied = AppliedElements()
-    applied.start({"a": frozenset(ELEMENTS[:2]), "b": frozenset(ELEMENTS[1:3])})
+    applied.start({"a": frozenset(ELEMENTS[:2]), "b": frozenset(ELEMENTS[1:3])}.items())
     assert applied.change({"a": frozenset()}) == Change(remove=(ELEMENTS[0],))
     applied.write({"a": frozenset()})
     change = applied.change({"b": frozenset()})
@@ -109,8 +110,8 @@ _OTHERS = [
 def test_removing_an_element_that_opens_narrows(name: str) -> None:
     """Removing an element that let flows pass is narrower: established flows may remain that could not be opened
     again."""
-    applied, element = AppliedElements(), Element(name, (V4, 6, 80))
-    applied.start({"a": frozenset({element})})
+    applied, element = AppliedElements(), blank(name)
+    applied.start({"a": frozenset({element})}.items())
     assert applied.narrower("a", frozenset())
     assert not applied.narrower("a", frozenset({element, Element("ingress_drops4", (V4,))}))
     assert not applied.narrower("b", frozenset({element}))
@@ -119,8 +120,8 @@ def test_removing_an_element_that_opens_narrows(name: str) -> None:
 @pytest.mark.parametrize("name", _OTHERS)
 def test_removing_any_other_element_does_not_narrow(name: str) -> None:
     """Removing any other element closes nothing."""
-    applied, element = AppliedElements(), Element(name, (V4, 6, 80))
-    applied.start({"a": frozenset({element})})
+    applied, element = AppliedElements(), blank(name)
+    applied.start({"a": frozenset({element})}.items())
     assert not applied.narrower("a", frozenset())
 
 
@@ -137,8 +138,8 @@ def test_adding_an_element_that_closes_narrows(name: str, new: bool, known: bool
     """A network that becomes egress-restricted is narrower, and so is a published port that closes for an existing
     owner."""
     applied = AppliedElements()
-    applied.start({"a": frozenset(ELEMENTS[:1])})
-    wanted = frozenset({Element(name, ("br0",)), ELEMENTS[0]})
+    applied.start({"a": frozenset(ELEMENTS[:1])}.items())
+    wanted = frozenset({blank(name), ELEMENTS[0]})
     assert applied.narrower("a", wanted) is known
     assert applied.narrower("b", wanted) is new
 
@@ -151,13 +152,13 @@ def test_a_change_that_only_closes_is_recognised(name: str) -> None:
     """A removal, and an element that restricts, closes or limits, need not be on the disk first; any other addition
     must be."""
     applied = AppliedElements()
-    applied.start({"a": frozenset(ELEMENTS[:2])})
+    applied.start({"a": frozenset(ELEMENTS[:2])}.items())
     assert applied.only_closes("a", frozenset())
-    assert applied.only_closes("a", frozenset({ELEMENTS[0], Element(name, ("br0",))}))
+    assert applied.only_closes("a", frozenset({ELEMENTS[0], blank(name)}))
     assert not applied.only_closes("a", frozenset(ELEMENTS[:3]))
     assert not applied.only_closes("b", frozenset(ELEMENTS[:1]))
     for other in (*_OPENING, "publish4", "unmanaged"):
-        assert not applied.only_closes("a", frozenset({Element(other, ("another",))}))
+        assert not applied.only_closes("a", frozenset({blank(other)}))
 
 
 PEERS = [
@@ -186,7 +187,7 @@ def test_elements_that_open_an_address_are_indexed(
     """An address's elements of these owners are found, and no prefix, after any sequence; without them the table has
     the elements of the other owners."""
     applied, owned = AppliedElements(), dict(first)
-    applied.start(first)
+    applied.start(first.items())
     for new in steps:
         applied.write(new)
         owned.update(new)
@@ -214,7 +215,7 @@ def test_a_departing_owners_ports_close_first() -> None:
         Element("host_closed4", (V4, 6, 8080)),
     )
     stays = Element("rate_limit4", (V4, 6, 22))
-    applied.start({"a": frozenset({open_, stays, Element("allow4", (V4, 6, 22))}), "b": frozenset({open_})})
+    applied.start({"a": frozenset({open_, stays, Element("allow4", (V4, 6, 22))}), "b": frozenset({open_})}.items())
     assert applied.closing(applied.departing("a", {})) == Change((Element("allow4", (V4, 6, 22)),))
     going = applied.departing("ab", {})
     change = applied.closing(going)

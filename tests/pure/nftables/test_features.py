@@ -10,7 +10,8 @@ import pytest
 
 from plugin.nftables.document import skeleton
 from plugin.nftables.features import FORGET, PROBES, Features
-from plugin.nftables.sets import SETS, Element
+from plugin.nftables.sets import SETS
+from tests.pure.nftables.examples import blank
 
 MARK = 0x08000000
 EVERY = [Features(*five) for five in itertools.product((False, True), repeat=5)]
@@ -21,7 +22,7 @@ EVERY += [Features(sctp=False), Features(late_fib=False), Features(*[False] * le
 def test_elements_are_left_out_exactly_where_their_sets_are(features: Features) -> None:
     """A kernel without a feature gets the elements of all sets in its tables, and no others: those would be refused."""
     written = set(re.findall(r"^\t(?:set|map) (\w+) {", skeleton(MARK, features), re.MULTILINE))
-    loadable = {element.set for element in features.loadable([Element(name, ()) for name in SETS])}
+    loadable = {element.set for element in features.loadable(map(blank, SETS))}
     assert loadable == written
 
 

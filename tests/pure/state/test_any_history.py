@@ -139,7 +139,7 @@ class Rules:
 
     def __init__(self, elements: Collection[Element]) -> None:
         self._table = Table(elements)
-        self._there = {element[:2] for element in elements}
+        self._there = {(element.set, element.key) for element in elements}
 
     def permit(self, flow: Flow) -> bool:
         """True if the flow's first packet would pass now."""

@@ -98,7 +98,7 @@ def test_packets_and_time_make_no_difference(site: Site) -> None:
     """Quarantined flows of cut UDP, bans with a duration, and bans that are about to end are no difference."""
     bans = {ip_network("203.0.113.7"): 1060.0}
     lasting, timed = ban_elements(bans, 1000)
-    quarantined = Element("quarantine4", (IPv4Address("10.1.0.2"), 53, IPv4Address("203.0.113.7"), 53))
+    quarantined = Element("quarantine4", (IPv4Address("10.1.0.2"), 17, 53, IPv4Address("203.0.113.7"), 53))
     leaving = Element("banned4", (IPv4Address("203.0.113.9"),))
     there = {*site.state.should()[1], *timed, quarantined, leaving}
     wanted = {*site.state.should()[1], *lasting}
