@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from plugin.kernel import netlink
 from plugin.model import Rule
+from plugin.nftables import table as nft_table
 from plugin.nftables.client import NftError
 from plugin.nftables.document import document, element_text, skeleton
 from plugin.nftables.elements import rule_elements
@@ -242,6 +243,29 @@ def test_one_replacement_is_one_generation(host: NamedNetns, nft: KernelTable) -
     generation = nft.generation()
     nft.replace([THERE])
     assert nft.generation() == generation + 1
+
+
+def test_very_many_elements_of_containers_follow_those_that_close(
+    host: NamedNetns, nft: KernelTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Very many elements are not written as text, which would take a gigabyte: the transaction that exchanges the table
+    has all that close, and drops new flows until the next one has added the others."""
+    monkeypatch.setattr(nft_table, "_AS_TEXT", 2)
+    closing = [Element("host_closed4", (IPv4Address("192.0.2.1"), 6, 80)), Element("ports", ("fwv1",))]
+    nft.replace([HERE, MAPPED])
+    send, between = nft._client.send, list[set[str]]()
+
+    def sent(*args: Any) -> None:
+        between.append(elements_in(host))
+        send(*args)
+
+    monkeypatch.setattr(nft._client, "send", sent)
+    nft.replace([HERE, THERE, *closing])
+    exchanged, now = between[0], elements_in(host)
+    assert len(between) == 1
+    assert {each.partition(":")[0] for each in exchanged} == {"host_closed4", "ports", "loading", "loading_ports"}
+    assert {each.partition(":")[0] for each in now} == {"host_closed4", "ports", "allow4"}
+    assert nft.intact()
 
 
 def test_tables_of_others_are_left_alone(host: NamedNetns, nft: KernelTable) -> None:
