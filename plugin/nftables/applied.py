@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from itertools import chain
+from itertools import chain, filterfalse
 
 from plugin.model import Address
 from plugin.nftables import fields
@@ -71,9 +71,11 @@ class AppliedElements:
     def change(self, new: Mapping[ElementOwner, frozenset[Element]]) -> Change:
         """Return the change that gives these owners the elements of `new`."""
         less, more = self._difference(new)
+        gone = Counter(chain.from_iterable(less))
+        stay = Counter(element for element in chain.from_iterable(more) if element in gone) if gone else Counter()
         return Change(
-            remove=tuple(e for e, n in less.items() if self._count[e] + more.get(e, 0) == n),
-            add=tuple(e for e in more if e not in self._count),
+            remove=tuple(e for e, n in gone.items() if self._count[e] + stay[e] == n),
+            add=tuple(dict.fromkeys(filterfalse(self._count.__contains__, chain.from_iterable(more)))),
         )
 
     def after(self, new: Mapping[ElementOwner, frozenset[Element]]) -> list[Element]:
@@ -85,16 +87,14 @@ class AppliedElements:
     def write(self, new: Mapping[ElementOwner, frozenset[Element]]) -> None:
         """Note that these owners have these elements now; the kernel has accepted them."""
         less, more = self._difference(new)
-        for element, n in more.items():
-            self._count[element] = self._count.get(element, 0) + n
-        for element, n in less.items():
-            if left := self._count[element] - n:
-                self._count[element] = left
+        for element in chain.from_iterable(more):
+            self._count[element] = self._count.get(element, 0) + 1
+        for element in chain.from_iterable(less):
+            if self._count[element] > 1:
+                self._count[element] -= 1
             else:
                 del self._count[element]
-        for owner, elements in new.items():
-            old = self.of(owner)
-            gone, fresh = old - elements, elements - old
+        for (owner, elements), gone, fresh in zip(new.items(), less, more, strict=True):
             if not (gone or fresh):
                 continue
             # Of equal elements, those that are known already stay: `_count` has them too.
@@ -186,14 +186,14 @@ class AppliedElements:
 
     def _difference(
         self, new: Mapping[ElementOwner, frozenset[Element]]
-    ) -> tuple[dict[Element, int], dict[Element, int]]:
-        """Return the elements that owners lose, and those that owners gain, each with the number of owners."""
+    ) -> tuple[list[frozenset[Element]], list[frozenset[Element]]]:
+        """Return the elements that each of these owners loses, and those that each gains."""
         less, more = list[frozenset[Element]](), list[frozenset[Element]]()
         for owner, elements in new.items():
             old = self.of(owner)
             less.append(old - elements)
-            more.append(elements - old)
-        return Counter(chain.from_iterable(less)), Counter(chain.from_iterable(more))
+            more.append(elements - old if old else elements)  # not copied: there may be a hundred thousand
+        return less, more
 
 
 def _passes_one(element: Element) -> bytes:

@@ -36,7 +36,7 @@ NOTHING = Override()
 _UNSET = Defaults()
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=16384)
 def prefix_of(peer: Peer) -> Prefix:
     """Return the prefix of a `prefix` peer."""
     return ip_network(peer.value)

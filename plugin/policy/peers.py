@@ -101,7 +101,7 @@ def _literal(rule: Rule, served: _Published) -> int:
     return sum(ports[prefix.version] * piece_count(prefix) for prefix in prefixes)
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=16384)
 def _as_peer(address: Address) -> Peer:
     return Peer("prefix", str(address))
 
@@ -216,6 +216,8 @@ class PeerIndex:
         `published`: the endpoint's ports; each adds one element per address. Beyond MAX_NAMED elements, names open
         nothing. `proxied`: the ports that docker-proxy serves. Beyond MAX_LISTED, a rule with addresses opens nothing.
         """
+        if not any(rule.peers for rule in (*policy.accepts, *(policy.egress or ()))):
+            return policy
         accepts = tuple(self._rules(policy.accepts, container, published, proxied, inbound=True))
         egress = None if policy.egress is None else tuple(self._rules(policy.egress, container, inbound=False))
         return dataclasses.replace(policy, accepts=accepts, egress=egress)

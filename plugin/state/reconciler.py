@@ -125,7 +125,7 @@ class Reconciler:
 
         `before`: the state as it was saved. The flows of endpoints that have left since then are cut.
         """
-        with self._lock:
+        with self._lock, self._view.deciding():
             self._view.start(facts)
             settled = self._view.settled(facts, self._view.owners())
             if settled is not facts:  # the last process may have been killed before it saved the derived facts
