@@ -145,8 +145,8 @@ fuzz: $(VENV)/ready ## run atheris on each parser of data from outside (SECONDS 
 mutation: $(VENV)/ready ## weaken each rule and each condition: a test must fail; writes docs/mutation.md (MUTATION=options)
 	$(PYTHON) -m tests.mutation $(MUTATION)
 
-bench: $(VENV)/ready ## measure speed and memory against Docker's bridge in the same run → build/bench.json (ENGINE)
-	$(PYTHON) -m tests.bench --engine $(ENGINE)
+bench: $(VENV)/ready ## measure speed and memory against Docker without docker-fw → build/bench.json (ENGINE, ARGS; --document: docs/performance.md)
+	$(PYTHON) -m tests.bench --engine $(ENGINE) $(ARGS)
 
 lint: $(VENV)/ready ## run ruff and mypy
 	$(PYTHON) -m ruff check plugin tests

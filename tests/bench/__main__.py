@@ -1,79 +1,66 @@
-"""Run `python -m tests.bench`: it measures, prints the table, and writes build/bench.json."""
+"""Run `python -m tests.bench`: it measures, prints the table, writes build/bench.json and, on request, the document."""
 
 from __future__ import annotations
 
 import argparse
 import signal
+import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
 from pathlib import Path
 
-from tests.bench import guard, hooks, leaving, rules, sources, starts
-from tests.bench.bed import FULL, QUICK, Bed
-from tests.bench.memory import Memory
+from tests.bench import child, document, events, flushes, machine, starts
+from tests.bench.bed import Bed
 from tests.bench.packets import Packets
+from tests.bench.rows import GROUPS
+from tests.bench.scale import FULL, QUICK, Scale
 from tests.bench.table import Table, say
-from tests.lab import DEFAULT, ENGINES, LabError
+from tests.lab import ENGINES, LabError
 
-GROUPS = {
-    "hooks": "time inside the plugin of each hook, with few endpoints and with many",
-    "run": "docker run and rm -f, and the first answer to an outsider, on our network and on Docker's, protected, "
-    "against a Docker without docker-fw",
-    "guard": "how long after Docker's events a container on Docker's own network is open, and closed again",
-    "memory": "the plugin's processes idle, with many containers, on Docker networks too, with many endpoints; the "
-    "kernel's sets",
-    "packets": "established, new flows, connects, bulk, on our network and on Docker's, protected, against a rule-free "
-    "path and a Docker without docker-fw",
-    "sources": "`from`: new flows and changes beside ten thousand containers with a list of their own",
-    "leaving": "how soon the kernel has it that a container has gone, beside ten thousand whose rules name peers; what "
-    "4 KB of labels cost to read",
-    "rules": "one element in or out of the table, against libnftables",
-}
-#: A group, and its runs in turn: first on an empty engine, then with the crowd, then with all its endpoints.
+#: A group, and its runs in turn: first on an empty engine, then with the crowd. A flush leaves none of Docker's rules.
 Step = tuple[str, Callable[[Bed, Table], None]]
+#: The groups that need no engine, by the module that measures them, in a process and in network namespaces of its own.
+SIMULATED: dict[str, tuple[str, ...]] = {
+    "crowds": ("crowds", "features"),
+    "processes": ("load", "memory", "cpu", "join", "events", "start"),
+    "rules": ("rules",),
+}
 OUTPUT = Path(__file__).resolve().parents[2] / "build/bench.json"
 
 
-def steps(bed: Bed) -> list[Step]:
-    memory, packets, scale = Memory(), Packets(), bed.scale
-
-    def crowd(bed: Bed, table: Table) -> None:
-        bed.containers()
-        memory.measure(bed, table, f"{scale.containers} containers")
-
-    def protected(bed: Bed, table: Table) -> None:
-        bed.protected()
-        memory.measure(bed, table, f"{scale.containers} containers, on a network of Docker's too")
-
-    def endpoints(bed: Bed, table: Table) -> None:
-        bed.endpoints()
-        memory.measure(bed, table, f"{scale.endpoints:,} endpoints of {scale.containers} containers")
-
+def steps() -> list[Step]:
+    packets = Packets()
     return [
-        ("memory", lambda bed, table: memory.measure(bed, table, "idle")),
         ("packets", packets.one),
         ("run", starts.measure),
-        ("guard", guard.alone),
-        ("rules", rules.measure),
-        ("sources", sources.measure),
-        ("leaving", leaving.measure),
-        ("memory", crowd),
-        ("memory", protected),
         ("packets", packets.many),
-        ("guard", guard.crowded),
-        ("memory", endpoints),
-        ("hooks", hooks.measure),
+        ("events", events.measure),
+        ("flush", flushes.measure),
     ]
 
 
-def main() -> int:
+def run(table: Table, engine: str, scale: Scale, groups: Collection[str]) -> None:
+    """Measure these groups."""
+    if wanted := [work for group, work in steps() if group in groups]:
+        say(f"starting Docker {engine} with the plugin…")
+        with Bed(engine, scale) as bed:
+            for work in wanted:
+                work(bed, table)
+            say("taking the engine away")
+    for module, measured in SIMULATED.items():
+        if some := [group for group in measured if group in groups]:
+            child.measure(module, scale, table, some)
+
+
+def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench",
         description="Speed and memory of docker-fw against a Docker without it and no firewall at all. Needs root.",
-        epilog="groups: " + "; ".join(f"{name}: {text}" for name, text in GROUPS.items()),
+        epilog=f"Groups: {', '.join(GROUPS)}. docs/performance.md describes them.",
     )
-    parser.add_argument("--engine", default=DEFAULT, choices=list(ENGINES), help="Docker's version (%(default)s)")
-    parser.add_argument("--quick", action="store_true", help="less of everything: two or three minutes, and rougher")
+    parser.add_argument("--engine", default=[*ENGINES][-1], choices=[*ENGINES], help="Docker's version (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="less of everything, to try it: some minutes, no figures")
     parser.add_argument(
         "--only",
         action="append",
@@ -81,26 +68,56 @@ def main() -> int:
         metavar="GROUP",
         help="only this group (again for more): %(choices)s",
     )
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="where the JSON goes (%(default)s)")
-    options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: terminated; what was measured until then follows"))
-    table = Table()
-    try:
-        say(f"starting Docker {options.engine} with the plugin…")
-        with Bed(options.engine, QUICK if options.quick else FULL) as bed:
-            for group, step in steps(bed):
-                if not options.only or group in options.only:
-                    step(bed, table)
-            say("done; taking the engine away")
-    except (LabError, RuntimeError, OSError) as error:
-        print(f"bench: {error}", file=sys.stderr)
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="where the JSON is written (%(default)s)")
+    parser.add_argument("--document", action="store_true", help="write docs/performance.md; for a full run only")
+    parser.add_argument(
+        "--read", action="store_true", help="measure nothing: show the last full run, or write the document from it"
+    )
+    found = parser.parse_args()
+    if found.document and (found.quick or found.only):
+        parser.error("docs/performance.md shows full runs only: leave --quick and --only out")
+    return found
+
+
+def main() -> int:
+    chosen = options()
+    if chosen.read:
+        table, complete = Table.read(chosen.output.read_text()), True
+        print(table)
+    else:
+        table = Table()
+        complete = measure(table, chosen)
+    if not complete:
         return 1
-    finally:
-        if table.rows:
-            table.write(options.output)
-            print(table)
-    say(f"written to {options.output}")
+    if chosen.document:
+        if not table.about["full"]:
+            print(f"bench: {chosen.output} is not of a full run", file=sys.stderr)
+            return 1
+        document.write(table)
+        say(f"written to {document.DOCUMENT} and {document.PICTURE}")
     return 0
+
+
+def measure(table: Table, chosen: argparse.Namespace) -> bool:
+    """Measure, print and save; False after an error. What was measured until then is saved too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: terminated; what was measured until then follows"))
+    began, complete = time.monotonic(), False
+    table.about = machine.about(chosen.engine) | {"full": False}
+    try:
+        run(table, chosen.engine, QUICK if chosen.quick else FULL, chosen.only or list(GROUPS))
+        complete = True
+    except (LabError, RuntimeError, OSError, AssertionError, subprocess.SubprocessError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+    finally:
+        table.about |= {
+            "full": complete and not chosen.quick and not chosen.only,
+            "minutes": round((time.monotonic() - began) / 60, 1),
+            "load after": machine.load(),
+        }
+        table.write(chosen.output)
+        print(table)
+        say(f"written to {chosen.output}")
+    return complete
 
 
 if __name__ == "__main__":

@@ -8,15 +8,15 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import TracebackType
 
+from tests.bench.scale import Scale
 from tests.bench.table import say
 from tests.bench.traffic import PORT
-from tests.bench.wire import Client, Recorder
+from tests.bench.wire import Client
 from tests.lab import Engine
 from tests.product import Fw, with_plugin
 
@@ -24,45 +24,6 @@ from tests.product import Fw, with_plugin
 LABEL = f"8080, {PORT}/tcp, {PORT}/udp"
 #: The Docker network that the crowd is also on.
 PROTECTED = "protected"
-
-
-@dataclass(frozen=True)
-class Scale:
-    """The size of each measurement."""
-
-    #: calls of each hook, in each of the two states
-    hooks: int
-    #: pairs of `docker run` for each variant
-    runs: int
-    #: containers to add and remove on a protected network: of a hundred samples or fewer, p99 is the longest
-    guard: int
-    #: the crowd: containers on one network, and the endpoints they have when they are on `endpoints / containers`
-    containers: int
-    endpoints: int
-    #: rounds of each kind of packets, on each path
-    rounds: int
-    #: elements in the large sets
-    elements: int
-    #: containers with a `from` list of their own
-    lists: int
-    #: families to measure packets in
-    families: tuple[int, ...]
-
-
-FULL = Scale(
-    hooks=300,
-    runs=20,
-    guard=101,
-    containers=200,
-    endpoints=1000,
-    rounds=40,
-    elements=50000,
-    lists=10000,
-    families=(6, 4),
-)
-QUICK = Scale(
-    hooks=40, runs=3, guard=3, containers=20, endpoints=100, rounds=8, elements=10000, lists=10000, families=(6,)
-)
 
 
 class Bed:
@@ -75,15 +36,12 @@ class Bed:
         self._bare: Engine | None = None
         self._crowd: list[str] = []
         self._protected = False
-        self._connected = False
 
     def __enter__(self) -> Bed:
         self.engine.__enter__()
         try:
             self.fw = Fw.install(self.engine)
             self.docker = Client(self.engine.socket)
-            #: The plugin once more, as the driver `bench`: Docker's requests by that name are timed.
-            self.recorder = Recorder(self.fw.host.inside / "run/docker/plugins/bench.sock", self.fw.socket())
         except BaseException:
             self.engine.close()
             raise
@@ -107,13 +65,9 @@ class Bed:
             self._bare = Engine(self.engine.version, wan=self.engine.wan).__enter__()
         return self._bare
 
-    def plugin(self) -> Client:
-        """Return a separate connection to the plugin."""
-        return Client(self.fw.socket())
-
     def plugin_pids(self) -> list[int]:
         """Return the plugin's processes, gunicorn's master first."""
-        client = self.plugin()
+        client = Client(self.fw.socket())
         # The listener is the process that called listen(2): the master.
         raw = client.socket().getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         client.close()
@@ -150,7 +104,7 @@ class Bed:
         """Start the crowd: `scale.containers` containers on the network `crowd`."""
         if not self._crowd:
             say(f"starting {self.scale.containers} containers on one network…")
-            self.network("bench", "crowd")
+            self.network(self.fw.driver, "crowd")
             names = [f"crowd{n}" for n in range(self.scale.containers)]
             self._all(names, lambda client, name: self.start(name, "crowd", client))
             self._crowd = names
@@ -175,20 +129,6 @@ class Bed:
     def _known(self) -> int:
         (network,) = (network for network in self.fw.status()["guarded"] if network["name"] == PROTECTED)
         return sum(endpoint["known"] for endpoint in network["endpoints"])
-
-    def endpoints(self) -> None:
-        """Connect the crowd's containers to further networks, up to `scale.endpoints`; they leave `PROTECTED`."""
-        crowd = self.containers()
-        if self._protected:
-            self._all(crowd, lambda client, name: disconnect(client, PROTECTED, name))
-            self.engine.docker("network", "rm", PROTECTED)
-            self._protected = False
-        if not self._connected:
-            say(f"connecting them to further networks, to {self.scale.endpoints} endpoints…")
-            for n in range(1, self.scale.endpoints // self.scale.containers):
-                self.network("bench", f"crowd-{n}")
-                self._all(crowd, partial(_connect_to, f"crowd-{n}"))
-            self._connected = True
 
     def _all(self, names: list[str], do: Callable[[Client, str], None], threads: int = 2) -> None:
         queue: SimpleQueue[str] = SimpleQueue()
@@ -216,16 +156,8 @@ class Bed:
             raise failed[0]
 
 
-def connect(client: Client, network: str, container: str) -> None:
-    client.must("POST", f"/networks/{network}/connect", {"Container": container})
-
-
 def _connect_to(network: str, client: Client, container: str) -> None:
-    connect(client, network, container)
-
-
-def disconnect(client: Client, network: str, container: str) -> None:
-    client.must("POST", f"/networks/{network}/disconnect", {"Container": container})
+    client.must("POST", f"/networks/{network}/connect", {"Container": container})
 
 
 def _parents() -> Iterator[tuple[int, int]]:

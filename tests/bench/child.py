@@ -1,26 +1,42 @@
-"""Run a measurement in a process of its own, `python -m tests.bench.MODULE COUNT`, which prints its result as JSON."""
+"""Run a measurement in a process of its own: `python -m tests.bench.child MODULE SCALE GROUPS`, which prints JSON.
+
+Its objects, of which there may be hundreds of thousands, are removed with it.
+"""
 
 from __future__ import annotations
 
-import json
+import importlib
 import subprocess
 import sys
-from typing import Any
+from collections.abc import Collection
+
+from tests.bench.scale import SCALES, Scale
+from tests.bench.table import Table
 
 
-def measured(module: str, count: int, *before: str, timeout: float = 900) -> dict[str, Any]:
-    """Return the result of `tests.bench.MODULE`, run by the command `before` if there is one.
+def measure(module: str, scale: Scale, table: Table, groups: Collection[str]) -> None:
+    """Add the results of `tests.bench.MODULE.measure` to the table.
 
-    RuntimeError with the end of its stderr if it fails; subprocess.TimeoutExpired after `timeout` seconds.
+    RuntimeError with the end of its stderr if it fails; subprocess.TimeoutExpired after half an hour.
     """
     done = subprocess.run(
-        [*before, sys.executable, "-m", f"tests.bench.{module}", str(count)],
+        [sys.executable, "-m", "tests.bench.child", module, scale.name, *groups],
         check=False,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=timeout,
+        timeout=1800,
     )
     if done.returncode:
-        raise RuntimeError(f"tests.bench.{module} failed:\n{done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+        raise RuntimeError(f"tests.bench.{module} failed, see above")
+    table.merge(Table.read(done.stdout))
+
+
+def main() -> None:
+    module, scale, *groups = sys.argv[1:]
+    table = Table()
+    importlib.import_module(f"tests.bench.{module}").measure(table, SCALES[scale], groups)
+    print(table.json())
+
+
+if __name__ == "__main__":
+    main()

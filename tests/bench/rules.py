@@ -1,17 +1,14 @@
 """Measure adding and removing one element of the table.
 
 docker-fw's messages are compared with libnftables' text for the same change; another measurement adds one more rate,
-which has chains and sets of its own. All runs in a network namespace of its own (`unshare --net`), in a process of its
-own, which `measure` starts: the last lines of this file are that process. Nothing here needs Docker.
+which has chains and sets of its own. Nothing here needs Docker.
 """
 
 from __future__ import annotations
 
-import json
 import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from ipaddress import IPv6Address
 from typing import Any
 
@@ -19,49 +16,47 @@ from plugin.nftables import identity, rate_chains
 from plugin.nftables.document import element_text
 from plugin.nftables.sets import TABLE, Change, Element
 from plugin.nftables.table import KernelTable
-from tests.bench.bed import Bed
-from tests.bench.child import measured
+from tests.bench.scale import Scale
 from tests.bench.table import Table, median, say
+from tests.kernel.netns import nowhere
 
 _NET = int(IPv6Address("2001:db8:b::"))
 #: Rates that are active already when one more is added.
 _FEW, _CROWD = 10, 1000
 
 
-def measure(bed: Bed, table: Table) -> None:
-    many = bed.scale.elements
-    say(f"rules: one change at 10 and {many} elements, and beside a blocklist of {many}")
-    results = measured("rules", many, "unshare", "--net", "--", timeout=600)
-    for state in ("10", f"{many:,}", f"{many:,}, beside a blocklist of {many:,}"):
-        own, text = results["changes"].pop(0)
-        table.add(f"rules: one element in or out of {state} vs libnftables", own * 1e3, "ms", text * 1e3, "value < 1")
-    table.add("rules: is our table intact?", results["intact"] * 1e3, "ms")
-    table.add(f"rules: the whole table anew, {many:,} elements", results["replace"] * 1e3, "ms")
-    table.add("memory: kernel, the empty table", results["empty"] / 1e6, "MB")
-    table.add(f"memory: kernel, {many:,} elements in it", results["full"] / 1e6, "MB")
-    few, crowd = results["rates"]
-    for count, rates in ((_FEW, few), (_CROWD, crowd)):
-        table.add(f"rules: a rate of a new address in, beside {count:,} others", rates["in"] * 1e3, "ms")
-        table.add(f"rules: it goes, beside {count:,} others", rates["out"] * 1e3, "ms")
-    table.add("memory: kernel, one more rate, unused", crowd["empty"] / 1e3, "kB", None, "value < 30")
-    table.add("memory: kernel, one more rate, its set full of sources", crowd["full"] / 1e3, "kB")
+def measure(table: Table, scale: Scale, _: Collection[str]) -> None:
+    with nowhere():
+        _measure(table, scale.elements)
 
 
-def _child(many: int) -> dict[str, Any]:
+def _measure(table: Table, many: int) -> None:
+    say(f"rules: one change at 10 and {many:,} elements, and beside a blocklist of {many:,}")
     nft, elements = KernelTable(0x08000000), _elements(many)
     empty = _weight(lambda: nft.replace([]), identity.remove)
-    changes = [_pair(nft, 10)]
+    _changes(nft, table, "10", 10)
     began = time.perf_counter()
     nft.replace(elements)
-    replace = time.perf_counter() - began
-    changes.append(_pair(nft, many))
+    table.detail("rules", f"the whole table again, {many:,} elements", 1e3 * (time.perf_counter() - began), "ms")
+    _changes(nft, table, f"{many:,}", many)
     _blocklist(many)
-    changes.append(_pair(nft, many))
+    _changes(nft, table, f"{many:,}, beside a blocklist of {many:,}", many)
     subprocess.run(["nft", "delete", "table", "inet", "blocklist"], check=True, timeout=60)
-    intact = median([_timed(nft.intact) for _ in range(50)])
+    table.detail("rules", "is the table intact?", 1e3 * median([_timed(nft.intact) for _ in range(50)]), "ms")
     full = _weight(lambda: nft.replace(elements), lambda: nft.replace([]))
-    rates = [_rates(nft, count) for count in (_FEW, _CROWD)]
-    return {"changes": changes, "replace": replace, "intact": intact, "empty": empty, "full": full, "rates": rates}
+    table.detail("rules", "memory of the kernel: the empty table", empty / 1e6, "MB")
+    table.detail("rules", f"memory of the kernel: {many:,} elements", full / 1e6, "MB")
+    for count in (_FEW, min(_CROWD, many)):
+        rates = _rates(nft, count)
+        table.detail("rules", f"a rate of a new address is added, beside {count:,} others", 1e3 * rates["in"], "ms")
+        table.detail("rules", f"it is removed, beside {count:,} others", 1e3 * rates["out"], "ms")
+    table.detail("rules", "memory of the kernel: one more rate, unused", rates["empty"] / 1e3, "kB")
+    table.detail("rules", "memory of the kernel: one more rate, its set full of sources", rates["full"] / 1e3, "kB")
+
+
+def _changes(nft: KernelTable, table: Table, state: str, count: int) -> None:
+    own, text = _pair(nft, count)
+    table.detail("rules", f"one element in or out of {state}, to libnftables", 1e3 * own, "ms", 1e3 * text)
 
 
 def _rates(nft: KernelTable, count: int) -> dict[str, float]:
@@ -161,7 +156,3 @@ def _timed(call: Callable[[], object]) -> float:
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
-
-
-if __name__ == "__main__":
-    print(json.dumps(_child(int(sys.argv[1]))))

@@ -1,4 +1,4 @@
-"""Measure a whole `docker run` and `rm -f`, and the time until an outsider has an answer.
+"""Measure a whole `docker run`, `rm -f` and `docker compose up`, and the time until an outsider has an answer.
 
 On a docker-fw network, on Docker's bridge protected by docker-fw, and on Docker's bridge on an engine without
 docker-fw.
@@ -7,99 +7,129 @@ docker-fw.
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import selectors
 import socket
 import subprocess
 import time
 from collections import defaultdict
-from ipaddress import ip_network
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.bench.bed import LABEL, Bed
+from tests.bench.rows import COMMANDS
 from tests.bench.table import Table, median, say
 from tests.bench.traffic import within
 from tests.lab import Engine
-from tests.waiting import until
 
-_VARIANTS: dict[str, tuple[str, ...]] = {
-    "plain": (),
-    "-p 80 and a label": ("-p", "80", "--label", f"fw.allow={LABEL}"),
-}
-_FW, _BRIDGE = "run-fw", "run-bridge"
-#: The docker-fw network; Docker's bridge without docker-fw; Docker's bridge, protected.
-_KINDS = ("fw", "bridge", "protected")
-#: A difference due to noise alone is no miss.
-_AIM = "ratio < 1.05"
+#: By the end of the rows' keys: options of `docker run`.
+_VARIANTS: Mapping[str, tuple[str, ...]] = {"": (), " -p": ("-p", "80", "--label", f"fw.allow={LABEL}")}
+_NETWORKS = {"fw": "run-fw", "bridge": "run-bridge", "protected": "run-bridge"}
+#: Services of a composition, and how many rounds have one first answer.
+_SERVICES, _SELDOM = 20, 4
 #: Seconds after which the background work of the last command is done.
 _SETTLE = 0.4
 _PATIENCE = 15.0
 _numbers = itertools.count(1)
-Times = dict[tuple[str, str, str], list[float]]
+#: By command and kind of network, in milliseconds.
+Times = dict[tuple[str, str], list[float]]
 
 
 def measure(bed: Bed, table: Table) -> None:
-    bed.network(bed.fw.driver, _FW)
+    bed.network(bed.fw.driver, _NETWORKS["fw"])
     for engine in (bed.bare, bed.engine):
-        bed.network("bridge", _BRIDGE, engine=engine)
+        bed.network("bridge", _NETWORKS["bridge"], engine=engine)
     times: Times = defaultdict(list)
     cpu: dict[str, list[float]] = defaultdict(list)
-    direct: list[float] = []
     for turn in range(bed.scale.runs + 1):
         if turn % 5 == 0:
             say(f"run: round {turn} of {bed.scale.runs}…")
         if turn == 1:  # the first warmed up
             times.clear()
             cpu.clear()
-            direct.clear()
-        for kind in _KINDS if turn % 2 else reversed(_KINDS):
+        for kind in _turn(turn):
             before = _cpu(bed)
             for variant, options in _VARIANTS.items():
                 _run(bed, times, kind, variant, options)
             cpu[kind].append((_cpu(bed) - before) / len(_VARIANTS))
-            times["first answer", "on a published port", kind].append(_first_answer(bed, kind))
-            if kind == "fw":
-                direct.append(_first_direct(bed))
-    for (what, variant, kind), values in times.items():
-        base = 1e3 * median(times[what, variant, "bridge"])
-        if kind == "fw":
-            table.add(f"run: {what}, {variant} vs Docker's bridge", 1e3 * median(values), "ms", base, _AIM)
-        if kind == "protected":
-            name = f"run: {what}, {variant}, on Docker's bridge beside docker-fw vs without"
-            table.add(name, 1e3 * median(values), "ms", base, _AIM)
-    base = 1e3 * median(times["run -d", "plain", "fw"])
-    name = "run: first answer at an IPv6 address that was tried before, on our network vs docker run"
-    table.add(name, 1e3 * median(direct), "ms", base, "ratio < 1.2")
-    table.add("run: the plugin's CPU time for one run and rm", 1e3 * median(cpu["fw"]), "ms")
-    table.add("run: the plugin's CPU time for one run and rm, on Docker's bridge", 1e3 * median(cpu["protected"]), "ms")
-    table.note("run, packets: Docker's bridge without docker-fw is on a second engine of the same version")
-    bed.engine.docker("network", "rm", _FW, _BRIDGE)
-    bed.bare.docker("network", "rm", _BRIDGE)
+            if turn % _SELDOM == 0:
+                times["first answer on a published port", kind].append(_first_answer(bed, kind))
+    _compositions(bed, times)
+    _put(table, times)
+    for kind in ("fw", "protected"):
+        table.detail("run", f"the plugin's CPU time for one run and rm, {kind}", 1e3 * median(cpu[kind]), "ms")
+    bed.engine.docker("network", "rm", _NETWORKS["fw"], _NETWORKS["bridge"])
+    bed.bare.docker("network", "rm", _NETWORKS["bridge"])
 
 
-def _place(bed: Bed, kind: str) -> tuple[Engine, str]:
-    """Return the engine and the network on it."""
-    return bed.bare if kind == "bridge" else bed.engine, _FW if kind == "fw" else _BRIDGE
+def _turn(number: int) -> list[str]:
+    """Return the kinds of networks, in alternating order."""
+    return list(_NETWORKS) if number % 2 else list(_NETWORKS)[::-1]
+
+
+def _put(table: Table, times: Times) -> None:
+    """Store the medians; a ratio is the median of the pairs of each turn."""
+    for (what, kind), values in times.items():
+        bridge = times[what, "bridge"]
+        ratio = median([ours / theirs for ours, theirs in zip(values, bridge, strict=True)])
+        if kind != "bridge" and what in COMMANDS:
+            table.put(f"{kind} {what}", median(values), median(bridge), ratio)
+        elif kind != "bridge":
+            table.detail("run", f"{what}, {kind}", median(values), "ms", median(bridge), ratio)
+
+
+def _engine(bed: Bed, kind: str) -> Engine:
+    return bed.bare if kind == "bridge" else bed.engine
 
 
 def _run(bed: Bed, times: Times, kind: str, variant: str, options: tuple[str, ...]) -> None:
-    name = f"run{next(_numbers)}"
-    engine, network = _place(bed, kind)
-    command = ("run", "-d", "--name", name, "--network", network, *options, "busybox", "sleep", "inf")
-    times["run -d", variant, kind].append(_timed(engine, *command))
-    times["rm -f", variant, kind].append(_timed(engine, "rm", "-f", name))
+    name, engine = f"run{next(_numbers)}", _engine(bed, kind)
+    command = ("run", "-d", "--name", name, "--network", _NETWORKS[kind], *options, "busybox", "sleep", "inf")
+    times[f"run{variant}", kind].append(_timed(engine, *command))
+    times[f"rm{variant}", kind].append(_timed(engine, "rm", "-f", name))
     time.sleep(_SETTLE)
 
 
 def _timed(engine: Engine, *command: str) -> float:
     began = time.perf_counter()
-    engine.docker(*command)
-    return time.perf_counter() - began
+    engine.docker(*command, timeout=300)
+    return 1e3 * (time.perf_counter() - began)
+
+
+def _compositions(bed: Bed, times: Times) -> None:
+    """Start and remove a composition on a network of its own, of each kind."""
+    say("run: compositions…")
+    for turn in range(bed.scale.compositions + 1):
+        for kind in _turn(turn):
+            engine = _engine(bed, kind)
+            where = _composition(bed, engine, kind)
+            took = _timed(engine, "compose", "-f", where, "up", "-d")
+            engine.docker("compose", "-f", where, "down", "-t", "0", timeout=300)
+            if turn:
+                times["up", kind].append(took)
+            time.sleep(_SETTLE)
+
+
+def _composition(bed: Bed, engine: Engine, kind: str) -> str:
+    """Write a compose file to the engine's host; return its path there."""
+    number = next(_numbers)
+    service = {"image": "busybox", "command": "sleep inf", "labels": {"fw.allow": LABEL}, "stop_grace_period": "0s"}
+    subnets = [{"subnet": f"10.76.{number % 256}.0/24"}, {"subnet": f"2001:db8:a:{number:x}::/64"}]
+    driver = bed.fw.driver if kind == "fw" else "bridge"
+    network = {"driver": driver, "enable_ipv6": True, "ipam": {"config": subnets}}
+    composition = {
+        "name": f"bench{number}",
+        "services": {f"s{n}": service for n in range(_SERVICES)},
+        "networks": {"default": network},
+    }
+    (engine.host.share / "bench.json").write_text(json.dumps(composition))
+    return "/lab/bench.json"
 
 
 def _first_answer(bed: Bed, kind: str) -> float:
-    """Return the seconds from `docker run` to an outsider's first answer from its server, through a published port."""
-    engine, network = _place(bed, kind)
+    """Return the milliseconds from `docker run` to an outsider's first answer, through a published port."""
+    engine, network = _engine(bed, kind), _NETWORKS[kind]
     name, port = f"run{next(_numbers)}", 20000 + next(_numbers)
     server = ("busybox", "nc", "-ll", "-p", "80", "-e", "echo", "hello")
     command = engine.host.command(
@@ -115,33 +145,11 @@ def _first_answer(bed: Bed, kind: str) -> float:
                 if _answers(address, port):
                     took = time.perf_counter() - began
                     process.wait(30)
-                    return took
+                    return 1e3 * took
         raise RuntimeError(f"{name} has not answered on {address} port {port} within {_PATIENCE:g} s")
 
     try:
         return within(engine.wan.path, outsider)
-    finally:
-        engine.try_docker("rm", "-f", name)
-        time.sleep(_SETTLE)
-
-
-def _first_direct(bed: Bed) -> float:
-    """Return the seconds from `docker run` to the first answer at the container's own address.
-
-    An outsider tries the address all the while, also before, so the host has looked for it in vain.
-    """
-    engine = bed.engine
-    subnets = [ip_network(each["Subnet"]) for each in engine.api("GET", f"/networks/{_FW}")["IPAM"]["Config"]]
-    address = next(str(subnet[0x50]) for subnet in subnets if subnet.version == 6)
-    name = f"run{next(_numbers)}"
-    options = ("--network", _FW, "--ip6", address, "busybox", "httpd", "-f", "-p", "80")
-    try:
-        with engine.wan.probe.hammer(("tcp", address, 80), every=0.004) as hammer:
-            time.sleep(_SETTLE)
-            began = time.monotonic()
-            engine.docker("run", "-d", "--name", name, *options)
-            until(lambda: engine.wan.probe.tcp(address, 80) == "open", f"{name} answers at {address}", _PATIENCE)
-        return min(shot.at for shot in hammer.result.opened) - began
     finally:
         engine.try_docker("rm", "-f", name)
         time.sleep(_SETTLE)

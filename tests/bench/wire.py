@@ -1,15 +1,13 @@
-"""Speak HTTP over unix sockets with minimal overhead: a client, and a proxy that times the calls.
+"""Speak HTTP over unix sockets with minimal overhead.
 
-Both sides keep their connections, as dockerd does. A time is from the request's first byte to the answer's last.
+The connection is kept, as dockerd does it. A time is from the request's first byte to the answer's last.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socket
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,45 +107,6 @@ class Client:
         if self._stream is not None:
             self._stream.sock.close()
             self._stream = None
-
-
-class Recorder:
-    """A driver's socket at `path` that forwards every call to the driver at `behind`, and records its duration."""
-
-    def __init__(self, path: Path, behind: Path) -> None:
-        self._behind = behind
-        self.calls: list[tuple[str, float]] = []
-        self._server = socket.socket(socket.AF_UNIX)
-        self._server.bind(str(path))
-        self._server.listen(64)
-        threading.Thread(target=self._accept, daemon=True, name="recorder").start()
-
-    def take(self) -> list[tuple[str, float]]:
-        """Return (hook, seconds) since the last call."""
-        taken, self.calls = self.calls, []
-        return taken
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._server.shutdown(socket.SHUT_RDWR)
-        self._server.close()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                sock, _ = self._server.accept()
-                threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
-
-    def _serve(self, sock: socket.socket) -> None:
-        client, stream = Client(self._behind), _Stream(sock)
-        with contextlib.suppress(OSError, EOFError), sock:
-            while True:
-                first, body = stream.read()
-                url = first.split()[1]
-                reply = client.call("POST", url, body)
-                self.calls.append((url.rpartition(".")[2], reply.seconds))
-                stream.write(f"HTTP/1.1 {reply.status} .", reply.body, "application/vnd.docker.plugins.v1.2+json")
-        client.close()
 
 
 def _connect(path: Path) -> socket.socket:

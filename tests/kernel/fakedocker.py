@@ -116,7 +116,10 @@ class FakeDocker:
 
     def event(self, kind: str, action: str) -> None:
         """Send an event to every subscriber."""
-        line = json.dumps({"Type": kind, "Action": action}).encode() + b"\n"
+        self.send(json.dumps({"Type": kind, "Action": action}).encode() + b"\n")
+
+    def send(self, line: bytes) -> None:
+        """Send a line to every subscriber to the events."""
         for stream in list(self._streams):
             try:
                 stream.sendall(f"{len(line):x}\r\n".encode() + line + b"\r\n")

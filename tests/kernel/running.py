@@ -50,11 +50,13 @@ class Running:
 
     #: The program to start, if it is not gunicorn with the plugin's modules loaded already.
     command: tuple[str, ...] = ()
+    #: The fake Docker to put beside it.
+    fake: type[FakeDocker] = FakeDocker
 
     def __init__(self, site: Site, **environ: str) -> None:
         self.site = site
         self.directory = Path(tempfile.mkdtemp(prefix="fw-"))
-        self.docker = FakeDocker(self.directory / "docker.sock")
+        self.docker = self.fake(self.directory / "docker.sock")
         self.socket = self.directory / "fw.sock"
         self.state = self.directory / "state" / "state.json"
         self.log = self.directory / "log"
