@@ -131,7 +131,7 @@ class Simulated:
 
 
 class CrowdDocker(FakeDocker):
-    """A Docker API with many containers; `seconds` is how long it took to answer, in all."""
+    """A Docker API with many containers; `seconds` is how long its answers about single objects took, in all."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -199,10 +199,14 @@ class CrowdDocker(FakeDocker):
         began = time.perf_counter()
         url = urlsplit(request.path)
         path, query = re.sub(r"^/v1\.\d+", "", url.path), parse_qs(url.query)
-        if path == "/containers/json":
-            self._body(request, b"[" + self._listing(json.loads(query.get("filters", ["{}"])[0])) + b"]")
-        elif path == "/networks":
+        if path == "/networks":
             self._reply(request, [{**head, "Containers": {}} for head in list(self.heads.values())])
+            return
+        if path == "/containers/json":
+            filters = json.loads(query.get("filters", ["{}"])[0])
+            self._body(request, b"[" + self._listing(filters) + b"]")
+            if not filters:
+                return
         elif (match := re.fullmatch(r"/networks/(\w+)", path)) and match[1] in self.heads:
             head = json.dumps(self.heads[match[1]]).encode()[:-1]
             members = b", ".join(list(self.members[match[1]].values()))

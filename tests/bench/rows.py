@@ -25,7 +25,10 @@ COMPARED = (*ESTABLISHED, *FRESH)
 REAL, SIMULATED = 200, (10_000, 50_000)
 #: What else may be in use on a host, beside a port that none of it concerns; and why that costs something.
 FEATURES: Mapping[str, tuple[str, str]] = {
-    "rates": ("1,000 rates", "the chain of rates exists while a rate is in use, and then sees each packet"),
+    "rates": (
+        "1,000 rates",
+        "while a rate is in use, each packet passes its chain, where a new flow's address and port are looked up",
+    ),
     "lists": ("10,000 `from` lists", ""),
     "bans": ("50,000 bans", "a ban ends established flows too, so each packet is looked up in the sets of bans"),
 }
