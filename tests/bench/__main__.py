@@ -23,7 +23,7 @@ Step = tuple[str, Callable[[Bed, Table], None]]
 #: The groups that need no engine, by the module that measures them, in a process and in network namespaces of its own.
 SIMULATED: dict[str, tuple[str, ...]] = {
     "crowds": ("crowds", "features"),
-    "processes": ("load", "memory", "cpu", "join", "events", "start"),
+    "processes": ("load", "events", "memory", "cpu", "join", "start"),
     "rules": ("rules",),
 }
 OUTPUT = Path(__file__).resolve().parents[2] / "build/bench.json"

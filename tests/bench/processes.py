@@ -65,6 +65,10 @@ class Daemons:
             self._daemons[count, what] = daemon
         return self._daemons[count, what]
 
+    def end(self, count: int, what: str = "") -> None:
+        """Stop one that no later group needs: with a large crowd, its lists would disturb them."""
+        self._daemons.pop((count, what)).stop()
+
     def fresh(self) -> Daemon:
         """Return one that is not started yet."""
         daemon = Daemon(self._stack.enter_context(Site()))
@@ -75,10 +79,10 @@ class Daemons:
 def measure(table: Table, scale: Scale, groups: Collection[str]) -> None:
     works: dict[str, Callable[[Daemons, Table], None]] = {
         "load": _load,
+        "events": _events,
         "memory": _memory,
         "cpu": _cpu,
         "join": _join,
-        "events": _events,
         "start": _start,
     }
     with ExitStack() as stack:
@@ -154,6 +158,8 @@ def _events(daemons: Daemons, table: Table) -> None:
             times["open"].append(opened)
             times["close"].append(closed)
             times["peers"].append(_leave(peers, two, peers.crowd[turn]))  # each of another project
+    daemons.end(count)
+    daemons.end(count, "peers")
     table.put(f"open@{count} p50", median(times["open"]))
     table.put(f"open@{count} p99", percentile(times["open"], 99))
     table.put(f"close@{count} p99", percentile(times["close"], 99))
@@ -344,6 +350,7 @@ def _load(daemons: Daemons, table: Table) -> None:
         closed, answer = _loaded(daemon)
         times["early" if first else "boot"].append(closed)
         times["answer"].append(answer)
+    daemon.stop()
     for what, values in times.items():
         table.put(f"load {what}", median(values))
     table.detail("load", "dockerd's first connection → its first answer, longest", max(times["answer"]), "s")
