@@ -83,9 +83,7 @@ def _about(table: Table) -> str:
 
 def _missed(lines: Iterable[Line]) -> str:
     rows = [
-        [each.row.name, _against(each), _result(each), each.row.goal, each.why]
-        for each in lines
-        if each.state == MISSED
+        [each.row.name, _against(each), _result(each), _goal(each), each.why] for each in lines if each.state == MISSED
     ]
     return _table(["measure", "compared with", "result", "goal", "reason"], rows) if rows else "All goals hold.\n"
 
@@ -108,7 +106,11 @@ def _cells(line: Line) -> list[str]:
     values = [shown(of.value), shown(of.baseline), _ratio(of.ratio)] if of else ["", "", ""]
     state = "not measured: not built" if line.row.unbuilt and not of else _STATES[line.state]
     value, baseline, ratio = values
-    return [line.row.name, value, line.row.unit, _against(line), baseline, ratio, line.row.goal, state]
+    return [line.row.name, value, line.row.unit, _against(line), baseline, ratio, _goal(line), state]
+
+
+def _goal(line: Line) -> str:
+    return line.row.goal.replace("<=", "≤").replace(">=", "≥")
 
 
 def _against(line: Line) -> str:

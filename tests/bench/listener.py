@@ -57,11 +57,15 @@ class Kernel:
 
     def when(self, kind: int, key: bytes, since: int) -> int:
         """Return when the first such change of the element was received; it may still be outstanding."""
-        with self._news:
-            if self._news.wait_for(lambda: any(self.times(kind, key, since)), _PATIENCE):
-                return next(self.times(kind, key, since))
+        if self.heard(kind, key, since, _PATIENCE):
+            return next(self.times(kind, key, since))
         what = "added" if kind == ADDED else "removed"
         raise RuntimeError(f"the element {key.hex()} has not been {what} within {_PATIENCE:g} s")
+
+    def heard(self, kind: int, key: bytes, since: int, patience: float) -> bool:
+        """Return True as soon as such a change is received, False after so many seconds."""
+        with self._news:
+            return self._news.wait_for(lambda: any(self.times(kind, key, since)), patience)
 
     def times(self, kind: int, part: bytes, since: int) -> Iterator[int]:
         """Yield the times of the changes of elements with these bytes that were received until now."""
