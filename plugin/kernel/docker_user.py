@@ -12,9 +12,13 @@ import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 log = logging.getLogger(__name__)
 CHAIN = "DOCKER-USER"
+_LEGACY = "-legacy"
+#: iptables' exit status if a chain does not exist, or has rules that iptables cannot show (xtables.h: OTHER_PROBLEM).
+_NO_CHAIN = 1
 #: Families as netfilter writes them under /proc/net, with the stem of their commands.
 _STEMS = {"ip": "iptables", "ip6": "ip6tables"}
 #: The rule as `iptables -S` prints it, for any value that FW_MARK had when it was inserted.
@@ -27,29 +31,47 @@ class DockerUser:
     def __init__(self, mark: int, proc: str = "/proc/net") -> None:
         self._mark = f"{mark:#x}/{mark:#x}"
         self._proc = Path(proc)
+        #: The commands of iptables-nft whose chain is not known to be right since the ruleset changed last.
+        self._due: set[str] = set()
 
-    def ensure(self) -> list[str]:
-        """Insert the rule if DOCKER-USER lacks it; return the commands for which it is active now."""
-        active = []
-        for command in self._commands():
-            rules = self._rules(command)
-            if rules is None:
-                continue
-            if self._at(rules) != self._want(rules) and not self._place(command, rules):
-                continue
-            self._remove(command, self._former)
-            active.append(command)
-        return active
+    def ensure(self, *, changed: bool) -> None:
+        """Insert the rule where DOCKER-USER lacks it.
+
+        `changed`: nftables' ruleset may have changed since the last call. Otherwise iptables-nft has nothing new to
+        say, and each question costs a process. Changes by iptables-legacy are not reported at all.
+        """
+        commands = self._commands()
+        if changed:
+            self._due.update(commands)
+        for command in commands:
+            if (command in self._due or command.endswith(_LEGACY)) and self._ensure(command):
+                self._due.discard(command)
+
+    def _ensure(self, command: str) -> bool:
+        """Insert the rule with this command if it is missing; False if that failed and should be tried again."""
+        listed = _run(command, "-S", CHAIN)
+        if listed is None or listed.returncode:
+            # No such chain: the ruleset changes when it is made. Other failures may be of the moment (iptables' lock).
+            return listed is not None and listed.returncode == _NO_CHAIN
+        rules = _of_chain(listed)
+        if self._at(rules) != self._want(rules) and not self._place(command, rules):
+            return False
+        return self._remove(command, self._former)
 
     def remove(self) -> None:
         """Remove the rule, at any position and with any mark."""
         for command in self._commands():
             self._remove(command, _ours)
 
-    def _remove(self, command: str, which: Callable[[str], bool]) -> None:
-        while at := next((n for n, rule in enumerate(self._rules(command) or [], 1) if which(rule)), 0):
-            if _run(command, "-D", CHAIN, str(at)) is None:
-                break
+    def _remove(self, command: str, which: Callable[[str], bool]) -> bool:
+        """Remove these rules; True if none is left."""
+        while listed := _run(command, "-S", CHAIN):
+            at = next((number for number, rule in enumerate(_of_chain(listed), 1) if which(rule)), 0)
+            if not at:
+                return not listed.returncode
+            if not _change(command, "-D", CHAIN, str(at)):
+                return False
+        return False
 
     def _former(self, rule: str) -> bool:
         """True for a rule of another FW_MARK.
@@ -63,9 +85,9 @@ class DockerUser:
         # not.
         old = self._at(rules)
         position = self._want(rules) if not old else self._want(rules) + 1
-        done = _run(command, "-I", CHAIN, str(position), *self._rule()) is not None
+        done = _change(command, "-I", CHAIN, str(position), *self._rule())
         if done and old:
-            _run(command, "-D", CHAIN, str(old))
+            _change(command, "-D", CHAIN, str(old))
         if done:
             log.info("%s: chain %s accepts the packets that docker-fw accepted", command, CHAIN)
         return done
@@ -84,19 +106,13 @@ class DockerUser:
             return len(others)
         return len(others) + 1
 
-    def _rules(self, command: str) -> list[str] | None:
-        listed = _run(command, "-S", CHAIN)
-        if listed is None:
-            return None
-        return [line for line in listed.splitlines() if line.startswith(f"-A {CHAIN}")]
-
     def _commands(self) -> list[str]:
         # Asking iptables-legacy about a table creates the table, so it is asked only if the table is in use already.
         commands = [f"{stem}-nft" for stem in _STEMS.values()]
         for family, stem in _STEMS.items():
             try:
                 if "filter" in (self._proc / f"{family}_tables_names").read_text().split():
-                    commands.append(f"{stem}-legacy")
+                    commands.append(stem + _LEGACY)
             except OSError:
                 continue
         return commands
@@ -106,13 +122,22 @@ def _ours(rule: str) -> bool:
     return _OURS.fullmatch(rule.strip()) is not None
 
 
-def _run(command: str, *arguments: str) -> str | None:
-    """Return stdout, or None if the command failed (no such chain, no such command)."""
+def _of_chain(listed: CompletedProcess[str]) -> list[str]:
+    return [line for line in listed.stdout.splitlines() if line.startswith(f"-A {CHAIN}")]
+
+
+def _change(command: str, *arguments: str) -> bool:
+    """Run a command that changes the chain; True if it succeeded."""
+    done = _run(command, *arguments)
+    if done and done.returncode:
+        log.warning("%s %s: %s", command, " ".join(arguments), done.stderr.strip())
+    return done is not None and not done.returncode
+
+
+def _run(command: str, *arguments: str) -> CompletedProcess[str] | None:
+    """Return what the command did; None if it could not be run, or took too long."""
     try:
-        done = subprocess.run([command, "-w", "5", *arguments], capture_output=True, text=True, timeout=10, check=False)
+        return subprocess.run([command, "-w", "5", *arguments], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         log.warning("%s %s: %s", command, " ".join(arguments), error)
         return None
-    if done.returncode and arguments[0] != "-S":
-        log.warning("%s %s: %s", command, " ".join(arguments), done.stderr.strip())
-    return None if done.returncode else done.stdout

@@ -108,6 +108,8 @@ def _memory(daemons: Daemons, table: Table) -> None:
 
 def _cpu(daemons: Daemons, table: Table) -> None:
     crowds = {count: daemons.get(count) for count in (JOIN_CROWDS[0], START_CROWD)}
+    for daemon in crowds.values():
+        _settled(daemon)
     say(f"cpu: nothing happens for {daemons.scale.idle:g} s…")
     used = {count: daemon.cpu() for count, daemon in crowds.items()}
     since = time.monotonic()
@@ -115,6 +117,17 @@ def _cpu(daemons: Daemons, table: Table) -> None:
     for count, daemon in crowds.items():
         table.put(f"idle@{count}", 100 * (daemon.cpu() - used[count]) / (time.monotonic() - since))
     _starts(crowds[JOIN_CROWDS[0]], daemons.scale, table)
+
+
+def _settled(daemon: Daemon) -> None:
+    """Wait until the work of its start is over: a second in which it does next to nothing."""
+
+    def quiet() -> bool:
+        used = daemon.cpu()
+        time.sleep(1)
+        return daemon.cpu() - used < 0.01
+
+    until(quiet, "docker-fw has nothing to do", timeout=120)
 
 
 def _starts(daemon: Daemon, scale: Scale, table: Table) -> None:

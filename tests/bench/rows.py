@@ -206,7 +206,6 @@ def _processes() -> Iterator[Row]:
         f"{what}, {few} containers",
         "%",
         "value <= 0.2",
-        why="docker-fw runs `iptables -S` each 5 s, because iptables-legacy reports no change",
     )
     yield Row(
         f"idle@{START_CROWD}",

@@ -33,6 +33,9 @@ class World:
         self.flushed = self.repaired = self.ensured = self.synced = self.woken = self.saved = 0
         self.unflushed = threading.Event()
         self.disk_error = ""
+        #: What the comparisons of elements raise, in turn; 0 differ afterwards.
+        self.comparison: list[Exception] = []
+        self.compared = 0
         self.number = 1
         self.at_ensure: Callable[[], object] = lambda: None
         self.networks: dict[str, Any] = {}
@@ -85,10 +88,15 @@ class World:
         self.repaired, self.flushed = self.repaired + self.flushed, 0
         return False
 
-    def ensure(self) -> list[str]:
+    def sync_elements(self) -> int:
+        self.compared += 1
+        if self.comparison:
+            raise self.comparison.pop(0)
+        return 0
+
+    def ensure(self, *, changed: bool) -> None:
         self.at_ensure()
-        self.ensured += 1
-        return []
+        self.ensured += changed
 
 
 class Changes:
@@ -185,6 +193,30 @@ def test_a_changed_ruleset_is_checked(world: World, watcher: Loops) -> None:
     ensured = world.ensured
     world.flushed, world.number = 1, 2
     until(lambda: world.repaired and world.ensured > ensured, timeout=5)
+
+
+def test_elements_are_compared_after_a_change_by_another_program(world: World, watcher: Loops) -> None:
+    """Nothing else is a reason to read them all: with many containers that takes seconds."""
+    until(lambda: world.compared == 1, "compared at the start")
+    world.number = 2
+    until(lambda: world.compared == 2, "compared after a change")
+    ensured = world.ensured
+    watcher.wake()
+    until(lambda: world.ensured > ensured and world.compared == 3, "compared when a hook asks for it")
+
+
+def test_a_comparison_of_elements_that_failed_is_repeated_without_a_sign(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel had no memory for it, or docker-fw an unexpected error: elements that were removed come back."""
+    monkeypatch.setattr(loops, "INTERVAL", 0.01)
+    world.comparison = [NftError("no buffer space"), OSError("time-out"), ValueError("unexpected")]
+    made = Loops(world, world, world, Bridges(set), world, world, Worker())  # type: ignore[arg-type]
+    made.start()
+    try:
+        until(lambda: world.compared > 3, "compared again after each error")
+    finally:
+        made.stop()
 
 
 def test_a_flush_during_a_check_is_repaired_at_once(world: World, watcher: Loops) -> None:
