@@ -81,6 +81,9 @@ def options() -> argparse.Namespace:
 
 def main() -> int:
     chosen = options()
+    if chosen.read and not chosen.output.exists():
+        print(f"bench: {chosen.output} does not exist; make bench measures and writes it", file=sys.stderr)
+        return 1
     if chosen.read:
         table, complete = Table.read(chosen.output.read_text()), True
         print(table)
