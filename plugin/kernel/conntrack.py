@@ -194,7 +194,7 @@ def cut(
     """
     done = Cut()
     try:
-        with nl.open_socket() as sock:
+        with nl.kept_socket() as sock:
             found = [each for each in _flows(sock, version, marks) if chosen(each[2])]
             if before and found:
                 before([flow for _, _, flow in found])
@@ -212,7 +212,7 @@ def tracked(version: int, marks: Collection[bytes] = ()) -> list[Flow]:
 
     `marks` as in `cut`; the answer may contain other connections.
     """
-    with nl.open_socket() as sock:
+    with nl.kept_socket() as sock:
         return [flow for _, _, flow in _flows(sock, version, marks)]
 
 

@@ -8,12 +8,16 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 1, 4, 0x300
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 _NESTED = 0x8000
+#: `kept_socket`'s of this thread: `sock`, and `where`, the process and the network namespace that it is of.
+_kept = threading.local()
 
 
 def attr(kind: int, payload: bytes) -> bytes:
@@ -64,6 +68,27 @@ def open_socket(protocol: int = NETLINK_NETFILTER) -> socket.socket:
     sock.bind((0, 0))
     sock.settimeout(5)
     return sock
+
+
+@contextmanager
+def kept_socket() -> Iterator[socket.socket]:
+    """Yield this thread's netfilter socket, which stays open.
+
+    When one is closed, the kernel waits until nothing reads what earlier transactions of nftables removed, and no
+    transaction can begin meanwhile (nf_tables_api.c: nft_rcv_nl_event). That takes some 10 ms: whoever opens and closes
+    sockets delays the closing of departing containers.
+
+    After an error it is closed, because answers may be left in it.
+    """
+    here = os.getpid(), os.stat("/proc/thread-self/ns/net").st_ino
+    if getattr(_kept, "where", None) != here:
+        _kept.sock, _kept.where = open_socket(), here
+    try:
+        yield _kept.sock
+    except BaseException:
+        _kept.where = None
+        _kept.sock.close()
+        raise
 
 
 def replies(sock: socket.socket) -> Iterator[tuple[int, int, bytes]]:

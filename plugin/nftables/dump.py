@@ -33,7 +33,7 @@ _TRIES = 5
 
 def read() -> TableDump:
     """Read the tables. Raises OSError. If they change all the time, the last reading is returned."""
-    with nl.open_socket() as sock:
+    with nl.kept_socket() as sock:
         for _ in range(_TRIES):
             found = _read(sock)
             if ruleset.generation(sock) == found.generation:

@@ -164,7 +164,7 @@ class KernelTable:
         """
         # Without the lock first: with thousands of rates it takes a while, and a closing would wait.
         written = self._written
-        with suppress(OSError), nl.open_socket() as sock:
+        with suppress(OSError), nl.kept_socket() as sock:
             if written and self._fingerprint(sock) == written:
                 return True
         with self._lock:  # a change of docker-fw itself may have been in progress
@@ -224,7 +224,7 @@ class KernelTable:
         """
         # With a socket of its own and no lock: with thousands of containers a dump takes a while, and hooks would
         # wait.
-        with nl.open_socket() as sock:
+        with nl.kept_socket() as sock:
             return ruleset.elements(sock, name)
 
     @contextmanager

@@ -160,19 +160,27 @@ def _starts(daemon: Daemon, scale: Scale, table: Table) -> None:
 
 def _events(daemons: Daemons, table: Table) -> None:
     (count,) = (each for each in EVENT_CROWDS if each != REAL)
-    plain, peers = daemons.get(count), daemons.get(count, "peers")
     times: dict[str, list[float]] = defaultdict(list)
-    say(f"events: {daemons.scale.events} containers, beside {len(plain.crowd):,}…")
-    with Kernel(plain.site.host.path) as one, Kernel(peers.site.host.path) as two:
-        for turn in range(daemons.scale.events + 1):
-            if turn == 1:  # the first warmed up
-                times.clear()
-            opened, closed = _start_and_stop(plain, one, plain.container(_OTHERS + 1000, {"fw.allow": LABEL}))
+    turns = daemons.scale.events + 1  # the first warms up, and does not count
+    # One after the other: each docker-fw goes on for a while after what is measured.
+    plain = daemons.get(count)
+    _settled(plain)
+    say(f"events: {turns - 1} containers, beside {len(plain.crowd):,}…")
+    with Kernel(plain.site.host.path) as kernel:
+        for _ in range(turns):
+            opened, closed = _start_and_stop(plain, kernel, plain.container(_OTHERS + 1000, {"fw.allow": LABEL}))
             times["open"].append(opened)
             times["close"].append(closed)
-            times["peers"].append(_leave(peers, two, peers.crowd[turn]))  # each of another project
     daemons.end(count)
+    peers = daemons.get(count, "peers")
+    _settled(peers)
+    say(f"events: {turns - 1} containers, beside {len(peers.crowd):,} with peers by name…")
+    with Kernel(peers.site.host.path) as kernel:
+        for turn in range(turns):
+            times["peers"].append(_leave(peers, kernel, peers.crowd[turn]))  # each of another project
     daemons.end(count, "peers")
+    for those in times.values():
+        del those[0]
     table.put(f"open@{count} p50", median(times["open"]))
     table.put(f"open@{count} p99", percentile(times["open"], 99))
     table.put(f"close@{count} p99", percentile(times["close"], 99))

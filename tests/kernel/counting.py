@@ -16,9 +16,12 @@ from typing import Any
 import plugin.daemon.plugin  # here, and so not in each new worker  # noqa: F401
 from plugin.docker import request
 from plugin.gunicorn_conf import *  # noqa: F403
+from plugin.kernel import netlink as nl
 from plugin.nftables.client import NftClient
 
 TRANSACTION, MESSAGE, REQUEST, FLUSH = "transaction", "netlink message", "request", "fsync"
+#: A netfilter socket that is opened, and closed again: see `plugin.kernel.netlink.kept_socket`.
+SOCKET = "netfilter socket"
 _FILE = os.open(os.environ["COUNTS"], os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 Call = Callable[..., Any]
 
@@ -64,9 +67,20 @@ def _elements(call: Call) -> Call:
     return send
 
 
+def _opening(call: Call) -> Call:
+    def opening(protocol: int = nl.NETLINK_NETFILTER) -> socket.socket:
+        if protocol == nl.NETLINK_NETFILTER:
+            _note(SOCKET)
+        found: socket.socket = call(protocol)
+        return found
+
+    return opening
+
+
 NftClient.run = _counted(NftClient.run, TRANSACTION)  # type: ignore[method-assign]
 NftClient.send = _elements(NftClient.send)  # type: ignore[method-assign]
 for _name in ("send", "sendall", "sendto"):
     setattr(socket.socket, _name, _sending(getattr(socket.socket, _name)))
+nl.open_socket = _opening(nl.open_socket)
 request._response = _counted(request._response, REQUEST)  # type: ignore[assignment]
 os.fsync = _counted(os.fsync, FLUSH)

@@ -268,7 +268,7 @@ def test_flows_that_cannot_be_listed_are_an_error_in_the_log(
     def refused(*_: object) -> object:
         raise OSError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr(conntrack.nl, "open_socket", refused)
+    monkeypatch.setattr(conntrack.nl, "kept_socket", refused)
     with site.inside():
         conntrack.cut_addresses([Site.OUT4])
     assert caplog.messages == ["could not cut flows: [Errno 1] Operation not permitted"]

@@ -59,7 +59,7 @@ def test_flows_that_the_kernel_does_not_return_are_reported(
     """Flows of a flow table, where Linux is older than 6.4: their number and how long they continue are reported; the
     others are cut."""
     kernel = Kernel()
-    for name, what in (("open_socket", lambda: kernel), ("replies", kernel.replies), ("request", kernel.request)):
+    for name, what in (("kept_socket", lambda: kernel), ("replies", kernel.replies), ("request", kernel.request)):
         monkeypatch.setattr(conntrack.nl, name, what)
     cut = conntrack.cut_prefixes([ip_network("203.0.113.0/24")])
     assert (cut.deleted, cut.offloaded, kernel.deleted) == (1, 1, 1)
