@@ -38,8 +38,11 @@ from plugin.nftables.sets import (
 log = logging.getLogger(__name__)
 #: Sets whose elements nft has no syntax for, by number.
 _RAW = numbers(lambda spec: spec.raw)
-#: Sets of which each container has elements, and whose elements close nothing, by number.
-_OF_CONTAINERS = numbers(lambda spec: spec.effect != "closes" and any(name.startswith("ip") for name in spec.key))
+#: Sets of which each container has elements, by number, but for those whose elements close something, and those that
+#: let a container's frames into its bridge: established flows need them.
+_OF_CONTAINERS = numbers(
+    lambda spec: spec.effect != "closes" and not spec.bridge and any(name.startswith("ip") for name in spec.key)
+)
 #: Most elements that are written as text while a table is there: each takes a kilobyte of memory and 0.01 ms.
 _AS_TEXT = 50_000
 
