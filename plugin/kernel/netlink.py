@@ -74,9 +74,9 @@ def open_socket(protocol: int = NETLINK_NETFILTER) -> socket.socket:
 def kept_socket() -> Iterator[socket.socket]:
     """Yield this thread's netfilter socket, which stays open.
 
-    When one is closed, the kernel waits until nothing reads what earlier transactions of nftables removed, and no
-    transaction can begin meanwhile (nf_tables_api.c: nft_rcv_nl_event). That takes some 10 ms: whoever opens and closes
-    sockets delays the closing of departing containers.
+    When one is closed, the kernel waits until nothing reads what earlier transactions of nftables removed, and holds
+    up the next transaction meanwhile (nf_tables_api.c: nft_rcv_nl_event). That takes some 10 ms, for which a container
+    that departs would stay open.
 
     After an error it is closed, because answers may be left in it.
     """
