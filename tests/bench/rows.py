@@ -178,7 +178,7 @@ def _run() -> Iterator[Row]:
             "ms",
             "ratio <= 1.00",
             "Docker's bridge, without docker-fw",
-            "libnetwork calls a plugin over HTTP, six times for a start and a stop; of its own driver it calls functions",
+            "libnetwork calls a plugin over HTTP, six times for a start and a stop, and functions of its own driver",
         )
         yield Row(
             f"protected {key}",
