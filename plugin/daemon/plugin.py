@@ -12,6 +12,7 @@ from pathlib import Path
 from flask import Flask
 
 from plugin import __version__
+from plugin.daemon.long_lived import LongLived
 from plugin.daemon.loops import Loops, Worker
 from plugin.docker.bridges import Bridges
 from plugin.docker.client import DockerApi
@@ -122,6 +123,7 @@ class Plugin:
             forget=self._driver.forget,
             sighted=lambda: self._watcher.write_proxies(),  # noqa: PLW0108
             connected=connected,
+            listed=LongLived(),
         )
         self._boot = boot = BootTableKeeper(
             settings,

@@ -72,7 +72,7 @@ class DockerFollower:
 
     `write_bridges` writes the facts about the host's bridges to the table. `forget` undoes an endpoint or a network of
     the driver. `sighted` writes the facts about docker-proxy and other listeners on the host to the table. `connected`
-    gets the bridge and the endpoint of a container that Docker has connected.
+    gets the bridge and the endpoint of a container that Docker has connected. `listed` is called after each full list.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class DockerFollower:
         forget: Callable[[Endpoint | Network], None] = lambda _: None,
         sighted: Callable[[], None] = lambda: None,
         connected: Callable[[str, Endpoint], None] = lambda bridge, endpoint: None,
+        listed: Callable[[], None] = lambda: None,
     ) -> None:
         self._api = api
         self._state = reconciler
@@ -96,6 +97,7 @@ class DockerFollower:
         self._driver_sync = DriverSync(reconciler, forget)
         self._sighted = sighted
         self._connected = connected
+        self._listed = listed
         self._host = HostWork(self._behind, self._failed)
         self._stop = threading.Event()
         self._requested = threading.Condition()
@@ -290,6 +292,7 @@ class DockerFollower:
             next_all = time.monotonic() + INTERVAL
             try:
                 self._list_all()
+                self._listed()
             except DockerUnavailable as error:
                 log.debug("%s", error)
                 self._renaming = 0  # the next list shows it

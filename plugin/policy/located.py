@@ -23,8 +23,9 @@ class Located:
         #: Only the driver's. Nearly each place has one endpoint, so these are tuples.
         self._at: dict[Place, tuple[str, ...]] = {}
         self._unlabelled: set[str] = set()
-        for owner in facts.owners() if facts else ():
-            self._put(owner, _endpoint(facts, owner))
+        if facts:
+            for owner in facts.owners():
+                self._put(owner, _endpoint(facts, owner))
 
     @property
     def unlabelled(self) -> bool:
@@ -72,10 +73,8 @@ class Located:
                     self._at[place] = left
 
 
-def _endpoint(facts: Facts | None, owner: ElementOwner) -> Endpoint | None:
+def _endpoint(facts: Facts, owner: ElementOwner) -> Endpoint | None:
     """Return the endpoint that the owner is, also if its network is unknown."""
-    if facts is None:
-        return None
     if owner.kind is Kind.ENDPOINT:
         return facts.saved.endpoints.get(owner.id)
     guest = facts.guests.get(owner.id) if owner.kind is Kind.TRACKED else None

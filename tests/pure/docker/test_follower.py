@@ -174,6 +174,7 @@ class World:
             "replace",
             "cut_closed",
             "connected",
+            "listed",
         ):
             raise AttributeError(name)
         return lambda *args, **kwargs: self.calls.append((name, *args, *kwargs.values())) or True
@@ -196,7 +197,7 @@ def bridges() -> Bridges:
 def follower(world: World, bridges: Bridges) -> Iterator[DockerFollower]:
     proxies = ProxyPorts(world, Listeners(set), ())  # type: ignore[arg-type]
     made = DockerFollower(  # type: ignore[arg-type]
-        world, world, world, bridges, proxies, world.note, world.undo, connected=world.connected
+        world, world, world, bridges, proxies, world.note, world.undo, connected=world.connected, listed=world.listed
     )
     loops = (made.listen, made.look_loop, made.place_loop, made.host_loop)
     threads = [threading.Thread(target=loop) for loop in loops]
@@ -222,6 +223,7 @@ def test_a_subscription_is_followed_by_a_full_listing(world: World, follower: Do
     world.emit("subscribed")
     until(lambda: "cut_closed" in names())
     assert names().index("replace") < names().index("cut_closed")
+    until(lambda: "listed" in names(), "it is reported that everything is listed")
     assert world.called("replace", (NETWORK,), (GUEST,))
     assert follower.not_guarded == {"tool": "has the host's network"}
 
